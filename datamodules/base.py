@@ -1,0 +1,296 @@
+"""The datamodule that all tasks share: splits, checks, caches, keyed loaders.
+
+The batch that it gives (a plain dict; B images, C channels, H x W pixels, K classes):
+
+========== ================================= ====================================================================
+key        dtype and shape                   meaning
+========== ================================= ====================================================================
+image      uint8 (B, C, H, W), channels_last not normalised; float32 in [0, 1] where ``dtype: float32`` is asked
+label      int64 (B,) or float32 (B, K)      class, or multi-label / soft labels
+weight     float32 (B,), optional            scales each image's loss, in every task
+geometry   float32 (B, 6)                    original height, width, scale_x, scale_y, offset_x, offset_y
+path, id   list of B str, int64 (B,)         where a sample came from
+========== ================================= ====================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_warn
+
+from datamodules.cache import DecodedCache, check_images
+from datamodules.images import find_images
+from datamodules.loading import EvalSampler, Record, RecordDataset, TensorLoader, TrainLoader, TrainSampler, make_loader
+from datamodules.readers import Listing
+from datamodules.transforms import Augment, Transform, batch_transform
+
+Cache = Literal["auto", "none", "decoded", "tensor"]
+TENSOR_CACHE_BYTES = 1 << 30
+
+
+class DataModule(LightningDataModule, ABC):
+    """Base of the datamodules. A task's datamodule says how to list, read and transform; see ``ClassificationData``.
+
+    The constructor does not touch the disk; ``setup`` reads the lists and checks every image file, before a run
+    directory or a W&B run exists.
+    """
+
+    #: Lightning refuses a rank without validation samples otherwise; the unpadded sampler may well give one.
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        eval_batch_size: int | None,
+        num_workers: int | None,
+        cache: Cache,
+        cache_dir: str | None,
+        on_corrupt: Literal["error", "skip"],
+        seed: int | None,
+    ) -> None:
+        super().__init__()
+        for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"data.{key} is {value}; it must be at least 1.")
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"data.num_workers is {num_workers}; it must be 0 (load in the training process) or more.")
+        if cache_dir is not None and cache in ("none", "tensor"):
+            raise ValueError(f"data.cache_dir is set, but data.cache is '{cache}', which keeps nothing on the disk.")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.cache: Cache = cache
+        self.cache_dir = cache_dir
+        self.on_corrupt = on_corrupt
+        self.seed = seed
+        self.class_names: list[str] | None = None
+        self.predict_source: str | None = None
+        self.skipped: list[tuple[str, str]] = []
+        self.records: dict[str, list[Record]] = {}
+        self._decoded: dict[str, DecodedCache] = {}
+        self._train_loader: TrainLoader | TensorLoader | None = None
+        self._restored: dict[str, int] | None = None
+
+    # What a task's datamodule supplies.
+
+    @abstractmethod
+    def list_records(self) -> Listing:
+        """All records with their split, and the class names."""
+
+    @abstractmethod
+    def read_sample(self, record: Record) -> Record:
+        """Decode one record into a sample in original pixels."""
+
+    @abstractmethod
+    def make_transform(self, *, train: bool) -> Transform:
+        """The training or the evaluation transform."""
+
+    @property
+    @abstractmethod
+    def augment(self) -> Augment:
+        """The training augmentation's settings."""
+
+    def sample_weights(self) -> Sequence[float] | None:
+        """Weights for drawing training samples with replacement; None for once each."""
+        return None
+
+    def spec(self) -> dict[str, Any]:
+        """What the model takes from the data where its own arguments are left out (``num_classes``, ...)."""
+        return {}
+
+    def resolved(self) -> dict[str, Any]:
+        """Constructor arguments as they turned out, for the saved config; with them no data is needed to predict."""
+        return {}
+
+    # Lightning's hooks.
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check the data; a second call does nothing.
+
+        Raises:
+            FileNotFoundError: If the data is not where the config says.
+            ValueError: If the data is not usable, naming the file or the setting.
+        """
+        if self.predict_source is not None:
+            self.records["predict"] = [{"image": path, "path": path} for path in find_images(self.predict_source)]
+            return
+        if self.records:
+            return
+        listing = self.list_records()
+        records = listing.records
+        self.skipped = check_images(records, full=self.on_corrupt == "skip")
+        if self.skipped and self.on_corrupt == "error":
+            shown = "\n".join(f"  {path}: {reason}" for path, reason in self.skipped[:10])
+            raise ValueError(
+                f"{len(self.skipped)} image file(s) cannot be read:\n{shown}\n"
+                "Repair or remove them, or set data.on_corrupt: skip to train without them."
+            )
+        bad = {path for path, _ in self.skipped}
+        records = [r for r in records if r["path"] not in bad]
+        self.records = {s: [r for r in records if r["split"] == s] for s in ("train", "val", "test")}
+        if not self.records["train"] and stage == "fit":
+            raise ValueError("The training split holds no images.")
+        if stage == "fit":
+            self._train_sampler()  # a set that is smaller than one global batch is refused here, not an hour later
+
+    def split_digest(self) -> str:
+        """A digest of which image is in which split; it tells whether a folder changed since training."""
+        names = sorted((split, r["path"]) for split, rs in self.records.items() for r in rs if split != "predict")
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data: the digest of the splits, and how far the training stream has come.
+
+        Lightning restores a loader's own state too late where the number of steps was asked for before (it then takes
+        the loader that exists already), so the position travels with the datamodule.
+        """
+        loader = self._train_loader
+        return {"split_digest": self.split_digest(), "train": None if loader is None else loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the position of the training stream; say so if the images or their splits are not those of training."""
+        self._restored = state_dict.get("train")
+        digest = state_dict.get("split_digest")
+        if self.records.get("train") and digest not in (None, self.split_digest()):
+            rank_zero_warn(
+                "The images or their splits are not those that the checkpoint was trained on: test images may have been"
+                " trained on. Set data.split_file to the split.json of the run directory to use its splits."
+            )
+
+    def train_dataloader(self) -> Any:
+        """Shuffled, augmented, resumable batches of this rank."""
+        sampler = self._train_sampler()
+        loader: TrainLoader | TensorLoader
+        if self._resolve_cache() == "tensor":
+            batch = self._whole_split("train")
+            loader = TensorLoader(batch, sampler, batch_transform(self.augment, self.canvas()), self.run_seed())
+        else:
+            loader = self._loader("train", sampler, train=True)
+        if self._restored is not None:
+            loader.load_state_dict(self._restored)
+        self._train_loader = loader
+        return loader
+
+    def val_dataloader(self) -> Any:
+        """Every validation image once, over all ranks; an empty list where there is no validation split."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> Any:
+        """Every test image once, over all ranks.
+
+        Raises:
+            ValueError: If there is no test split.
+        """
+        if not self.records["test"]:
+            raise ValueError(
+                f"{type(self).__name__} has no test split. Use 'validate', add a test split to the data, or set"
+                " data.test_fraction."
+            )
+        return self._eval_loader("test")
+
+    def train_features_dataloader(self) -> Any:
+        """Every training image once, in order and without augmentation; for a probe on frozen features."""
+        return self._eval_loader("train")
+
+    def predict_dataloader(self) -> Any:
+        """The images of ``predict_source``, or else of the test split (or the validation split without one)."""
+        if self.predict_source is not None:
+            return self._eval_loader("predict")
+        return self._eval_loader("test" if self.records["test"] else "val")
+
+    # The machinery.
+
+    @abstractmethod
+    def canvas(self) -> tuple[int, int]:
+        """Height and width of the images of a batch."""
+
+    def run_seed(self) -> int:
+        """``data.seed``, or the run's ``seed_everything``, which Lightning keeps in the environment."""
+        return self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _train_sampler(self) -> TrainSampler:
+        rank, world_size = self._rank()
+        return TrainSampler(
+            len(self.records["train"]),
+            self.batch_size,
+            weights=self.sample_weights(),
+            seed=self.run_seed(),
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _eval_loader(self, split: str) -> Any:
+        if not self.records[split]:
+            return []
+        sampler = EvalSampler(len(self.records[split]), self.eval_batch_size, *self._rank())
+        if split != "predict" and self._resolve_cache() == "tensor":
+            return TensorLoader(self._whole_split(split), sampler)
+        return self._loader(split, sampler, train=False)
+
+    def _loader(self, split: str, sampler: TrainSampler | EvalSampler, *, train: bool) -> Any:
+        read = self.read_sample
+        if split != "predict" and self._resolve_cache() == "decoded":
+            if split not in self._decoded:
+                self._decoded[split] = DecodedCache.build(self.records[split], self.read_sample, self.cache_dir)
+            read = self._decoded[split].read
+        dataset = RecordDataset(
+            self.records[split], read, self.make_transform(train=train), seed=self.run_seed(), stream=split
+        )
+        return make_loader(
+            dataset,
+            sampler,
+            num_workers=self._resolve_num_workers(len(dataset)),
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _resolve_num_workers(self, num_images: int) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        local = self.trainer.num_devices if self.trainer is not None else 1
+        return 0 if num_images <= self.batch_size else min(8, max(1, len(os.sched_getaffinity(0)) // local))
+
+    def _resolve_cache(self) -> Cache:
+        """``auto`` is ``tensor`` where the augmentation has a batched form and the set is small arrays, else ``none``."""
+        batched = batch_transform(self.augment, self.canvas()) is not None or self.augment.preset == "none"
+        if self.cache == "tensor" and not batched:
+            raise ValueError(
+                f"data.cache is 'tensor', but the augmentation {self.augment} has no batched form. Use a preset of"
+                " flips and pad-crops (augment.preset: none or light with augment.crop: pad), or data.cache: decoded."
+            )
+        if self.cache != "auto":
+            return self.cache
+        height, width = self.canvas()
+        size = len(self.records["train"]) * height * width * 3
+        arrays = all(not isinstance(r["image"], str | Path) for r in self.records["train"][:1])
+        return "tensor" if batched and size <= TENSOR_CACHE_BYTES and (arrays or height * width <= 64 * 64) else "none"
+
+    def _whole_split(self, split: str) -> dict[str, Any]:
+        transform = self.make_transform(train=False)
+        dataset = RecordDataset(self.records[split], self.read_sample, transform)
+        loader = make_loader(
+            dataset, EvalSampler(len(dataset), 256), num_workers=self._decode_workers(split), pin_memory=False
+        )
+        parts = list(loader)
+        whole: dict[str, Any] = {"path": [p for part in parts for p in part["path"]]}
+        for key in parts[0]:
+            if key != "path":
+                whole[key] = torch.cat([part[key] for part in parts])
+        return whole
+
+    def _decode_workers(self, split: str) -> int:
+        """Workers pay for themselves only where files are decoded, and many of them."""
+        first = self.records[split][0]["image"]
+        return self._resolve_num_workers(len(self.records[split])) if isinstance(first, str) else 0

@@ -1,0 +1,153 @@
+"""Where a picture lies on its canvas: evaluation's resize, the geometry record, and the way back to original pixels.
+
+Coordinates are pixel edges: a picture of W columns spans x from 0 to W, and the centre of its first pixel is at 0.5.
+A geometry record is float32 (6,): original height, original width, scale_x, scale_y, offset_x, offset_y, with
+`x_canvas = x_original * scale_x + offset_x` and the same for y. The two scales are exact (new size / old size after
+rounding to whole pixels), so they may differ a little even where the aspect ratio is kept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Array = NDArray[Any]
+    AnyArray = TypeVar("AnyArray", NDArray[Any], Tensor)
+
+Resize = Literal["crop", "letterbox", "stretch"]
+Interpolation = Literal["bilinear", "bicubic", "area", "nearest"]
+
+INTERPOLATIONS: dict[str, int] = {
+    "bilinear": cv2.INTER_LINEAR,
+    "bicubic": cv2.INTER_CUBIC,
+    "area": cv2.INTER_AREA,
+    "nearest": cv2.INTER_NEAREST_EXACT,  # INTER_NEAREST samples at pixel corners, half a pixel off
+}
+#: Value of mask pixels that no prediction and no annotation covers.
+IGNORE = 255
+
+
+def resize_array(array: Array, size: tuple[int, int], interpolation: int) -> Array:
+    """Resize to `size` pixels, antialiased where it shrinks a lot.
+
+    OpenCV's bilinear and bicubic kernels do not widen when shrinking and so alias. Where a side shrinks by more than 2
+    the mean over each pixel's area is taken instead (OpenCV's INTER_AREA); up to 2 the difference to a widened kernel
+    is small, and the area mean three times slower.
+
+    Args:
+        array: (H, W) or (H, W, C), any dtype for nearest, uint8, int16 or float32 for the others. Float images are
+            kept in [0, 1], which a bicubic kernel overshoots.
+        size: New height and width.
+        interpolation: OpenCV flag, a value of `INTERPOLATIONS`.
+    """
+    height, width = size
+    if array.shape[:2] == (height, width):
+        return array
+    if (
+        interpolation in (cv2.INTER_LINEAR, cv2.INTER_CUBIC)
+        and max(array.shape[0] / height, array.shape[1] / width) > 2
+    ):
+        interpolation = cv2.INTER_AREA
+    resized: Array = cv2.resize(array, (width, height), interpolation=interpolation)
+    if interpolation == cv2.INTER_CUBIC and resized.dtype == np.float32:
+        np.clip(resized, 0, 1, out=resized)
+    return resized.reshape(height, width, *array.shape[2:])  # OpenCV drops a last axis of one
+
+
+class View(NamedTuple):
+    """A picture of (H, W) resized to (height, width), its top left corner put at (top, left) of the canvas.
+
+    A negative corner means that the picture is cropped there, a positive one that the canvas is filled.
+    """
+
+    height: int
+    width: int
+    top: int
+    left: int
+    canvas: tuple[int, int]
+
+    def geometry(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """Geometry record float32 (6,) of a picture of `shape` (H, W) seen through this view."""
+        height, width = shape
+        return np.array(
+            [height, width, self.width / width, self.height / height, self.left, self.top], dtype=np.float32
+        )
+
+    def place(self, array: Array, interpolation: int, fill: float) -> Array:
+        """Resize (H, W) or (H, W, C), then crop or fill to the canvas. C-contiguous; may be `array` itself."""
+        array = resize_array(array, (self.height, self.width), interpolation)
+        height, width = self.canvas
+        top, left = max(-self.top, 0), max(-self.left, 0)
+        array = array[top : top + height, left : left + width]
+        if array.shape[:2] == self.canvas:
+            return np.ascontiguousarray(array)
+        out = np.full((height, width, *array.shape[2:]), fill, dtype=array.dtype)
+        top, left = max(self.top, 0), max(self.left, 0)
+        out[top : top + array.shape[0], left : left + array.shape[1]] = array
+        return out
+
+
+def evaluation_view(shape: tuple[int, int], canvas: tuple[int, int], resize: Resize, crop_pct: float) -> View:
+    """How evaluation puts a picture of `shape` (H, W) on `canvas` (height, width).
+
+    crop: the smallest picture of the same aspect ratio that covers canvas / crop_pct, cut at its centre (timm's and
+    torchvision's usual resize and centre crop). letterbox: the largest one inside the canvas, in its centre.
+    stretch: exactly the canvas, aspect ratio not kept.
+    """
+    if resize == "stretch":
+        return View(*canvas, 0, 0, canvas)
+    ratios = canvas[0] / shape[0], canvas[1] / shape[1]
+    if resize == "letterbox":
+        scale = min(ratios)
+        height, width = (max(1, min(c, round(s * scale))) for c, s in zip(canvas, shape, strict=True))
+    else:
+        scale = max(ratios) / crop_pct
+        height, width = (max(c, round(s * scale)) for c, s in zip(canvas, shape, strict=True))
+    # Floor division, so that an odd row more is cut, or filled, on one fixed side.
+    return View(height, width, (canvas[0] - height) // 2, (canvas[1] - width) // 2, canvas)
+
+
+def boxes_to_canvas(boxes: AnyArray, geometry: AnyArray) -> AnyArray:
+    """Boxes in original pixels -> pixels of the canvas; not clipped.
+
+    Args:
+        boxes: (..., N, 4) x1 y1 x2 y2, float; numpy array or torch tensor.
+        geometry: (..., 6) of the same kind, with the same leading axes: (6,) with (N, 4), or (B, 6) with (B, N, 4).
+    """
+    moved: AnyArray = boxes * geometry[..., None, [2, 3, 2, 3]] + geometry[..., None, [4, 5, 4, 5]]
+    return moved
+
+
+def boxes_to_original(boxes: AnyArray, geometry: AnyArray) -> AnyArray:
+    """Boxes on the canvas -> original pixels, clipped to the original image. Arguments as in `boxes_to_canvas`."""
+    original: AnyArray = (boxes - geometry[..., None, [4, 5, 4, 5]]) / geometry[..., None, [2, 3, 2, 3]]
+    limit = geometry[..., None, [1, 0, 1, 0]]
+    original = original.clip(0 * limit, limit)  # torch takes two tensors or two numbers, no mixture
+    return original
+
+
+def mask_to_original(mask: AnyArray, geometry: AnyArray, outside: int = IGNORE) -> AnyArray:
+    """Label map of the canvas -> label map in the original size, by the nearest pixel centre.
+
+    Args:
+        mask: (h, w) on the canvas, any dtype; numpy array or torch tensor.
+        geometry: (6,), of either kind.
+        outside: Value of original pixels that were cropped away.
+
+    Returns:
+        (H, W) of the same kind, dtype and device as `mask`.
+    """
+    height, width, scale_x, scale_y, offset_x, offset_y = (float(value) for value in geometry)
+    rows = np.floor((np.arange(round(height)) + 0.5) * scale_y + offset_y).astype(np.int64)
+    columns = np.floor((np.arange(round(width)) + 0.5) * scale_x + offset_x).astype(np.int64)
+    seen_rows, seen_columns = (rows >= 0) & (rows < mask.shape[0]), (columns >= 0) & (columns < mask.shape[1])
+    original: AnyArray = mask[rows.clip(0, mask.shape[0] - 1)][:, columns.clip(0, mask.shape[1] - 1)]
+    original[~seen_rows] = outside
+    original[:, ~seen_columns] = outside
+    return original

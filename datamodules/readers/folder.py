@@ -1,0 +1,91 @@
+"""Image folders: one folder per class, with or without split folders above."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datamodules.images import IMAGE_SUFFIXES, find_images
+from datamodules.readers import Listing, Record, did_you_mean, split_name
+
+_NO_SPLIT = ("unlabeled", "unlabelled")  # may stand beside the split folders, for semi-supervised training
+
+
+def read_folder(root: str | Path) -> Listing:
+    """Read ``root/SPLIT/CLASS/*`` or ``root/CLASS/*``, images at any depth below their class.
+
+    Splits are ``train``, ``val`` (``valid``, ``validation``) and ``test``, in any case; without split folders each
+    record's split is None. Classes are sorted by name, those of ``train`` where there is such a folder.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If a class folder is empty, a class of ``val`` or ``test`` is not in ``train``, images lie outside
+            class folders, or there are no images.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"Image folder '{root}' does not exist (looked in {Path.cwd()}).")
+    folders = _subfolders(root)
+    splits: dict[str, Path] = {}
+    for folder in folders:
+        split = split_name(folder.name)
+        if split in splits:
+            raise ValueError(f"'{splits[split]}' and '{folder}' are both the {split} split; merge or rename one.")
+        if split is not None:
+            splits[split] = folder
+    if not splits:
+        class_names = _class_names(root)
+        return Listing(_read_classes(root, class_names, None), class_names)
+    others = [f.name for f in folders if f not in splits.values() and f.name.lower() not in _NO_SPLIT]
+    if others:
+        raise ValueError(
+            f"'{root}' has split folders ({', '.join(f.name for f in splits.values())}) and others beside them:"
+            f" {', '.join(others)}. Move the others elsewhere, or rename the split folders if they are classes."
+        )
+    if "train" in splits:
+        class_names = _class_names(splits["train"])
+    else:
+        class_names = sorted({name for folder in splits.values() for name in _class_names(folder)})
+    records: list[Record] = []
+    for split in ("train", "val", "test"):
+        if split in splits:
+            present = _class_names(splits[split])
+            for name in present:
+                if name not in class_names:
+                    raise ValueError(
+                        f"Class '{name}' is in '{splits[split]}' but not in '{splits['train']}'."
+                        f"{did_you_mean(name, class_names)} Add training images of it, or remove the folder."
+                    )
+            records += _read_classes(splits[split], class_names, split)
+    return Listing(records, class_names)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _class_names(folder: Path) -> list[str]:
+    names = [p.name for p in _subfolders(folder)]
+    loose = sorted(
+        p.name for p in folder.iterdir() if p.name.lower().endswith(IMAGE_SUFFIXES) and not p.name.startswith(".")
+    )
+    if loose:
+        raise ValueError(
+            f"'{folder}' holds {len(loose)} image(s) outside class folders, for example '{loose[0]}'. Put each image"
+            f" into a folder named after its class: {folder / 'CLASS' / loose[0]}."
+        )
+    if not names:
+        raise ValueError(f"'{folder}' holds no images: expected one folder per class in it, with the images inside.")
+    return names
+
+
+def _read_classes(folder: Path, class_names: list[str], split: str | None) -> list[Record]:
+    records: list[Record] = []
+    for label, name in enumerate(class_names):
+        if not (folder / name).is_dir():
+            continue
+        try:
+            paths = find_images(folder / name)
+        except ValueError as error:
+            raise ValueError(f"Class folder is empty: {error} Fill it or remove it.") from error
+        records += [{"image": path, "path": path, "label": label, "split": split} for path in paths]
+    return records

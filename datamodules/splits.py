@@ -1,0 +1,63 @@
+"""Seeded stratified splits."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections import defaultdict
+
+from datamodules.readers import Record
+
+
+def split_records(records: list[Record], val: float, test: float, seed: int) -> None:
+    """Give each record whose ``split`` is None one: ``val`` and ``test`` get these parts, ``train`` the rest.
+
+    Stratified by class where labels are ints; records with several or soft labels are one stratum. Which image goes
+    where depends on the seed and on the paths below the images' common folder only: not on the records' order, nor on
+    where the folder lies. A class with two images or more keeps at least one for training; small classes take turns,
+    so that the whole parts come out right.
+
+    Args:
+        records: Plain records; changed in place.
+        val: Part for validation, in [0, 1).
+        test: Part for test, in [0, 1).
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: If the parts are not in range, or a part that is asked for gets no image.
+    """
+    if val < 0 or test < 0 or val + test >= 1:
+        raise ValueError(
+            f"The parts for validation ({val:g}) and test ({test:g}) must be at least 0 and sum to below 1."
+        )
+    todo = [r for r in records if r["split"] is None]
+    if not todo:
+        return
+    try:
+        top = os.path.commonpath([os.path.dirname(r["path"]) for r in todo])
+    except ValueError:  # absolute and relative paths together
+        top = ""
+
+    def order(record: Record) -> tuple[bytes, str]:
+        name = record["path"].removeprefix(top).lstrip(os.sep).replace(os.sep, "/")
+        return hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest(), name
+
+    strata: dict[int, list[Record]] = defaultdict(list)
+    for record in todo:
+        strata[record["label"] if isinstance(record["label"], int) else -1].append(record)
+    val_debt = test_debt = 0.5  # what rounding owes; it is passed on from class to class
+    for label in sorted(strata):
+        members = sorted(strata[label], key=order)
+        val_debt += val * len(members)
+        test_debt += test * len(members)
+        spare = len(members) - 1  # one stays for training
+        num_test = min(int(test_debt), math.ceil(test * len(members)), spare)
+        num_val = min(int(val_debt), math.ceil(val * len(members)), spare - num_test)
+        val_debt -= num_val
+        test_debt -= num_test
+        for i, record in enumerate(members):
+            record["split"] = "test" if i < num_test else "val" if i < num_test + num_val else "train"
+    for part, name in ((val, "val"), (test, "test")):
+        if part > 0 and all(r["split"] != name for r in records):
+            raise ValueError(f"A {name} part of {part:g} of {len(todo)} images holds no image; raise it or add images.")

@@ -1,0 +1,84 @@
+"""What all tests share: an offline, quiet environment, small generated data, and a child process that is forked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import numpy as np
+import pytest
+
+TIMEOUT_SECONDS = 120
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test runs in a directory of its own, so that `runs/` is too."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data sets, or a skip."""
+    if not SHARED.is_dir():
+        pytest.skip("the real data sets of ../shared are not here")
+    return SHARED
+
+
+def write_images(root: Path, counts: dict[str, int], size: tuple[int, int] = (40, 48), seed: int = 0) -> Path:
+    """An image folder: `counts` maps "train/cat" to a number of JPEG files, each class with a colour of its own."""
+    import cv2
+
+    rng = np.random.default_rng(seed)
+    classes = sorted({Path(k).name for k in counts})
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        hue = classes.index(Path(folder).name) / len(classes)
+        for i in range(count):
+            color = np.array([hue, 0.5, 1 - hue]) * 200
+            image = (rng.normal(color, 30, (*size, 3))).clip(0, 255).astype(np.uint8)
+            cv2.imwrite(str(root / folder / f"{i:03d}.jpg"), image)
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small image folder with train, val and test."""
+    counts = {f"{split}/{name}": n for split, n in (("train", 8), ("val", 3), ("test", 3)) for name in ("ant", "bee")}
+    return write_images(tmp_path / "pictures", counts)
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Run `work` in a forked child, which has all imports already; the exit status (negative: the signal).
+
+    The child computes with one thread: OpenMP's threads do not survive a fork, and waiting for them hangs.
+    https://github.com/pytorch/pytorch/issues/17199
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        signal.alarm(TIMEOUT_SECONDS)
+        try:
+            import torch
+
+            torch.set_num_threads(1)
+            result = work()
+            status = result if isinstance(result, int) else 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

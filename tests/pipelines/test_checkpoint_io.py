@@ -1,0 +1,268 @@
+"""A checkpoint is complete or not there, and nothing in it is ever executed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import resource
+import signal
+import time
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines import checkpoint_io
+from pipelines.checkpoint_io import AtomicCheckpointIO, newest_good_checkpoint, readable
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Forked children of a process with OpenMP threads hang in their first parallel operation."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def state(step: int, size: int = 1000) -> dict[str, Any]:
+    return {"global_step": step, "state_dict": {"w": torch.full((size,), float(step))}, "text": "config: é"}
+
+
+def save(path: Path, step: int, seconds: float | None = None) -> Path:
+    AtomicCheckpointIO().save_checkpoint(state(step), path)
+    if seconds is not None:
+        os.utime(path, (seconds, seconds))
+    return path
+
+
+def temporary_files(folder: Path) -> list[Path]:
+    return list(folder.glob(".*"))
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    path = save(tmp_path / "new" / "last.ckpt", 3)
+    save(path, 4)
+    loaded = AtomicCheckpointIO().load_checkpoint(path)
+    assert loaded["global_step"] == 4
+    assert torch.equal(loaded["state_dict"]["w"], torch.full((1000,), 4.0))
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+    AtomicCheckpointIO().remove_checkpoint(path)
+    assert not path.exists()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_kills_leave_no_unreadable_file_and_no_litter(tmp_path: Path) -> None:
+    """The child writes without pause; each kill falls into a save, at another moment of it."""
+    path = save(tmp_path / "last.ckpt", 0)
+    caught = 0
+    for kill in range(10):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                for step in range(1, 1000):
+                    AtomicCheckpointIO().save_checkpoint(state(step, 1_000_000), path)
+            finally:
+                os._exit(0)
+        time.sleep(0.05 + 0.0137 * kill)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        caught += bool(temporary_files(tmp_path))
+        assert readable(path)
+        loaded = AtomicCheckpointIO().load_checkpoint(path)
+        assert (loaded["state_dict"]["w"] == loaded["global_step"]).all()
+    assert caught, "no kill fell into a save: the test shows nothing"
+    save(path, 5)
+    assert temporary_files(tmp_path) == []
+
+
+def test_sweeping_spares_the_living(tmp_path: Path) -> None:
+    host = checkpoint_io._host()
+    living = tmp_path / f".best.ckpt.{host}-{os.getppid()}-0.tmp"
+    foreign = tmp_path / ".best.ckpt.elsewhere-1-0.tmp"
+    foreign_old = tmp_path / ".best.ckpt.elsewhere-2-0.tmp"
+    for path in (living, foreign, foreign_old):
+        path.write_bytes(b"x")
+    os.utime(foreign_old, (1, 1))
+    save(tmp_path / "last.ckpt", 1)
+    assert set(temporary_files(tmp_path)) == {living, foreign}
+
+
+def test_a_full_disk_leaves_the_older_file(tmp_path: Path) -> None:
+    """A limit on the size of files, in a child, gives a real failure in the middle of a write."""
+    path = save(tmp_path / "last.ckpt", 1)
+    report = tmp_path / "report.txt"
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            try:
+                AtomicCheckpointIO().save_checkpoint(state(2, 1_000_000), path)
+            except Exception as error:
+                report.write_text(f"{type(error).__name__}\n{error}")
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    kind, message = report.read_text().split("\n")
+    assert kind == "OSError"
+    for word in (str(path), "File too large", "MiB free", "older file of that name is intact"):
+        assert word in message
+    assert temporary_files(tmp_path) == []
+    assert AtomicCheckpointIO().load_checkpoint(path)["global_step"] == 1
+
+
+def test_a_failing_sync_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        OSError, match=r"cannot write the checkpoint .*last.ckpt \(No space left.*nothing was written"
+    ) as e:
+        save(tmp_path / "last.ckpt", 1)
+    assert e.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_saved_keeps_its_own_error(tmp_path: Path) -> None:
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        AtomicCheckpointIO().save_checkpoint({"x": lambda: 0}, tmp_path / "last.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("weights_only", [None, False, True])
+def test_a_pickle_is_never_executed(tmp_path: Path, weights_only: bool | None) -> None:
+    path, marker = tmp_path / "evil.ckpt", tmp_path / "marker"
+    torch.save({"global_step": 9, "state_dict": {}, "x": Evil(marker)}, path)
+    with pytest.raises(ValueError, match=r"evil.ckpt holds more than tensors and plain values.*mkdir"):
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=weights_only)
+    assert not readable(path)
+    with pytest.warns(UserWarning, match="evil.ckpt cannot be read"):
+        assert newest_good_checkpoint(tmp_path) is None
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/x.ckpt", "HTTPS://example.org/x.ckpt"])
+def test_web_addresses_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="is a web address: download"):
+        AtomicCheckpointIO().load_checkpoint(url)
+
+
+def test_remote_paths_go_through_fsspec(tmp_path: Path) -> None:
+    io = AtomicCheckpointIO()
+    io.save_checkpoint(state(7), "memory://bucket/run/last.ckpt")
+    assert io.load_checkpoint("memory://bucket/run/last.ckpt")["global_step"] == 7
+    with pytest.raises(FileNotFoundError):
+        io.load_checkpoint("memory://bucket/none.ckpt")
+    io.save_checkpoint({"x": Evil(tmp_path / "marker")}, "memory://bucket/evil.ckpt")
+    with pytest.raises(pickle.UnpicklingError):
+        io.load_checkpoint("memory://bucket/evil.ckpt", weights_only=False)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*none.ckpt"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "none.ckpt")
+    assert not readable(tmp_path / "none.ckpt")
+    assert newest_good_checkpoint(tmp_path) is None
+    assert newest_good_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_a_cut_file_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "last.ckpt", 1)
+    data = path.read_bytes()
+    for length in (0, 1, 100, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:length])
+        assert not readable(path)
+        with pytest.raises(ValueError, match=r"last.ckpt (is incomplete or damaged|holds more)"):
+            AtomicCheckpointIO().load_checkpoint(path)
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
+    """Every seventh bit: the file is refused, or gives the very same values (the bit lay in padding)."""
+    small = {"global_step": 3, "state_dict": {"w": torch.arange(20.0), "b": torch.arange(4)}, "s": "text" * 9}
+    path = tmp_path / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint(small, path)
+    data = path.read_bytes()
+    refused = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for bit in range(0, 8 * len(data), 7):
+            flipped = bytearray(data)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            if not readable(path):
+                refused += 1
+                continue
+            loaded = torch.load(path, weights_only=True)
+            assert loaded["s"] == small["s"]
+            assert loaded["global_step"] == 3
+            assert all(torch.equal(loaded["state_dict"][k], v) for k, v in small["state_dict"].items())
+    assert refused > 100
+
+
+def test_a_flipped_bit_in_a_tensor_loads_silently_without_the_check(tmp_path: Path) -> None:
+    """Why the checksums are compared: torch does not."""
+    path = save(tmp_path / "last.ckpt", 1)
+    _flip(path)
+    assert torch.load(path, weights_only=True)["global_step"] == 1
+    assert not readable(path)
+    with pytest.raises(ValueError, match=r"last.ckpt is incomplete or damaged \(checksums differ\)"):
+        AtomicCheckpointIO().load_checkpoint(path)
+
+
+def _flip(path: Path) -> None:
+    with zipfile.ZipFile(path) as file:
+        info = next(info for info in file.infolist() if "/data/" in info.filename)
+    data = bytearray(path.read_bytes())
+    data[info.header_offset + 2000] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_newest_good_one_is_chosen(tmp_path: Path) -> None:
+    save(tmp_path / "best.ckpt", 40, seconds=1000)
+    save(tmp_path / "last.ckpt", 50, seconds=900)  # steps count, not the clock
+    assert newest_good_checkpoint(tmp_path) == tmp_path / "last.ckpt"
+    save(tmp_path / "best.ckpt", 50, seconds=1000)  # equal steps: written last
+    assert newest_good_checkpoint(tmp_path) == tmp_path / "best.ckpt"
+
+
+def test_bad_ones_are_passed_over_and_named(tmp_path: Path) -> None:
+    save(tmp_path / "a.ckpt", 10)
+    flipped, cut, other = save(tmp_path / "b.ckpt", 20), save(tmp_path / "c.ckpt", 30), tmp_path / "d.ckpt"
+    _flip(flipped)
+    cut.write_bytes(cut.read_bytes()[:-50])
+    torch.save({"weights": torch.zeros(2)}, other)
+    with pytest.warns(UserWarning, match="cannot be read and is passed over") as caught:
+        assert newest_good_checkpoint(tmp_path) == tmp_path / "a.ckpt"
+    said = "\n".join(str(w.message) for w in caught)
+    assert f"{flipped} cannot be read and is passed over (checksums differ)" in said
+    assert str(cut) in said
+    assert f"{other} cannot be read and is passed over (KeyError: 'global_step')" in said
+
+
+def test_the_check_is_cheap(tmp_path: Path) -> None:
+    AtomicCheckpointIO().save_checkpoint(state(1, 10_000_000), tmp_path / "last.ckpt")  # 40 MB
+    start = time.perf_counter()
+    assert readable(tmp_path / "last.ckpt")
+    assert time.perf_counter() - start < 1.0

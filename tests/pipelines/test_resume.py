@@ -1,0 +1,130 @@
+"""Exact resume: killed inside an epoch and continued, a run ends with the very weights of one that was not disturbed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from pipelines import cli
+from tests.conftest import in_child, write_images
+
+CONFIG = """
+model:
+  class_path: Classification
+  init_args:
+    backbone: test_resnet
+    drop_rate: 0.3
+    mixup: 0.4
+    erasing: 0.3
+    color_jitter: 0.2
+    optim: {{name: sgd, lr: 0.05, warmup_epochs: 1}}
+data:
+  class_path: ClassificationData
+  init_args:
+    source: {source}
+    image_size: 32
+    batch_size: 4
+    num_workers: {workers}
+    cache: {cache}
+    augment: {{preset: light, crop: pad}}
+trainer:
+  max_epochs: 3
+  accumulate_grad_batches: 2
+  ema_decay: 0.9
+  log_every_n_steps: 2
+  save_every_n_steps: 3
+  enable_progress_bar: false
+  enable_model_summary: false
+  num_sanity_val_steps: 0
+  val_check_interval: {val_check_interval}
+  wandb: {{mode: "off"}}
+"""
+# 44 images in batches of 4, two batches a step: 11 batches and 6 steps an epoch (the last of one batch). Saved inside an
+# epoch at steps 3, 9 and 15, that is behind batch 6.
+
+
+class KillAt(Callback):
+    """SIGKILL behind a batch of an epoch: no handler runs, nothing is flushed."""
+
+    epoch, batch = 1, 8
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == self.epoch and batch_idx == self.batch:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fit(config: Path, runs: str, *flags: str) -> int:
+    return in_child(lambda: cli.main(["fit", "--config", str(config), "--runs_dir", runs, *flags]))
+
+
+def last_state(runs: str) -> dict:
+    return torch.load(Path(runs) / "config" / "0" / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def rows(runs: str) -> list[dict[str, str]]:
+    with open(Path(runs) / "config" / "0" / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_equal(a: dict, b: dict, key: str) -> None:
+    assert a[key].keys() == b[key].keys()
+    for name in a[key]:
+        assert torch.equal(a[key][name], b[key][name]), f"{key}: {name}"
+
+
+@pytest.mark.parametrize(
+    ("workers", "cache", "val_check_interval", "resume_workers"),
+    [
+        (0, "none", 1.0, 2),  # saved with 0 workers and continued with 2; no validation between save and kill
+        (2, "none", 8, 2),  # persistent workers; a validation between the save behind batch 6 and the kill behind 8
+        (0, "tensor", 8, 0),
+    ],
+)
+def test_killed_and_continued_equals_undisturbed(tmp_path, workers, cache, val_check_interval, resume_workers):
+    source = write_images(tmp_path / "pictures", {"train/a": 22, "train/b": 22, "val/a": 3, "val/b": 4}, (32, 32))
+    config = tmp_path / "config.yaml"
+    settings = {"source": source, "workers": workers, "cache": cache, "val_check_interval": val_check_interval}
+    config.write_text(CONFIG.format(**settings))
+    assert fit(config, "whole") == 0
+
+    killer = f"--trainer.callbacks={__name__}.KillAt"
+    assert fit(config, "cut", killer) == -signal.SIGKILL
+    saved = last_state("cut")
+    assert (saved["epoch"], saved["global_step"]) == (1, 9)  # written inside the second epoch
+    loader = saved["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
+    assert loader == {"epoch": 1, "batches": 6}
+    assert fit(config, "cut", "--resume", "auto", "--data.num_workers", str(resume_workers)) == 0
+    assert [d.name for d in (Path("cut") / "config").iterdir()] == ["0"]
+
+    whole, cut = last_state("whole"), last_state("cut")
+    assert whole["global_step"] == cut["global_step"] == 18
+    assert_equal(whole, cut, "state_dict")
+    assert_equal(whole, cut, "current_model_state")
+    assert any(not torch.equal(whole["state_dict"][k], whole["current_model_state"][k]) for k in whole["state_dict"])
+    steps = [int(row["step"]) for row in rows("cut")]
+    assert steps == sorted(set(steps))
+    assert rows("cut") == rows("whole")
+
+
+def test_resume_auto_starts_where_there_is_nothing(tmp_path, folder):
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(source=folder, workers=0, cache="none", val_check_interval=1.0))
+    assert fit(config, "runs", "--resume", "auto", "--trainer.max_epochs", "1") == 0
+    assert last_state("runs")["epoch"] == 0
+
+
+def test_the_config_is_the_source_of_truth_on_resume(tmp_path, folder):
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(source=folder, workers=0, cache="none", val_check_interval=1.0))
+    assert fit(config, "runs", "--trainer.max_epochs", "1") == 0
+    changed = ["--model.optim.momentum", "0.5", "--model.optim.weight_decay", "0.01"]
+    assert fit(config, "runs", "--resume", "auto", "--trainer.max_epochs", "2", *changed) == 0
+    group = last_state("runs")["optimizer_states"][0]["param_groups"][0]
+    assert group["momentum"] == 0.5
+    assert (Path("runs") / "config" / "0" / "config.1.yaml").exists()
