@@ -1,0 +1,6 @@
+"""What is learned: the tasks. They never import ``datamodules``: the two meet in the batch."""
+
+from tasks.classification import Classification
+from tasks.optim import Optim
+
+__all__ = ["Classification", "Optim"]
