@@ -1,0 +1,1 @@
+"""The ready configs, shipped in the wheel."""

@@ -1,0 +1,117 @@
+"""Entry point of ``python -m pipelines`` and of the console script ``pipelines``.
+
+What needs no model is answered here from the standard library alone (``import torch`` takes seconds); everything
+else is handed to ``pipelines.cli``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from pipelines import __version__, listing
+
+# Words that people bring from other tools.
+SYNONYMS = {"train": "fit", "training": "fit", "eval": "validate", "evaluate": "validate", "val": "validate"}
+SYNONYMS |= {"infer": "predict", "inference": "predict", "ls": "list"}
+
+
+def usage() -> str:
+    """Return the text of ``--help``."""
+    commands = "\n".join(f"  {name:<{listing.NAME_WIDTH}}{text}" for name, text in listing.COMMANDS.items())
+    return f"""usage: {listing.PROGRAM} COMMAND [--config FILE] [--config OVERLAY] [--key value]
+
+Train, test and use vision models.
+
+commands:
+{commands}
+
+options:
+  -h, --help      show this text; `{listing.PROGRAM} fit --help` shows the options of fit
+  --version       show the version
+
+Try `{listing.PROGRAM} fit --config quickstart`: it needs no data; `{listing.PROGRAM} list` shows what else is ready."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The words after the program's name; those of the process by default.
+
+    Returns:
+        The exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted from the keyboard.
+    """
+    args = sys.argv[1:] if argv is None else argv
+    try:
+        return _dispatch(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (`... | head`) has left: not an error. The last flush at exit must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    command = args[0]
+    if command in ("--version", "-V"):
+        print(f"pipelines {__version__}")
+        return 0
+    if command not in listing.COMMANDS:
+        return _fail(_unknown_command(command), status=2)
+    # `list` itself needs it only for backbones, where it imports tasks.
+    if (command != "list" or "backbones" in args[1:2]) and (problem := find_foreign_package()):
+        return _fail(problem, status=1)
+    if command == "list":
+        return listing.main(args[1:])
+    from pipelines.cli import main as run_command
+
+    return run_command(args) or 0
+
+
+def find_foreign_package() -> str | None:
+    """Check that ``tasks`` and ``datamodules`` are the packages beside this one.
+
+    ``python -m pipelines`` puts the working directory first on the module path, so that somebody's own ``tasks.py``
+    would be imported in place of ours.
+
+    Returns:
+        One line for the user that names the file found and the fix, None if all is well.
+    """
+    home = Path(__file__).resolve().parent.parent
+    for name in ("tasks", "datamodules"):
+        spec = importlib.util.find_spec(name)  # looks a top-level module up without importing it
+        if spec is None:
+            return f"the package '{name}' is missing beside {home / 'pipelines'}: install the project again"
+        places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
+        found = Path(places[0]).resolve() if places else Path(name)
+        if home / name not in (found, found.parent):
+            return (
+                f"{found} hides this project's package '{name}' ({home / name}): "
+                f"use the console script `pipelines` in place of `python -m pipelines`, or rename that file"
+            )
+    return None
+
+
+def _unknown_command(command: str) -> str:
+    if command.startswith("-"):
+        return f"the command comes first, then {command}: {listing.PROGRAM} {{{','.join(listing.COMMANDS)}}} ..."
+    nearest = SYNONYMS.get(command.lower()) or next(iter(listing.nearest(command, list(listing.COMMANDS))), None)
+    meant = f"did you mean '{nearest}'?" if nearest else f"there are {', '.join(listing.COMMANDS)}"
+    return f"unknown command '{command}': {meant}"
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

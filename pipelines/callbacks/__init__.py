@@ -1,0 +1,1 @@
+"""What watches a run without being part of the model."""

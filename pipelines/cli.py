@@ -1,0 +1,248 @@
+"""The command line: LightningCLI with short class names, plain errors and a rule for checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import tempfile
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+import datamodules  # noqa: F401 - the parser knows the classes that were imported by their short names
+import tasks  # noqa: F401
+from datamodules.base import DataModule
+from pipelines.errors import UsageError, explain
+from pipelines.listing import PROGRAM, config_path
+from pipelines.trainer import Trainer, read_checkpoint_config
+from tasks.base import Task
+
+#: Arguments of a Trainer method that are no flags.
+NOT_FLAGS = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
+#: Advice of libraries that does not apply here: what it warns of is meant so, or done in another way.
+NOISE = (
+    ".*overridden `on_after_batch_transfer`.*",  # the design: device augmentation is the model's
+    ".*smaller than the logging interval.*",  # the sums are flushed at each epoch's end too
+    ".*does not have many workers.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",
+    ".*WeightAveraging callback.*",
+    ".*LeafSpec.*",  # torch's deprecation, in Lightning's code
+    ".*module\\(s\\) in eval mode at the start of training.*",  # frozen parts stay so
+    ".*Total length of .* across ranks is zero.*",
+)
+COMMANDS = ("fit", "validate", "test", "predict", "probe")
+FROM_CHECKPOINT = ("validate", "test", "predict")
+HOUSE = Path(__file__).parents[1]
+OUR_PACKAGES = tuple(str(HOUSE / name) for name in ("pipelines", "tasks", "datamodules"))
+
+
+class CLI(LightningCLI):
+    """LightningCLI with this project's commands; the user's config is the only source of truth."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands: methods of the Trainer."""
+        return {command: NOT_FLAGS for command in COMMANDS}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The run's name and place."""
+        parser.add_argument("--name", type=str | None, default=None, help="Name of the run; the first config's stem.")
+        parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the given words; Lightning's own warns of ``sys.argv``, which differs from them on purpose."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning's own would let a checkpoint's hyper-parameters override the user's config, silently.
+
+        https://github.com/Lightning-AI/pytorch-lightning/issues/20801
+        """
+
+    def before_instantiate_classes(self) -> None:
+        """Keep the parsed config, which the run directory and the checkpoints will hold."""
+        self._dump_config()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, told its name, its place and the config."""
+        trainer: Trainer = super().instantiate_trainer(**kwargs)  # type: ignore[assignment]
+        self.config_dump["seed_everything"] = self._get(self.config, "seed_everything")
+        trainer.config = self.config_dump
+        trainer.run_name = self._get(self.config, "name") or "run"
+        trainer.runs_dir = Path(self._get(self.config, "runs_dir"))
+        return trainer
+
+
+def main(args: list[str]) -> int:
+    """Run one command of the command line.
+
+    Args:
+        args: The command and its flags.
+
+    Returns:
+        The exit status: 0 success, 1 a failure, 2 a mistake in the command or the config.
+    """
+    _quieten()
+    try:
+        args = complete(args)
+        run(args)
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except Exception as error:
+        message = explain(error, args)
+        if message is not None:
+            return _fail(message, 2)
+        if not _is_ours(error) or os.environ.get("PIPELINES_TRACEBACK"):
+            traceback.print_exc()
+            return 1
+        return _fail(str(error), 1)
+    return 0
+
+
+def run(args: ArgsType) -> CLI:
+    """Parse and run; mistakes raise."""
+    strict: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+    return CLI(
+        Task,
+        DataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        trainer_class=Trainer,
+        save_config_callback=None,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        parser_kwargs={"prog": PROGRAM, **strict, **{c: dict(strict) for c in COMMANDS}},
+        args=args,
+    )
+
+
+def complete(args: list[str]) -> list[str]:
+    """Fill in what may be left out: the path of a ready config, the config that a checkpoint carries, the run's name.
+
+    Args:
+        args: The command and its flags, as typed.
+
+    Returns:
+        The same with ``--config`` pointing to files and with a ``--name``.
+
+    Raises:
+        UsageError: If a config or checkpoint does not exist, or nothing says what to run.
+    """
+    command, rest = args[0], list(args[1:])
+    if "--help" in rest or "-h" in rest or any(a.endswith(".help") for a in rest):
+        return args
+    configs: list[Path] = []
+    for i, word in enumerate(rest):
+        flag, _, value = word.partition("=")
+        if flag not in ("--config", "-c"):
+            continue
+        if not value and i + 1 >= len(rest):
+            raise UsageError(f"{flag} needs a file, for example: {PROGRAM} {command} --config quickstart")
+        path = _config_file(value or rest[i + 1])
+        configs.append(path)
+        if value:
+            rest[i] = f"--config={path}"
+        else:
+            rest[i], rest[i + 1] = "--config", str(path)
+    if not configs and command in FROM_CHECKPOINT:
+        checkpoint = _value(rest, "--ckpt_path")
+        if checkpoint in (None, "best", "last"):
+            if _value(rest, "--name") is None:
+                raise UsageError(
+                    f"{command} needs to know which model: give --ckpt_path FILE, or --config FILE (its newest run's"
+                    " best checkpoint is taken)."
+                )
+            from pipelines.run import find_checkpoint
+
+            found = find_checkpoint(
+                _value(rest, "--runs_dir") or "runs", str(_value(rest, "--name")), checkpoint or "best"
+            )
+            checkpoint = str(found)
+        if not Path(str(checkpoint)).is_file():
+            raise UsageError(f"--ckpt_path {checkpoint} does not exist. Give a file, 'best' or 'last'.")
+        return [command, f"--config={_checkpoint_config(Path(str(checkpoint)))}", *rest]
+    if _value(rest, "--name") is None and configs and not any(_names_run(c) for c in configs):
+        rest = [*rest, "--name", configs[0].stem]
+    return [command, *rest]
+
+
+def _value(words: list[str], flag: str) -> str | None:
+    """The last value given to a flag, as ``--flag value`` or ``--flag=value``."""
+    value = None
+    for i, word in enumerate(words):
+        if word == flag and i + 1 < len(words):
+            value = words[i + 1]
+        elif word.startswith(f"{flag}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def _config_file(name: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    ready = config_path(name)
+    if ready is None:
+        raise UsageError(
+            f"--config {name}: there is no such file in {Path.cwd()}, and no ready config of that name."
+            f" `{PROGRAM} list configs` shows the ready ones."
+        )
+    return ready
+
+
+def _names_run(config: Path) -> bool:
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{config} is not valid YAML: {error}") from None
+    if content is not None and not isinstance(content, dict):
+        raise UsageError(f"{config} holds {type(content).__name__}, not keys with values such as 'model:' and 'data:'.")
+    return bool((content or {}).get("name"))
+
+
+def _checkpoint_config(checkpoint: Path) -> Path:
+    try:
+        config = read_checkpoint_config(checkpoint)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    except Exception as error:
+        raise UsageError(f"--ckpt_path {checkpoint} is not a readable checkpoint: {error}") from None
+    folder = Path(tempfile.mkdtemp(prefix="pipelines-"))
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def _quieten() -> None:
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_worth_saying)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not re.match("💡|`weights_only` was not|Seed set to|TPU available", record.getMessage())
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether an error was raised, with a message for people, by this project's code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.startswith(OUR_PACKAGES) and bool(str(error))
+
+
+def _fail(message: str, status: int) -> int:
+    # One rank speaks; the others end with the same status.
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    return status

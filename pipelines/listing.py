@@ -1,0 +1,194 @@
+"""The command ``list``: what this installation offers. Needs the standard library only, but for ``list backbones``."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+PROGRAM = "python -m pipelines"
+NAME_WIDTH = 16
+HOME = Path(__file__).resolve().parent.parent  # where pipelines, tasks, datamodules and configs lie side by side
+COMMANDS = {
+    "fit": "train a model, or continue a run with --resume auto",
+    "validate": "measure a checkpoint on the validation set",
+    "test": "measure a checkpoint on the test set",
+    "predict": "write the predictions of a checkpoint for a folder of pictures or a data set",
+    "probe": "train scikit-learn's logistic regression on frozen features",
+    "list": "show commands, tasks, datamodules and ready configs; `list backbones PATTERN` network names",
+}
+SECTIONS = ("commands", "tasks", "datamodules", "configs", "backbones")
+USAGE = f"""usage: {PROGRAM} list [{" | ".join(SECTIONS)}] [PATTERN]
+
+Without a section: all but the backbones. PATTERN is a part of a name, or has wildcards: 'resnet*', '*vit*'."""
+
+
+def main(args: list[str]) -> int:
+    """Print what there is.
+
+    Args:
+        args: The words after ``list``: nothing, a section, or a section and a pattern.
+
+    Returns:
+        The exit status: 0, 1 if nothing matches the pattern, 2 for wrong usage.
+    """
+    if any(arg in ("-h", "--help") for arg in args):
+        print(USAGE)
+        return 0
+    if not args:
+        for section in SECTIONS[:-1]:
+            print(f"{section}:")
+            _print_entries(_entries(section))
+            print()
+        print(f"`{PROGRAM} list backbones PATTERN` shows names of networks.")
+        return 0
+    section = args[0]
+    if section not in SECTIONS or len(args) > 2:
+        close = nearest(section, list(SECTIONS))
+        meant = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(SECTIONS)}"
+        problem = "at most one pattern (in quotes)" if section in SECTIONS else f"unknown section '{section}': {meant}"
+        print(f"error: {problem}\n{USAGE}", file=sys.stderr)
+        return 2
+    entries = _entries(section)
+    shown = entries
+    if len(args) == 2:
+        shown = {name: text for name, text in entries.items() if matches(name, args[1])}
+        if not shown:
+            close = nearest(args[1].strip("*"), list(entries))
+            meant = f"nearest: {', '.join(close)}" if close else f"see `{PROGRAM} list {section}`"
+            print(f"error: none of {len(entries)} {section} matches '{args[1]}'; {meant}", file=sys.stderr)
+            return 1
+    _print_entries(shown)
+    if section == "backbones":
+        print(f"{len(shown)} of {len(entries)} backbones", file=sys.stderr)
+    return 0
+
+
+def config_path(name: str) -> Path | None:
+    """Find a packaged config by its name.
+
+    Args:
+        name: As shown by ``list``: ``quickstart``, ``classification/cifar10`` or ``overlays/ddp``, with or without
+            ``.yaml``.
+
+    Returns:
+        The file, None if there is none of that name.
+    """
+    folder = HOME / "configs"
+    path = folder / (name if name.endswith(".yaml") else f"{name}.yaml")
+    return path if path.resolve().is_relative_to(folder.resolve()) and path.is_file() else None
+
+
+def list_configs() -> dict[str, str]:
+    """Return the names of the packaged configs and the first comment line of each, top-level ones first."""
+    folder = HOME / "configs"
+    names = sorted(
+        (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")),
+        key=lambda name: ("/" in name, name),
+    )
+    return {name: _first_comment(folder / f"{name}.yaml") for name in names}
+
+
+def list_classes(package: str) -> dict[str, str]:
+    """Find the tasks or datamodules that a package exports, without importing it.
+
+    Args:
+        package: ``tasks`` or ``datamodules``.
+
+    Returns:
+        Class name -> first line of its docstring, for every name in ``__all__`` that is a LightningModule or
+        LightningDataModule; base classes, which live in ``base.py``, are left out.
+    """
+    init = HOME / package / "__init__.py"
+    found: dict[str, str] = {}
+    for name in _exported(init) if init.is_file() else []:
+        path, node = _find_class(init, name)
+        if path is None or node is None or path.name == "base.py" or not _is_lightning(path, node):
+            continue
+        found[name] = (ast.get_docstring(node) or "").partition("\n")[0].rstrip(".")
+    return found
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Tell whether a pattern fits a name: anywhere in it, or as a whole where the pattern has wildcards."""
+    name, pattern = name.lower(), pattern.lower()
+    return fnmatchcase(name, pattern) if any(char in pattern for char in "*?[") else pattern in name
+
+
+def nearest(word: str, names: list[str], count: int = 5) -> list[str]:
+    """Return the names that look most like a word, the nearest first; possibly none."""
+    import difflib
+
+    return difflib.get_close_matches(word.lower(), names, n=count, cutoff=0.5)
+
+
+def _entries(section: str) -> dict[str, str]:
+    if section == "commands":
+        return COMMANDS
+    if section == "configs":
+        return list_configs()
+    if section == "backbones":
+        from tasks.backbones import list_backbones
+
+        return dict.fromkeys(list_backbones(), "")
+    return list_classes(section)
+
+
+def _print_entries(entries: dict[str, str]) -> None:
+    if not any(entries.values()):  # backbones: for pipes, one bare name a line
+        print("\n".join(entries) or "  none")
+        return
+    width = max(NAME_WIDTH, *(len(name) + 2 for name in entries))
+    for name, text in entries.items():
+        print(f"  {name:<{width}}{text}".rstrip())
+
+
+def _first_comment(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        line = file.readline()
+    return line.lstrip("# ").rstrip() if line.startswith("#") else ""
+
+
+@functools.cache
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _exported(path: Path) -> list[str]:
+    for node in _parse(path).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
+            return [str(name) for name in ast.literal_eval(node.value)]
+    return []
+
+
+def _find_class(path: Path, name: str, depth: int = 0) -> tuple[Path | None, ast.ClassDef | None]:
+    """Follow ``from x import name`` through our own files to the class statement."""
+    for node in ast.walk(_parse(path)):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return path, node
+    for node in ast.walk(_parse(path)):
+        if isinstance(node, ast.ImportFrom):
+            alias = next((a for a in node.names if (a.asname or a.name) == name), None)
+            source = _module_file(path, node) if alias else None
+            if alias and source and depth < 8:
+                return _find_class(source, alias.name, depth + 1)
+    return None, None
+
+
+def _module_file(path: Path, node: ast.ImportFrom) -> Path | None:
+    folder = HOME if node.level == 0 else path.parents[node.level - 1]
+    stem = folder.joinpath(*(node.module or "").split("."))
+    return next((file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()), None)
+
+
+def _is_lightning(path: Path, node: ast.ClassDef, depth: int = 0) -> bool:
+    for base in node.bases:
+        name = ast.unparse(base).rpartition(".")[2]
+        if name in ("LightningModule", "LightningDataModule"):
+            return True
+        source, parent = _find_class(path, name)
+        if source and parent and parent is not node and depth < 8 and _is_lightning(source, parent, depth + 1):
+            return True
+    return False

@@ -1,0 +1,155 @@
+"""The run directory: ``<runs_dir>/<name>/<version>/`` and the plain files in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "albumentations", "segmentation-models-pytorch")
+PACKAGES += ("torchmetrics", "wandb", "numpy", "opencv-python-headless", "simplejpeg")
+#: Arguments of one command, not of the run; a saved config is the same for all commands.
+COMMAND_KEYS = (
+    "ckpt_path",
+    "resume",
+    "source",
+    "output",
+    "weights_only",
+    "verbose",
+    "return_predictions",
+    "C",
+    "config",
+)
+
+
+def runs_of(root: str | Path, name: str) -> list[Path]:
+    """The run directories of a name, oldest first."""
+    folder = Path(root) / name
+    if not folder.is_dir():
+        return []
+    return sorted((d for d in folder.iterdir() if d.is_dir() and d.name.isdigit()), key=lambda d: int(d.name))
+
+
+def new_run(root: str | Path, name: str) -> Path:
+    """Make the next version's directory; two runs that start together get two.
+
+    Raises:
+        OSError: If the directory cannot be written, naming it.
+    """
+    existing = runs_of(root, name)
+    version = int(existing[-1].name) + 1 if existing else 0
+    while True:
+        path = Path(root) / name / str(version)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            version += 1
+        except OSError as error:
+            raise OSError(
+                f"Cannot make the run directory {path}: {error}. Set --runs_dir to a writable place."
+            ) from None
+        else:
+            return path
+
+
+def run_of_checkpoint(path: str | Path) -> Path | None:
+    """The run directory that a checkpoint lies in, or None for one that was copied elsewhere."""
+    folder = Path(path).resolve().parent.parent
+    return folder if (folder / "config.yaml").exists() else None
+
+
+def find_checkpoint(root: str | Path, name: str, which: str) -> Path:
+    """``best`` or ``last`` of the newest run of a name that has it.
+
+    Raises:
+        FileNotFoundError: If no run of that name has one; weights that were never trained are not evaluated.
+    """
+    for run in reversed(runs_of(root, name)):
+        path = run / "checkpoints" / f"{which}.ckpt"
+        if path.exists():
+            return path
+    raise FileNotFoundError(
+        f"There is no '{which}' checkpoint of a run named '{name}' in {Path(root).absolute()}. Run `fit` first, or give"
+        " --ckpt_path FILE (and --name, --runs_dir if the run is elsewhere)."
+    )
+
+
+def write_config(directory: Path, config: dict[str, Any]) -> Path:
+    """Write ``config.yaml``; where a different one is there (a resumed run), ``config.1.yaml`` and so on."""
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    number = 0
+    while True:
+        path = directory / ("config.yaml" if number == 0 else f"config.{number}.yaml")
+        if not path.exists():
+            path.write_text(text, encoding="utf-8")
+            return path
+        newer = directory / f"config.{number + 1}.yaml"
+        if path.read_text(encoding="utf-8") == text and not newer.exists():
+            return path
+        number += 1
+
+
+def write_environment(directory: Path) -> None:
+    """Record package versions, git revision, machine and command, one JSON a sitting (appended to a list)."""
+    path = directory / "environment.json"
+    sittings = json.loads(path.read_text()) if path.exists() else []
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    sittings.append(
+        {
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "git": _git_revision(),
+            "packages": versions,
+        }
+    )
+    path.write_text(json.dumps(sittings, indent=2))
+
+
+def _git_revision() -> str | None:
+    """Revision of the checkout that this code runs from, with ``-dirty`` where it has changes; None outside git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """Write metrics as JSON; NaN, which JSON lacks, becomes null."""
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+    path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+
+
+def run_config(config: dict[str, Any], resolved_model: dict[str, Any], resolved_data: dict[str, Any]) -> dict[str, Any]:
+    """The config as resolved: complete, without the arguments of one command, with the values that came from the data."""
+    config = {k: v for k, v in config.items() if k not in COMMAND_KEYS}
+    for part, resolved in (("model", resolved_model), ("data", resolved_data)):
+        if isinstance(config.get(part), dict):
+            init_args = {**config[part].get("init_args", {})}
+            init_args.update({k: v for k, v in resolved.items() if k in init_args})
+            config[part] = {**config[part], "init_args": init_args}
+    return config
+
+
+def checkpoint_config(config: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint carries: model, data, name, seed and precision, but not how many devices trained it."""
+    kept = {k: config[k] for k in ("name", "seed_everything", "model", "data") if k in config}
+    model = kept.get("model")
+    if model:
+        # The weights are in the checkpoint: the weights file that training started from is not needed to use it.
+        kept["model"] = {**model, "init_args": {**model.get("init_args", {}), "pretrained": False}}
+    precision = config.get("trainer", {}).get("precision")
+    return {**kept, "trainer": {"precision": precision}} if precision else kept

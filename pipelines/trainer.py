@@ -1,0 +1,463 @@
+"""The Trainer: Lightning's, with the commands that need one model and one datamodule as methods."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint, TQDMProgressBar, WeightAveraging
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from pipelines.callbacks.checkpoints import SaveLast
+from pipelines.callbacks.pictures import Pictures
+from pipelines.callbacks.predictions import PredictionWriter
+from pipelines.callbacks.run_files import RunFiles
+from pipelines.checkpoint_io import AtomicCheckpointIO, newest_good_checkpoint
+from pipelines.loggers import MetricsCSV, wandb_logger
+from pipelines.run import (
+    checkpoint_config,
+    find_checkpoint,
+    new_run,
+    run_config,
+    run_of_checkpoint,
+    runs_of,
+    write_config,
+    write_environment,
+)
+
+Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"]
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """Weights & Biases.
+
+    Args:
+        mode: ``auto`` is online with a login and offline without one; ``off`` writes only ``metrics.csv``.
+        project: The project's name.
+        entity: Team or user; the login's by default.
+        group: A name that several runs share.
+        tags: Words to find the run by.
+        table_rows: Rows of the prediction table.
+    """
+
+    mode: Literal["auto", "online", "offline", "off"] = "auto"
+    project: str = "pipelines"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    table_rows: int = 200
+
+
+class Trainer(pl.Trainer):
+    """Lightning's Trainer with a run directory around it.
+
+    Args:
+        precision: ``auto`` is bf16 on a GPU that has it, else 32 bits.
+        ema_decay: Decay of an exponential moving average of the weights, which is then evaluated and saved as the
+            model (Lightning's WeightAveraging); none by default.
+        save_every_minutes: Save ``last.ckpt`` inside long epochs so often; 0 for the epoch's end only.
+        save_every_n_steps: Save ``last.ckpt`` inside epochs after so many optimiser steps.
+        wandb: Weights & Biases.
+        callbacks: Further Lightning callbacks; with a ModelCheckpoint among them, ours are left out.
+        logger: Further Lightning loggers; ``false`` leaves only ``metrics.csv``.
+        enable_checkpointing: ``false`` writes no checkpoints.
+        enable_progress_bar: Show a progress bar.
+        log_every_n_steps: Optimiser steps between two rows of training losses; the only syncs with the device.
+        benchmark: cuDNN's search for the fastest kernels; on by default, since images have one size.
+        use_distributed_sampler: Must stay false: the datamodule shares the samples among the ranks, without repeats.
+        kwargs: Lightning's other arguments.
+    """
+
+    def __init__(
+        self,
+        *,
+        precision: Precision = "auto",
+        ema_decay: float | None = None,
+        save_every_minutes: float = 10.0,
+        save_every_n_steps: int | None = None,
+        wandb: Wandb = Wandb(),
+        callbacks: list[Callback] | Callback | None = None,
+        logger: Logger | Iterable[Logger] | bool | None = None,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        log_every_n_steps: int = 50,
+        benchmark: bool | None = None,
+        use_distributed_sampler: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise ValueError(f"trainer.ema_decay is {ema_decay}; it must lie between 0 and 1, for example 0.999.")
+        if save_every_n_steps is not None and save_every_n_steps < 1:
+            raise ValueError(f"trainer.save_every_n_steps is {save_every_n_steps}; it must be at least 1.")
+        if use_distributed_sampler:
+            raise ValueError(
+                "trainer.use_distributed_sampler is true: Lightning's sampler repeats samples to even out the ranks."
+                " Leave it out; the datamodule shares the samples among the ranks itself."
+            )
+        callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        own_checkpoints = any(isinstance(c, Checkpoint) for c in callbacks)
+        self._add_checkpoints = enable_checkpointing is not False and not own_checkpoints
+        if enable_progress_bar is not False and not any(isinstance(c, TQDMProgressBar) for c in callbacks):
+            callbacks.append(TQDMProgressBar(refresh_rate=20))
+        if ema_decay is not None:
+            callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(ema_decay)))
+        plugins = kwargs.pop("plugins", None) or []
+        plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+        if not any(isinstance(p, pl.plugins.CheckpointIO) for p in plugins):
+            plugins.append(AtomicCheckpointIO())
+        super().__init__(
+            precision=_resolve_precision(precision, kwargs.get("accelerator", "auto")),
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=own_checkpoints,
+            enable_progress_bar=enable_progress_bar,
+            log_every_n_steps=log_every_n_steps,
+            benchmark=torch.cuda.is_available() if benchmark is None else benchmark,
+            plugins=plugins,
+            use_distributed_sampler=False,
+            **kwargs,
+        )
+        self.save_every_minutes, self.save_every_n_steps = save_every_minutes, save_every_n_steps
+        self.wandb = wandb
+        self._user_loggers = (
+            [logger] if isinstance(logger, Logger) else ([] if isinstance(logger, bool | None) else list(logger))
+        )
+        self._wandb_on = logger is not False
+        self.run_name = "run"
+        self.runs_dir = Path("runs")
+        self.config: dict[str, Any] | None = None  # the parsed config, where the command line made this trainer
+        self.run_dir: Path | None = None
+
+    # The commands.
+
+    def fit(  # type: ignore[override]
+        self,
+        model: pl.LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        resume: str | None = None,
+    ) -> None:
+        """Train a model.
+
+        Args:
+            model: The task.
+            train_dataloaders: As in Lightning, in place of a datamodule.
+            val_dataloaders: As in Lightning, in place of a datamodule.
+            datamodule: The data.
+            ckpt_path: Start a new run from the full state of this checkpoint: a file, ``best`` or ``last``.
+            resume: ``auto`` continues the newest run of this name from its newest good checkpoint, and starts a new
+                run where there is none; or a run directory to continue.
+        """
+        if ckpt_path is not None and resume is not None:
+            raise ValueError(
+                "Give --ckpt_path (a new run from a checkpoint) or --resume (the same run goes on), not both."
+            )
+        run, checkpoint = self._find_resume(resume)
+        if ckpt_path is not None:
+            checkpoint = self._find_checkpoint(ckpt_path)
+        if checkpoint is not None:
+            self._expect_weights(model)
+        self._prepare(model, datamodule, "fit")
+        if self.fast_dev_run or getattr(self, "barebones", False):
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, _str(checkpoint))
+            return
+        files = self._start_run(model, datamodule, run, checkpoint)
+        if checkpoint is not None:
+            rank_zero_info(f"Continuing from {checkpoint}.")
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, _str(checkpoint))
+        for logger in self.loggers:
+            logger.finalize("success")
+        files.summary(self)
+
+    def validate(  # type: ignore[override]
+        self,
+        model: pl.LightningModule,
+        dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+    ) -> Any:
+        """Evaluate a checkpoint on the validation split and write ``validate.json``.
+
+        Args:
+            model: The task.
+            dataloaders: As in Lightning, in place of a datamodule.
+            datamodule: The data.
+            ckpt_path: A file, ``best`` or ``last``; ``best`` of the newest run of this name by default.
+        """
+        checkpoint = self._start_evaluation(model, datamodule, ckpt_path, "validate")
+        results = super().validate(model, dataloaders, str(checkpoint), False, datamodule)
+        self._print_metrics()
+        return results
+
+    def test(  # type: ignore[override]
+        self,
+        model: pl.LightningModule,
+        dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+    ) -> Any:
+        """Evaluate a checkpoint on the test split; write ``test.json`` and ``predictions.csv``.
+
+        Args:
+            model: The task.
+            dataloaders: As in Lightning, in place of a datamodule.
+            datamodule: The data.
+            ckpt_path: A file, ``best`` or ``last``; ``best`` of the newest run of this name by default.
+        """
+        checkpoint = self._start_evaluation(model, datamodule, ckpt_path, "test")
+        assert self.run_dir is not None
+        self.callbacks.append(PredictionWriter(self.run_dir))
+        results = super().test(model, dataloaders, str(checkpoint), False, datamodule)
+        self._print_metrics()
+        return results
+
+    def predict(  # type: ignore[override]
+        self,
+        model: pl.LightningModule,
+        dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        source: str | None = None,
+        output: str | None = None,
+    ) -> None:
+        """Predict images and write ``predictions.csv`` and a contact sheet.
+
+        Args:
+            model: The task.
+            dataloaders: As in Lightning, in place of a datamodule.
+            datamodule: The data.
+            ckpt_path: A file, ``best`` or ``last``; ``best`` of the newest run of this name by default.
+            source: A folder (with its sub-folders) or an image file; the test split of the data by default.
+            output: Where to write; ``predict`` in the run directory by default.
+        """
+        if datamodule is not None:
+            datamodule.predict_source = source  # type: ignore[attr-defined]
+        checkpoint = self._start_evaluation(model, datamodule, ckpt_path, "predict", output)
+        assert self.run_dir is not None
+        directory = Path(output) if output else self.run_dir / "predict"
+        self.callbacks.append(PredictionWriter(directory))
+        super().predict(model, dataloaders, datamodule, False, str(checkpoint))
+        rank_zero_info(f"Predictions are in {directory / 'predictions.csv'}.")
+
+    def probe(
+        self,
+        model: pl.LightningModule,
+        datamodule: pl.LightningDataModule,
+        C: float = 0.1,
+    ) -> None:
+        """Fit a logistic regression on frozen features, fold it into the head, evaluate and save it.
+
+        Args:
+            model: A classification task, usually with pretrained weights.
+            datamodule: The data; its training images are taken without augmentation.
+            C: Inverse of the regularisation's strength, scikit-learn's.
+        """
+        from pipelines.probe import fit_head
+
+        self._prepare(model, datamodule, "fit")
+        files = self._start_run(model, datamodule, None, None)
+        fit_head(self, model, datamodule, C)
+        super().validate(model, datamodule=datamodule, verbose=False)
+        self._print_metrics()
+        assert self.run_dir is not None
+        (self.run_dir / "checkpoints").mkdir(exist_ok=True)
+        for name in ("best", "last"):
+            self.save_checkpoint(self.run_dir / "checkpoints" / f"{name}.ckpt")
+        files.summary(self)
+
+    # What the commands share.
+
+    def _print_metrics(self) -> None:
+        lines = [f"  {name:<20}  {float(value):.4f}" for name, value in sorted(self.callback_metrics.items())]
+        rank_zero_print("\n".join([*lines, f"  {'written to':<20}  {self.run_dir}"]))
+
+    def _prepare(self, model: pl.LightningModule, datamodule: pl.LightningDataModule | None, stage: str) -> None:
+        """Read the data and build the model before anything is written or any rank started: mistakes end here."""
+        if datamodule is not None:
+            for hook in ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device"):
+                if is_overridden(hook, datamodule):
+                    raise ValueError(
+                        f"{type(datamodule).__name__} overrides {hook}; Lightning would then skip the model's, which"
+                        " seeds and augments the batch. Move that work into the datamodule's transforms."
+                    )
+            datamodule.setup(stage)
+            if isinstance(getattr(datamodule, "class_names", None), list) and hasattr(model, "resolve"):
+                model.resolve(datamodule.spec(), f"{type(datamodule).__name__}, source")  # type: ignore[attr-defined]
+        model.configure_model()
+
+    def _expect_weights(self, model: pl.LightningModule) -> None:
+        if hasattr(model, "load_pretrained"):
+            model.load_pretrained = False
+
+    def _find_resume(self, resume: str | None) -> tuple[Path | None, Path | None]:
+        if resume is None:
+            return None, None
+        if resume == "auto":
+            for run in reversed(runs_of(self.runs_dir, self.run_name)):
+                checkpoint = newest_good_checkpoint(run / "checkpoints")
+                if checkpoint is not None:
+                    return run, checkpoint
+            rank_zero_info(f"--resume auto: no run of '{self.run_name}' has a checkpoint yet; starting a new one.")
+            return None, None
+        run = Path(resume)
+        checkpoint = newest_good_checkpoint(run / "checkpoints") if run.is_dir() else None
+        if checkpoint is None:
+            raise FileNotFoundError(f"--resume {resume}: there is no run directory with a readable checkpoint there.")
+        return run, checkpoint
+
+    def _find_checkpoint(self, ckpt_path: str | None) -> Path:
+        if ckpt_path in (None, "best", "last"):
+            return find_checkpoint(self.runs_dir, self.run_name, ckpt_path or "best")
+        path = Path(str(ckpt_path))
+        if not path.is_file():
+            raise FileNotFoundError(f"--ckpt_path {ckpt_path} does not exist. Give a file, 'best' or 'last'.")
+        return path
+
+    def _start_evaluation(
+        self,
+        model: pl.LightningModule,
+        datamodule: pl.LightningDataModule | None,
+        ckpt_path: str | None,
+        command: str,
+        output: str | None = None,
+    ) -> Path:
+        checkpoint = self._find_checkpoint(ckpt_path)
+        self._expect_weights(model)
+        self._prepare(model, datamodule, command)
+        self.run_dir = run_of_checkpoint(checkpoint) or (Path(output) if output else self._new_run())
+        rank_zero_info(f"Using {checkpoint}.")
+        self.callbacks[:0] = [RunFiles(self.run_dir, self.config)]
+        if command != "predict":
+            self.callbacks.append(Pictures(self.run_dir / "pictures", 0))
+        return checkpoint
+
+    def _new_run(self) -> Path | None:
+        return new_run(self.runs_dir, self.run_name) if rank_zero_only.rank == 0 else None
+
+    def _start_run(
+        self,
+        model: pl.LightningModule,
+        datamodule: pl.LightningDataModule | None,
+        run: Path | None,
+        checkpoint: Path | None,
+    ) -> RunFiles:
+        """Choose the run directory and set up what writes into it."""
+        self.run_dir = directory = run or self._new_run()
+        config = None
+        if self.config is not None:
+            resolved = datamodule.resolved() if hasattr(datamodule, "resolved") else {}
+            config = run_config(self.config, dict(model.hparams), resolved)
+        files = RunFiles(directory, None if config is None else checkpoint_config(config))
+        self.callbacks[:0] = [files]
+        # Ranks above 0 learn the directory from rank 0 once the ranks are connected; until then nothing is written.
+        checkpoints = (directory or Path(self.runs_dir)) / "checkpoints"
+        if self._add_checkpoints:
+            self.callbacks += [
+                ModelCheckpoint(
+                    dirpath=checkpoints,
+                    filename="best",
+                    monitor=getattr(model, "monitor", None) if self._has_validation(datamodule) else None,
+                    mode=getattr(model, "mode", "min"),
+                    enable_version_counter=False,
+                ),
+                SaveLast(checkpoints, self.save_every_minutes, self.save_every_n_steps),
+            ]
+        for callback in self.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(checkpoints)
+        if directory is None:
+            return files
+        if config is not None:
+            write_config(directory, config)
+        write_environment(directory)
+        _write_data_files(directory, datamodule)
+        step = None if checkpoint is None or run is None else _global_step(checkpoint)
+        csv = MetricsCSV(directory)
+        if step is not None:
+            csv.resume(step - 1)
+        tracker = wandb_logger(
+            directory,
+            mode=self.wandb.mode if self._wandb_on else "off",
+            project=self.wandb.project,
+            name=f"{self.run_name}/{directory.name}",
+            run_id=_run_id(directory),
+            entity=self.wandb.entity,
+            group=self.wandb.group,
+            tags=self.wandb.tags,
+            config=config or dict(model.hparams),
+        )
+        self.loggers = [csv, *([tracker] if tracker else []), *self._user_loggers]
+        self.callbacks.append(Pictures(directory / "pictures", self.wandb.table_rows))
+        return files
+
+    @staticmethod
+    def _has_validation(datamodule: pl.LightningDataModule | None) -> bool:
+        records = getattr(datamodule, "records", None)
+        return records is None or bool(records.get("val"))
+
+
+@rank_zero_only
+def rank_zero_print(text: str) -> None:
+    """Print on rank 0."""
+    print(text, flush=True)
+
+
+def _resolve_precision(precision: Precision, accelerator: Any) -> Any:
+    if precision != "auto":
+        return precision
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def _str(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _global_step(checkpoint: Path) -> int:
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
+def _run_id(directory: Path) -> str:
+    """The W&B run id of a run directory; a resumed run keeps it."""
+    path = directory / "wandb_id.txt"
+    if not path.exists():
+        path.write_text(secrets.token_hex(4))
+    return path.read_text().strip()
+
+
+def _write_data_files(directory: Path, datamodule: pl.LightningDataModule | None) -> None:
+    """``split.json``: which image is in which split; ``skipped.csv``: which files could not be read."""
+    records = getattr(datamodule, "records", None)
+    if records:
+        split = {name: [r["path"] for r in rows] for name, rows in records.items()}
+        (directory / "split.json").write_text(json.dumps(split, ensure_ascii=False), encoding="utf-8")
+    skipped = getattr(datamodule, "skipped", None)
+    if skipped:
+        rank_zero_warn(f"{len(skipped)} unreadable image(s) left out; they are listed in {directory / 'skipped.csv'}.")
+        lines = ["path,reason", *(f"{json.dumps(p)},{json.dumps(r)}" for p, r in skipped)]
+        (directory / "skipped.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_checkpoint_config(path: Path) -> dict[str, Any]:
+    """The config that a checkpoint carries.
+
+    Raises:
+        ValueError: If it carries none.
+    """
+    text = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("config")
+    if text is None:
+        raise ValueError(f"{path} carries no config: it was not written by this command line. Give --config FILE too.")
+    return dict(yaml.safe_load(text))
