@@ -26,11 +26,22 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
+from torch.utils.data import DataLoader
 
 from datamodules.cache import DecodedCache, check_images
 from datamodules.images import find_images
-from datamodules.loading import EvalSampler, Record, RecordDataset, TensorLoader, TrainLoader, TrainSampler, make_loader
+from datamodules.loading import (
+    EvalSampler,
+    Record,
+    RecordDataset,
+    TensorLoader,
+    TrainLoader,
+    TrainSampler,
+    collate,
+    make_loader,
+)
 from datamodules.readers import Listing
+from datamodules.splits import common_folder
 from datamodules.transforms import Augment, Transform, batch_transform
 
 Cache = Literal["auto", "none", "decoded", "tensor"]
@@ -43,9 +54,6 @@ class DataModule(LightningDataModule, ABC):
     The constructor does not touch the disk; ``setup`` reads the lists and checks every image file, before a run
     directory or a W&B run exists.
     """
-
-    #: Lightning refuses a rank without validation samples otherwise; the unpadded sampler may well give one.
-    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
         self,
@@ -138,14 +146,21 @@ class DataModule(LightningDataModule, ABC):
         bad = {path for path, _ in self.skipped}
         records = [r for r in records if r["path"] not in bad]
         self.records = {s: [r for r in records if r["split"] == s] for s in ("train", "val", "test")}
-        if not self.records["train"] and stage == "fit":
+        if not self.records["train"] and stage in ("fit", "probe"):
             raise ValueError("The training split holds no images.")
         if stage == "fit":
             self._train_sampler()  # a set that is smaller than one global batch is refused here, not an hour later
+            self._resolve_cache()  # and so are settings that do not go together
+            self.make_transform(train=True)
+        for split, command in (("val", "validate"), ("test", "test")):
+            if stage == command:
+                self._require(split)
 
     def split_digest(self) -> str:
-        """A digest of which image is in which split; it tells whether a folder changed since training."""
-        names = sorted((split, r["path"]) for split, rs in self.records.items() for r in rs if split != "predict")
+        """A digest of which image is in which split, wherever the folder lies; it tells whether it changed."""
+        paths = [(split, r["path"]) for split, rs in self.records.items() for r in rs if split != "predict"]
+        top = common_folder(path for _, path in paths)
+        names = sorted((split, path.removeprefix(top)) for split, path in paths)
         return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,13 +170,13 @@ class DataModule(LightningDataModule, ABC):
         the loader that exists already), so the position travels with the datamodule.
         """
         loader = self._train_loader
-        return {"split_digest": self.split_digest(), "train": None if loader is None else loader.state_dict()}
+        return {"split_digest": self.split_digest, "train": None if loader is None else loader.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the position of the training stream; say so if the images or their splits are not those of training."""
         self._restored = state_dict.get("train")
         digest = state_dict.get("split_digest")
-        if self.records.get("train") and digest not in (None, self.split_digest()):
+        if self.records.get("train") and digest not in (None, self.split_digest):
             rank_zero_warn(
                 "The images or their splits are not those that the checkpoint was trained on: test images may have been"
                 " trained on. Set data.split_file to the split.json of the run directory to use its splits."
@@ -191,11 +206,7 @@ class DataModule(LightningDataModule, ABC):
         Raises:
             ValueError: If there is no test split.
         """
-        if not self.records["test"]:
-            raise ValueError(
-                f"{type(self).__name__} has no test split. Use 'validate', add a test split to the data, or set"
-                " data.test_fraction."
-            )
+        self._require("test")
         return self._eval_loader("test")
 
     def train_features_dataloader(self) -> Any:
@@ -209,6 +220,13 @@ class DataModule(LightningDataModule, ABC):
         return self._eval_loader("test" if self.records["test"] else "val")
 
     # The machinery.
+
+    def _require(self, split: str) -> None:
+        if not self.records[split]:
+            have = ", ".join(f"{name} ({len(records)} images)" for name, records in self.records.items() if records)
+            raise ValueError(
+                f"The data has no {split} split; it has {have}. Add one, or set data.{split}_fraction before training."
+            )
 
     @abstractmethod
     def canvas(self) -> tuple[int, int]:
@@ -230,15 +248,28 @@ class DataModule(LightningDataModule, ABC):
             seed=self.run_seed(),
             rank=rank,
             world_size=world_size,
+            same_pass=self.trainer is not None and self.trainer.overfit_batches > 0,
         )
 
     def _eval_loader(self, split: str) -> Any:
         if not self.records[split]:
             return []
         sampler = EvalSampler(len(self.records[split]), self.eval_batch_size, *self._rank())
+        if not len(sampler):
+            return self._empty_batch(split)
         if split != "predict" and self._resolve_cache() == "tensor":
             return TensorLoader(self._whole_split(split), sampler)
         return self._loader(split, sampler, train=False)
+
+    def _empty_batch(self, split: str) -> Any:
+        """One batch of no images, for a rank that gets none.
+
+        Without a batch Lightning leaves the epoch out on that rank, and the others wait for it in ``compute`` for ever
+        (``skip`` in https://github.com/Lightning-AI/pytorch-lightning/blob/master/src/lightning/pytorch/loops/evaluation_loop.py).
+        """
+        dataset = RecordDataset(self.records[split][:1], self.read_sample, self.make_transform(train=False))
+        batch = {key: value[:0] for key, value in collate([dataset[0, -1, 0]]).items()}
+        return DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
 
     def _loader(self, split: str, sampler: TrainSampler | EvalSampler, *, train: bool) -> Any:
         read = self.read_sample
@@ -263,12 +294,13 @@ class DataModule(LightningDataModule, ABC):
         return 0 if num_images <= self.batch_size else min(8, max(1, len(os.sched_getaffinity(0)) // local))
 
     def _resolve_cache(self) -> Cache:
-        """``auto`` is ``tensor`` where the augmentation has a batched form and the set is small arrays, else ``none``."""
+        """``auto``: ``tensor`` where the augmentation has a batched form and the images are few and small, else ``none``."""
         batched = batch_transform(self.augment, self.canvas()) is not None or self.augment.preset == "none"
         if self.cache == "tensor" and not batched:
+            preset = "transforms" if self.augment.transforms is not None else f"preset: {self.augment.preset}"
             raise ValueError(
-                f"data.cache is 'tensor', but the augmentation {self.augment} has no batched form. Use a preset of"
-                " flips and pad-crops (augment.preset: none or light with augment.crop: pad), or data.cache: decoded."
+                f"data.cache is 'tensor', but augment.{preset} (or its crop) has no form for whole batches. Use"
+                " augment.preset: none, or light with augment.crop: pad; or data.cache: decoded."
             )
         if self.cache != "auto":
             return self.cache

@@ -6,6 +6,7 @@ import hashlib
 import json
 import mmap
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ def check_images(records: Sequence[Record], *, full: bool) -> list[tuple[str, st
             else:
                 check_image(record["image"])
         except (ImageError, OSError) as error:
-            return record["path"], str(error)
+            return record["path"], str(error).removeprefix(f"{record['path']}: ")
         return None
 
     with ThreadPoolExecutor(max_workers=8) as pool:
@@ -99,13 +100,14 @@ class DecodedCache:
                     " free. Set data.cache_dir to a larger disk, or data.cache: none."
                 )
             offsets: list[tuple[int, tuple[int, ...]]] = []
-            part = path.with_suffix(f".{os.getpid()}.part")
+            # Random names: ranks on several nodes may have one process id and one folder.
+            part = path.with_suffix(f".{secrets.token_hex(4)}.part")
             with open(part, "wb") as file, ThreadPoolExecutor(max_workers=8) as pool:
                 for sample in pool.map(read, records):
                     offsets.append((file.tell(), sample["image"].shape))
                     file.write(np.ascontiguousarray(sample["image"]).data)
             os.replace(part, path)
-            index_part = index.with_suffix(f".{os.getpid()}.part")
+            index_part = index.with_suffix(f".{secrets.token_hex(4)}.part")
             index_part.write_text(json.dumps({"dtype": first.dtype.str, "offsets": offsets}))
             os.replace(index_part, index)
         stored = json.loads(index.read_text())

@@ -217,7 +217,10 @@ class ClassificationData(DataModule):
             spec["multi_label"] = bool(len(sums)) and not np.allclose(sums, 1.0, atol=1e-3)
         if self.balance == "loss" and self.records.get("train"):
             counts = np.maximum(self.class_counts, 1)
-            spec["class_weights"] = [float(w) for w in counts.sum() / (len(counts) * counts)]
+            total = len(self.records["train"])
+            # One label: the mean over the images is 1. Several: as many negatives as positives count.
+            weights = (total - counts) / counts if spec["multi_label"] else counts.sum() / (len(counts) * counts)
+            spec["class_weights"] = [float(w) for w in np.maximum(weights, 1e-3)]
         return spec
 
     def resolved(self) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class TrainSampler(Sampler[list[Key]]):
         stream: Name of the stream; two streams of one run are independent.
         rank: This process's number among ``world_size``.
         world_size: Number of processes.
+        same_pass: Each epoch repeats the first pass, order and augmentation: to overfit a few batches on purpose.
 
     Raises:
         ValueError: If the data set is smaller than one global batch.
@@ -56,16 +57,18 @@ class TrainSampler(Sampler[list[Key]]):
         stream: str = "train",
         rank: int = 0,
         world_size: int = 1,
+        same_pass: bool = False,
     ) -> None:
         self.num_samples, self.batch_size, self.seed, self.stream = num_samples, batch_size, seed, stream
+        self.same_pass = same_pass
         self.rank, self.world_size = rank, world_size
         self.weights = None if weights is None else np.asarray(weights, np.float64) / np.sum(weights)
         self.epoch = 0
         self.start = 0
         if len(self) == 0:
             raise ValueError(
-                f"The training set has {num_samples} images, fewer than one global batch of {batch_size} x {world_size}"
-                f" device(s). Set data.batch_size to at most {max(1, num_samples // world_size)}."
+                f"data.batch_size is {batch_size}{f' on {world_size} devices' if world_size > 1 else ''}, but the"
+                f" training set has only {num_samples} images. Set it to at most {max(1, num_samples // world_size)}."
             )
 
     def set_epoch(self, epoch: int) -> None:
@@ -88,11 +91,12 @@ class TrainSampler(Sampler[list[Key]]):
         return self.num_samples // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order, start = self.order(self.epoch), self.start
+        pass_ = 0 if self.same_pass else self.epoch
+        order, start = self.order(pass_), self.start
         self.start = 0
         for batch in range(start, len(self)):
             first = (batch * self.world_size + self.rank) * self.batch_size
-            yield [(int(order[p]), self.epoch, p) for p in range(first, first + self.batch_size)]
+            yield [(int(order[p]), pass_, p) for p in range(first, first + self.batch_size)]
 
 
 class EvalSampler(Sampler[list[Key]]):
@@ -148,7 +152,7 @@ class RecordDataset(Dataset[Record]):
 
 
 def collate(samples: list[Record]) -> dict[str, Any]:
-    """Stack samples into the batch of the design (section 2); images become a (B, C, H, W) view of B x H x W x C memory.
+    """Stack samples into a batch (see ``datamodules.base``); images become a (B, C, H, W) view of B x H x W x C memory.
 
     Args:
         samples: What ``RecordDataset`` returns; ``image`` (H, W, C) of one size, ``geometry`` float32 (6,),

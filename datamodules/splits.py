@@ -6,8 +6,17 @@ import hashlib
 import math
 import os
 from collections import defaultdict
+from collections.abc import Iterable
 
 from datamodules.readers import Record
+
+
+def common_folder(paths: Iterable[str]) -> str:
+    """The folder that all paths lie below; nothing for absolute and relative paths together."""
+    try:
+        return os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError:
+        return ""
 
 
 def split_records(records: list[Record], val: float, test: float, seed: int) -> None:
@@ -34,10 +43,7 @@ def split_records(records: list[Record], val: float, test: float, seed: int) -> 
     todo = [r for r in records if r["split"] is None]
     if not todo:
         return
-    try:
-        top = os.path.commonpath([os.path.dirname(r["path"]) for r in todo])
-    except ValueError:  # absolute and relative paths together
-        top = ""
+    top = common_folder(r["path"] for r in todo)
 
     def order(record: Record) -> tuple[bytes, str]:
         name = record["path"].removeprefix(top).lstrip(os.sep).replace(os.sep, "/")

@@ -98,7 +98,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "give the file"
             )
         if _is_remote(path):
-            return super().load_checkpoint(path, map_location=map_location, weights_only=True)  # type: ignore[arg-type]
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location=map_location, weights_only=True)
+            return checkpoint
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no checkpoint {path}")
         return _load(Path(path), map_location)
@@ -143,6 +144,53 @@ def newest_good_checkpoint(directory: str | os.PathLike[str]) -> Path | None:
     return None
 
 
+def open_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint whose tensors are mapped from the file, not read.
+
+    Raises:
+        ValueError: As ``AtomicCheckpointIO.load_checkpoint``.
+    """
+    if not readable(path):
+        _load(path, "cpu")  # says why
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return checkpoint if isinstance(checkpoint, dict) else {}
+
+
+def check_fits(path: Path, model: torch.nn.Module) -> None:
+    """Compare a checkpoint's weights with a built model's, before anything is written.
+
+    Args:
+        path: The checkpoint.
+        model: A task whose network is built.
+
+    Raises:
+        ValueError: If the file is no checkpoint, or names or shapes of its weights differ; the settings that differ
+            are named, or else some of the weights.
+    """
+    checkpoint = open_checkpoint(path)
+    if "state_dict" not in checkpoint:
+        raise ValueError(
+            f"--ckpt_path {path} holds no training state, only weights or something else. Weights to start from are"
+            " given as --model.pretrained FILE."
+        )
+    theirs = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
+    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if theirs == ours:
+        return
+    for key in ("backbone", "num_classes", "in_chans", "image_size", "backbone_args"):
+        mine, trained = getattr(model, key, None), checkpoint.get("hyper_parameters", {}).get(key)
+        if trained is not None and mine != trained:
+            raise ValueError(
+                f"model.{key} is {mine}, but {path} was trained with {trained}. Use the config and data of that run"
+                " (without --config they are taken from the checkpoint), or another checkpoint."
+            )
+    names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    raise ValueError(
+        f"--ckpt_path {path} does not fit the model: {', '.join(names[:3])}{' and others' if names[3:] else ''} differ."
+        " Use the config of that run, or another checkpoint."
+    )
+
+
 def _load(path: Path, map_location: Any) -> dict[str, Any]:
     problem = "checksums differ"
     try:
@@ -150,11 +198,12 @@ def _load(path: Path, map_location: Any) -> dict[str, Any]:
         if _intact(path):
             return checkpoint
     except pickle.UnpicklingError as error:
-        what = re.search(r"(?:GLOBAL |class |function )[\w.]+", str(error))
-        raise ValueError(
-            f"{path} holds more than tensors and plain values{f' ({what[0]})' if what else ''} and was not loaded, "
-            "since that could run foreign code: it was not written by this program, or is damaged"
-        ) from error
+        if what := re.search(r"(?:GLOBAL |class |function )[\w.]+", str(error)):
+            raise ValueError(
+                f"{path} holds more than tensors and plain values ({what[0]}) and was not loaded, "
+                "since that could run foreign code: it was not written by this program, or is damaged"
+            ) from error
+        problem = "it does not look like a checkpoint"
     except (RuntimeError, EOFError, OSError) as error:  # OSError: Invalid argument, for an empty file
         if readable(path):
             raise  # not about the file: out of memory, for example

@@ -14,11 +14,21 @@ from typing import Any
 
 import yaml
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 import datamodules  # noqa: F401 - the parser knows the classes that were imported by their short names
 import tasks  # noqa: F401
 from datamodules.base import DataModule
-from pipelines.errors import UsageError, explain
+from pipelines.errors import (
+    CHECKPOINT_MARK,
+    UsageError,
+    constructor_message,
+    explain,
+    load_config,
+    names_key,
+    unwrapped,
+    with_place,
+)
 from pipelines.listing import PROGRAM, config_path
 from pipelines.trainer import Trainer, read_checkpoint_config
 from tasks.base import Task
@@ -36,8 +46,10 @@ NOISE = (
     ".*LeafSpec.*",  # torch's deprecation, in Lightning's code
     ".*module\\(s\\) in eval mode at the start of training.*",  # frozen parts stay so
     ".*Total length of .* across ranks is zero.*",
+    ".*custom batch sampler .* for prediction.*",  # it gives every image once
+    ".*was called before the ``update`` method.*",  # a rank may have no images; the states of all are summed
+    ".*sync_dist=True.*",  # metrics are the same on all ranks already: their states were summed
 )
-COMMANDS = ("fit", "validate", "test", "predict", "probe")
 FROM_CHECKPOINT = ("validate", "test", "predict")
 HOUSE = Path(__file__).parents[1]
 OUR_PACKAGES = tuple(str(HOUSE / name) for name in ("pipelines", "tasks", "datamodules"))
@@ -46,10 +58,13 @@ OUR_PACKAGES = tuple(str(HOUSE / name) for name in ("pipelines", "tasks", "datam
 class CLI(LightningCLI):
     """LightningCLI with this project's commands; the user's config is the only source of truth."""
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The commands: methods of the Trainer."""
-        return {command: NOT_FLAGS for command in COMMANDS}
+    def __init__(self, command: str, **kwargs: Any) -> None:
+        self.command = command
+        super().__init__(Task, DataModule, **kwargs)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The command that is run, a method of the Trainer; parsers for all would take a tenth of a second."""
+        return {self.command: NOT_FLAGS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run's name and place."""
@@ -69,6 +84,14 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Keep the parsed config, which the run directory and the checkpoints will hold."""
         self._dump_config()
+
+    def instantiate_classes(self) -> None:
+        """Make the task, the datamodule and the trainer; what a constructor refuses is a mistake in the config."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, OSError, MisconfigurationException) as error:
+            reason = unwrapped(error)
+            raise UsageError(constructor_message(reason)) from reason
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, told its name, its place and the config."""
@@ -93,25 +116,26 @@ def main(args: list[str]) -> int:
     try:
         args = complete(args)
         run(args)
-    except UsageError as error:
-        return _fail(str(error), 2)
     except Exception as error:
+        if os.environ.get("PIPELINES_TRACEBACK"):
+            traceback.print_exc()
         message = explain(error, args)
         if message is not None:
             return _fail(message, 2)
-        if not _is_ours(error) or os.environ.get("PIPELINES_TRACEBACK"):
+        message = _reason(error)
+        if message is None:
             traceback.print_exc()
             return 1
-        return _fail(str(error), 1)
+        # What begins with a key or a flag speaks of the config, the rest of data and files.
+        return _fail(with_place(message, args), 2 if names_key(message) else 1)
     return 0
 
 
-def run(args: ArgsType) -> CLI:
+def run(args: list[str]) -> CLI:
     """Parse and run; mistakes raise."""
     strict: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
     return CLI(
-        Task,
-        DataModule,
+        args[0],
         subclass_mode_model=True,
         subclass_mode_data=True,
         trainer_class=Trainer,
@@ -119,7 +143,7 @@ def run(args: ArgsType) -> CLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_kwargs={"prog": PROGRAM, **strict, **{c: dict(strict) for c in COMMANDS}},
+        parser_kwargs={"prog": PROGRAM, **strict, args[0]: dict(strict)},
         args=args,
     )
 
@@ -169,7 +193,8 @@ def complete(args: list[str]) -> list[str]:
         if not Path(str(checkpoint)).is_file():
             raise UsageError(f"--ckpt_path {checkpoint} does not exist. Give a file, 'best' or 'last'.")
         return [command, f"--config={_checkpoint_config(Path(str(checkpoint)))}", *rest]
-    if _value(rest, "--name") is None and configs and not any(_names_run(c) for c in configs):
+    named = [config for config in configs if load_config(config).get("name")]
+    if _value(rest, "--name") is None and configs and not named:
         rest = [*rest, "--name", configs[0].stem]
     return [command, *rest]
 
@@ -198,28 +223,12 @@ def _config_file(name: str) -> Path:
     return ready
 
 
-def _names_run(config: Path) -> bool:
-    try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{config} is not valid YAML: {error}") from None
-    if content is not None and not isinstance(content, dict):
-        raise UsageError(f"{config} holds {type(content).__name__}, not keys with values such as 'model:' and 'data:'.")
-    return bool((content or {}).get("name"))
-
-
 def _checkpoint_config(checkpoint: Path) -> Path:
-    try:
-        config = read_checkpoint_config(checkpoint)
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    except Exception as error:
-        raise UsageError(f"--ckpt_path {checkpoint} is not a readable checkpoint: {error}") from None
+    config = read_checkpoint_config(checkpoint)
     folder = Path(tempfile.mkdtemp(prefix="pipelines-"))
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    path.write_text(f"{CHECKPOINT_MARK}{checkpoint}\n{text}", encoding="utf-8")
     return path
 
 
@@ -232,17 +241,28 @@ def _quieten() -> None:
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
-    return not re.match("💡|`weights_only` was not|Seed set to|TPU available", record.getMessage())
+    return not re.match(r"💡|`weights_only` was not|(\[rank: \d+\] )?Seed set to|TPU available", record.getMessage())
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether an error was raised, with a message for people, by this project's code."""
+def _reason(error: BaseException) -> str | None:
+    """The message of an error that was raised for people; None for any other.
+
+    Such are the errors of this project's code, also in a loader's worker process, and Lightning's about its settings.
+    """
+    text = str(error)
+    # torch raises what happened in a worker again, with the worker's whole report as its message.
+    files = re.findall(r'^  File "([^"]+)"', text, re.MULTILINE) if text.startswith("Caught ") else []
+    if files and files[-1].startswith(OUR_PACKAGES):
+        last = re.search(r"^[\w.]+: (.+)", text.rpartition("\n  File ")[2], re.MULTILINE | re.DOTALL)
+        return last[1].strip() if last else None
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and frames[-1].filename.startswith(OUR_PACKAGES) and bool(str(error))
+    ours = bool(frames) and frames[-1].filename.startswith(OUR_PACKAGES)
+    return text if text and (ours or isinstance(error, MisconfigurationException)) else None
 
 
 def _fail(message: str, status: int) -> int:
-    # One rank speaks; the others end with the same status.
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+    # One rank speaks; the others end with the same status. The environment is torchrun's, Lightning's or srun's.
+    ranks = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
+    if ranks[:1] in ([], ["0"]):
         print(f"error: {message}", file=sys.stderr, flush=True)
     return status

@@ -76,6 +76,5 @@ def fit_head(trainer: Any, model: Any, datamodule: Any, C: float) -> None:
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(full_weight))
         head.bias.copy_(torch.from_numpy(full_bias))
-    rank_zero_info(
-        f"probe: {x.shape[0]} images, {x.shape[1]} features, training accuracy {regression.score(scaler.transform(x), y):.4f}"
-    )
+    score = regression.score(scaler.transform(x), y)
+    rank_zero_info(f"probe: {x.shape[0]} images, {x.shape[1]} features, training accuracy {score:.4f}")

@@ -13,8 +13,16 @@ from typing import Any
 
 import yaml
 
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "albumentations", "segmentation-models-pytorch")
-PACKAGES += ("torchmetrics", "wandb", "numpy", "opencv-python-headless", "simplejpeg")
+PACKAGES = [
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "timm",
+    "albumentations",
+    "segmentation-models-pytorch",
+    "torchmetrics",
+]
+PACKAGES += ["wandb", "numpy", "opencv-python-headless", "simplejpeg"]
 #: Arguments of one command, not of the run; a saved config is the same for all commands.
 COMMAND_KEYS = (
     "ckpt_path",
@@ -76,8 +84,8 @@ def find_checkpoint(root: str | Path, name: str, which: str) -> Path:
         if path.exists():
             return path
     raise FileNotFoundError(
-        f"There is no '{which}' checkpoint of a run named '{name}' in {Path(root).absolute()}. Run `fit` first, or give"
-        " --ckpt_path FILE (and --name, --runs_dir if the run is elsewhere)."
+        f"--ckpt_path {which}: no run named '{name}' in {Path(root).absolute()} has such a checkpoint. Run `fit` first,"
+        " or give --ckpt_path FILE (--name and --runs_dir if the run is elsewhere)."
     )
 
 
@@ -134,7 +142,7 @@ def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
 
 
 def run_config(config: dict[str, Any], resolved_model: dict[str, Any], resolved_data: dict[str, Any]) -> dict[str, Any]:
-    """The config as resolved: complete, without the arguments of one command, with the values that came from the data."""
+    """The config as resolved: without the arguments of one command, with the values that came from the data."""
     config = {k: v for k, v in config.items() if k not in COMMAND_KEYS}
     for part, resolved in (("model", resolved_model), ("data", resolved_data)):
         if isinstance(config.get(part), dict):
@@ -146,7 +154,7 @@ def run_config(config: dict[str, Any], resolved_model: dict[str, Any], resolved_
 
 def checkpoint_config(config: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint carries: model, data, name, seed and precision, but not how many devices trained it."""
-    kept = {k: config[k] for k in ("name", "seed_everything", "model", "data") if k in config}
+    kept: dict[str, Any] = {k: config[k] for k in ("name", "seed_everything", "model", "data") if k in config}
     model = kept.get("model")
     if model:
         # The weights are in the checkpoint: the weights file that training started from is not needed to use it.

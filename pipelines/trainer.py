@@ -14,6 +14,7 @@ import torch
 import yaml
 from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -22,7 +23,7 @@ from pipelines.callbacks.checkpoints import SaveLast
 from pipelines.callbacks.pictures import Pictures
 from pipelines.callbacks.predictions import PredictionWriter
 from pipelines.callbacks.run_files import RunFiles
-from pipelines.checkpoint_io import AtomicCheckpointIO, newest_good_checkpoint
+from pipelines.checkpoint_io import AtomicCheckpointIO, check_fits, newest_good_checkpoint, open_checkpoint
 from pipelines.loggers import MetricsCSV, wandb_logger
 from pipelines.run import (
     checkpoint_config,
@@ -128,6 +129,11 @@ class Trainer(pl.Trainer):
             use_distributed_sampler=False,
             **kwargs,
         )
+        environment = self._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment not in plugins:
+            # Lightning's requeueing saves wherever each rank happens to be, into the working directory, and any later
+            # run that starts there would go on from that file. Continuing is the affair of --resume auto.
+            environment.auto_requeue = False
         self.save_every_minutes, self.save_every_n_steps = save_every_minutes, save_every_n_steps
         self.wandb = wandb
         self._user_loggers = (
@@ -163,7 +169,8 @@ class Trainer(pl.Trainer):
         """
         if ckpt_path is not None and resume is not None:
             raise ValueError(
-                "Give --ckpt_path (a new run from a checkpoint) or --resume (the same run goes on), not both."
+                "--ckpt_path (a new run starts from a checkpoint) and --resume (a run goes on) are both given: leave"
+                " one out."
             )
         run, checkpoint = self._find_resume(resume)
         if ckpt_path is not None:
@@ -171,6 +178,15 @@ class Trainer(pl.Trainer):
         if checkpoint is not None:
             self._expect_weights(model)
         self._prepare(model, datamodule, "fit")
+        if hasattr(model, "check_training"):
+            model.check_training(  # type: ignore[operator]
+                batch_size=getattr(datamodule, "batch_size", None),
+                has_validation=self._has_validation(datamodule),
+                has_end=self.max_epochs != -1 or self.max_steps != -1,
+                monitors=[c.monitor for c in self.callbacks if isinstance(getattr(c, "monitor", None), str)],
+            )
+        if checkpoint is not None:
+            check_fits(checkpoint, model)
         if self.fast_dev_run or getattr(self, "barebones", False):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, _str(checkpoint))
             return
@@ -218,7 +234,6 @@ class Trainer(pl.Trainer):
             ckpt_path: A file, ``best`` or ``last``; ``best`` of the newest run of this name by default.
         """
         checkpoint = self._start_evaluation(model, datamodule, ckpt_path, "test")
-        assert self.run_dir is not None
         self.callbacks.append(PredictionWriter(self.run_dir))
         results = super().test(model, dataloaders, str(checkpoint), False, datamodule)
         self._print_metrics()
@@ -243,14 +258,15 @@ class Trainer(pl.Trainer):
             source: A folder (with its sub-folders) or an image file; the test split of the data by default.
             output: Where to write; ``predict`` in the run directory by default.
         """
+        if source is not None and not Path(source).exists():
+            raise FileNotFoundError(f"--source {source} does not exist in {Path.cwd()}. Give a folder or an image.")
         if datamodule is not None:
             datamodule.predict_source = source  # type: ignore[attr-defined]
         checkpoint = self._start_evaluation(model, datamodule, ckpt_path, "predict", output)
-        assert self.run_dir is not None
-        directory = Path(output) if output else self.run_dir / "predict"
-        self.callbacks.append(PredictionWriter(directory))
+        writer = PredictionWriter(Path(output) if output else self.run_dir and self.run_dir / "predict")
+        self.callbacks.append(writer)
         super().predict(model, dataloaders, datamodule, False, str(checkpoint))
-        rank_zero_info(f"Predictions are in {directory / 'predictions.csv'}.")
+        rank_zero_info(f"Predictions are in {writer.directory}/predictions.csv.")
 
     def probe(
         self,
@@ -267,7 +283,12 @@ class Trainer(pl.Trainer):
         """
         from pipelines.probe import fit_head
 
-        self._prepare(model, datamodule, "fit")
+        if self.world_size > 1:
+            raise ValueError(
+                f"probe runs on one device, but there are {self.world_size} (trainer.devices times num_nodes). Add"
+                " --trainer.devices 1 --trainer.num_nodes 1."
+            )
+        self._prepare(model, datamodule, "probe")
         files = self._start_run(model, datamodule, None, None)
         fit_head(self, model, datamodule, C)
         super().validate(model, datamodule=datamodule, verbose=False)
@@ -293,9 +314,11 @@ class Trainer(pl.Trainer):
                         f"{type(datamodule).__name__} overrides {hook}; Lightning would then skip the model's, which"
                         " seeds and augments the batch. Move that work into the datamodule's transforms."
                     )
+            datamodule.trainer = self  # Lightning attaches it later; the number of ranks decides what a batch needs
             datamodule.setup(stage)
             if isinstance(getattr(datamodule, "class_names", None), list) and hasattr(model, "resolve"):
-                model.resolve(datamodule.spec(), f"{type(datamodule).__name__}, source")  # type: ignore[attr-defined]
+                source = str(getattr(datamodule, "source", type(datamodule).__name__))
+                model.resolve(datamodule.spec(), source)  # type: ignore[attr-defined]
         model.configure_model()
 
     def _expect_weights(self, model: pl.LightningModule) -> None:
@@ -337,10 +360,11 @@ class Trainer(pl.Trainer):
         checkpoint = self._find_checkpoint(ckpt_path)
         self._expect_weights(model)
         self._prepare(model, datamodule, command)
+        check_fits(checkpoint, model)
         self.run_dir = run_of_checkpoint(checkpoint) or (Path(output) if output else self._new_run())
         rank_zero_info(f"Using {checkpoint}.")
         self.callbacks[:0] = [RunFiles(self.run_dir, self.config)]
-        if command != "predict":
+        if command != "predict" and self.run_dir is not None:
             self.callbacks.append(Pictures(self.run_dir / "pictures", 0))
         return checkpoint
 
@@ -355,10 +379,13 @@ class Trainer(pl.Trainer):
         checkpoint: Path | None,
     ) -> RunFiles:
         """Choose the run directory and set up what writes into it."""
+        # In a SLURM job Lightning starts from any hpc_ckpt_*.ckpt here, the working directory by default:
+        # https://github.com/Lightning-AI/pytorch-lightning/blob/master/src/lightning/pytorch/trainer/connectors/checkpoint_connector.py
+        self._default_root_dir = str(self.runs_dir)
         self.run_dir = directory = run or self._new_run()
         config = None
         if self.config is not None:
-            resolved = datamodule.resolved() if hasattr(datamodule, "resolved") else {}
+            resolved = datamodule.resolved() if datamodule is not None and hasattr(datamodule, "resolved") else {}
             config = run_config(self.config, dict(model.hparams), resolved)
         files = RunFiles(directory, None if config is None else checkpoint_config(config))
         self.callbacks[:0] = [files]
@@ -455,9 +482,9 @@ def read_checkpoint_config(path: Path) -> dict[str, Any]:
     """The config that a checkpoint carries.
 
     Raises:
-        ValueError: If it carries none.
+        ValueError: If it carries none, or is damaged.
     """
-    text = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("config")
+    text = open_checkpoint(path).get("config")
     if text is None:
         raise ValueError(f"{path} carries no config: it was not written by this command line. Give --config FILE too.")
     return dict(yaml.safe_load(text))

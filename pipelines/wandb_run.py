@@ -205,6 +205,7 @@ class WandbRun(WandbLogger):
         group: str | None,
         tags: Sequence[str] | None,
     ) -> None:
+        self._experiment: Any
         super().__init__(name=name, save_dir=str(directory), id=run_id, project=project)
         self.directory = directory
         self.mode = mode

@@ -34,8 +34,9 @@ def color_jitter(image: Tensor, strength: float) -> Tensor:
 def _grey(image: Tensor) -> Tensor:
     if image.shape[1] != 3:
         return image.mean(dim=1, keepdim=True)
-    weights = image.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R BT.601 luma
-    return (image * weights).sum(dim=1, keepdim=True)
+    red, green, blue = image.split(1, dim=1)
+    grey: Tensor = 0.299 * red + 0.587 * green + 0.114 * blue  # BT.601 luma; a tensor of weights would sync
+    return grey
 
 
 def random_erasing(image: Tensor, probability: float, mean: Tensor, std: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def random_erasing(image: Tensor, probability: float, mean: Tensor, std: Tensor)
         std: (1, C, 1, 1).
     """
     erase = RandomErasing(probability=probability, mode="pixel", device=image.device)
-    normalised = erase((image - mean) / std)
+    normalised: Tensor = erase((image - mean) / std)
     return normalised * std + mean
 
 

@@ -270,10 +270,28 @@ def create_classifier(
     """
     arguments = _arguments(name, in_chans, image_size, drop_rate, drop_path_rate, backbone_args)
     model = _create(name, pretrained, {"num_classes": num_classes} | arguments)
+    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    if pretrained and num_classes and config.get("num_classes") != num_classes:
+        _quiet_head(model)
     _try_out(model, name, in_chans, image_size)
     if grad_checkpointing:
         _enable_checkpointing(model, name)
     return model
+
+
+def _quiet_head(model: nn.Module) -> None:
+    """Start a new classifier on pretrained features near zero, so that its first gradients do not wreck them.
+
+    timm's rule for MobileNets and EfficientNets draws from a range of 1 / sqrt(num_classes): with two classes on 1,280
+    features the first losses are about 5 in place of ln 2.
+    https://github.com/huggingface/pytorch-image-models/blob/main/timm/models/_efficientnet_builder.py
+    """
+    heads = head_parameters(model)
+    for name, parameter in model.named_parameters():
+        if name in heads and parameter.ndim > 1:
+            nn.init.trunc_normal_(parameter, std=0.01)
+        elif name in heads and name.endswith("bias"):
+            nn.init.zeros_(parameter)
 
 
 class Pyramid(nn.Module):

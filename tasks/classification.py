@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,14 @@ class Classification(Task):
         drop_path_rate: Stochastic depth: the rate at which the last block is dropped, less for earlier ones.
         freeze_backbone: Train only the head; batch norms keep their statistics.
         unfreeze_at_epoch: From this epoch on (counted from 0) the backbone is trained too.
+        freeze_norm: Batch norms keep the statistics of the pretrained weights, in place of those of small batches.
         grad_checkpointing: Save memory by computing activations twice.
         loss: ``cross_entropy`` for one label or soft labels; ``bce`` and ``focal`` treat each class on its own and are
             what several labels need. ``auto`` takes what fits the labels.
         label_smoothing: Part of the target spread over all classes.
         focal_gamma: Exponent of the focal loss.
-        class_weights: One a class; from the data with ``data.balance: loss``.
+        class_weights: One a class; from the data with ``data.balance: loss``. With ``bce`` and ``focal`` they weight
+            the positive labels.
         mixup: Parameter alpha of mixup; 0 for none.
         cutmix: Parameter alpha of cutmix; 0 for none.
         mix_prob: Part of the batches that are mixed.
@@ -49,8 +52,9 @@ class Classification(Task):
         compile: Compile the network with torch.compile.
     """
 
-    monitor: ClassVar[str] = "val/accuracy"
-    mode: ClassVar[Literal["min", "max"]] = "max"
+    monitor = "val/accuracy"  # val/map where an image may have several labels
+    mode = "max"
+    loss_weights: Tensor | None
 
     def __init__(
         self,
@@ -62,6 +66,7 @@ class Classification(Task):
         drop_path_rate: float = 0.0,
         freeze_backbone: bool = False,
         unfreeze_at_epoch: int | None = None,
+        freeze_norm: bool = False,
         grad_checkpointing: bool = False,
         loss: Literal["auto", "cross_entropy", "bce", "focal"] = "auto",
         label_smoothing: float = 0.0,
@@ -89,6 +94,7 @@ class Classification(Task):
             image_size=image_size,
             freeze_backbone=freeze_backbone,
             unfreeze_at_epoch=unfreeze_at_epoch,
+            freeze_norm=freeze_norm,
             channels_last=channels_last,
             compile=compile,
         )
@@ -123,6 +129,10 @@ class Classification(Task):
             raise ValueError(
                 f"model.class_weights has {len(self.class_weights)} values, but there are {self.num_classes} classes."
             )
+        if self.multi_label:
+            self.monitor = "val/map"
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
+        self.register_buffer("loss_weights", weights, persistent=False)
         size = self.image_size
         return create_classifier(
             self.backbone,
@@ -135,6 +145,18 @@ class Classification(Task):
             backbone_args=self.backbone_args,
             grad_checkpointing=self.grad_checkpointing,
         )
+
+    def check_training(
+        self, *, batch_size: int | None, has_validation: bool, has_end: bool, monitors: Sequence[str] = ()
+    ) -> None:
+        """As the base, and: mixup and cutmix mix pairs of images, so they need an even batch size."""
+        super().check_training(batch_size=batch_size, has_validation=has_validation, has_end=has_end, monitors=monitors)
+        if (self.mixup or self.cutmix) and batch_size is not None and batch_size % 2:
+            key = "mixup" if self.mixup else "cutmix"
+            raise ValueError(
+                f"model.{key} is {getattr(self, key)}, which mixes pairs of images, but data.batch_size is"
+                f" {batch_size}: set it to an even number."
+            )
 
     def head_names(self) -> set[str]:
         """Names of the classifier's parameters."""
@@ -166,13 +188,12 @@ class Classification(Task):
     def per_image_loss(self, logits: Tensor, label: Tensor, label_smoothing: float) -> Tensor:
         """The loss of each image: float (B,)."""
         kind = ("bce" if self.multi_label else "cross_entropy") if self.loss_kind == "auto" else self.loss_kind
-        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
         return classification_loss(
             logits,
             label,
             kind=kind,
             label_smoothing=label_smoothing,
-            class_weights=weights,
+            class_weights=self.loss_weights,
             focal_gamma=self.focal_gamma,
         )
 

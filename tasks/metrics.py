@@ -109,8 +109,8 @@ class ClassificationMetrics(_LossMean):
         counts, correct, confidence = (
             state.double().cpu() for state in (self.bin_counts, self.bin_correct, self.bin_confidence)
         )
-        # Images, mean confidence and accuracy of each bin, for a reliability diagram; as of the last compute.
-        self.calibration = torch.stack([counts, confidence / UNIT / counts, correct / counts]).nan_to_num()
+        # Mean confidence, accuracy and images of each bin, for a reliability diagram; as of the last compute.
+        self.calibration = torch.stack([confidence / UNIT / counts, correct / counts, counts]).nan_to_num()
         values = {"accuracy": hits.sum() / total}
         values |= {f"top{k}": count / total for k, count in zip(self.top_k, self.top_k_counts.cpu(), strict=True)}
         values["f1"] = f1_scores(hits, confusion.sum(0), confusion.sum(1)).nanmean()
@@ -203,4 +203,7 @@ class MultiLabelMetrics(_LossMean):
         columns = occurs.nonzero()[:, 0].to(scores.device)
         scores = scores.view(-1, self.num_labels)[:, columns]
         labels = labels.view(-1, self.num_labels)[:, columns].long()
-        return multilabel_average_precision(scores, labels, len(columns), average="none", validate_args=False)
+        precision: Tensor = multilabel_average_precision(
+            scores, labels, len(columns), average="none", validate_args=False
+        )
+        return precision

@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
     return write_images(tmp_path / "pictures", counts)
 
 
-def in_child(work: Callable[[], object]) -> int:
+def in_child(work: Callable[[], object], seconds: int = TIMEOUT_SECONDS) -> int:
     """Run `work` in a forked child, which has all imports already; the exit status (negative: the signal).
 
     The child computes with one thread: OpenMP's threads do not survive a fork, and waiting for them hangs.
@@ -68,7 +68,7 @@ def in_child(work: Callable[[], object]) -> int:
     pid = os.fork()
     if pid == 0:
         status = 1
-        signal.alarm(TIMEOUT_SECONDS)
+        signal.alarm(seconds)
         try:
             import torch
 

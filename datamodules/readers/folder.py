@@ -86,6 +86,6 @@ def _read_classes(folder: Path, class_names: list[str], split: str | None) -> li
         try:
             paths = find_images(folder / name)
         except ValueError as error:
-            raise ValueError(f"Class folder is empty: {error} Fill it or remove it.") from error
+            raise ValueError(f"Class folder '{folder / name}' holds no image files. Fill it or remove it.") from error
         records += [{"image": path, "path": path, "label": label, "split": split} for path in paths]
     return records

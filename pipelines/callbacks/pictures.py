@@ -128,7 +128,7 @@ class Pictures(Callback):
 
 
 def as_pictures(image: torch.Tensor) -> NDArray[np.uint8]:
-    """A batch (B, C, H, W), uint8 or float in [0, 1], as uint8 (B, H, W, 3) or (B, H, W, 1); odd channels: the first."""
+    """A batch (B, C, H, W), uint8 or float in [0, 1], as uint8 (B, H, W, 3), or (B, H, W, 1) of its first channel."""
     if image.is_floating_point():
         image = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     channels = 3 if image.shape[1] == 3 else 1

@@ -22,13 +22,16 @@ class PredictionWriter(Callback):
     grow with the number of images and the result does not depend on the number of ranks.
 
     Args:
-        directory: Where to write.
-        class_names: Names of the classes; those of the datamodule by default.
+        directory: Where to write; only rank 0's counts, the other ranks are told it.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path | None) -> None:
         super().__init__()
-        self.directory = directory
+        self.directory = directory or Path()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Tell all ranks rank 0's directory."""
+        self.directory = Path(trainer.strategy.broadcast(str(self.directory)))
 
     def _part(self, rank: int) -> Path:
         return self.directory / f".predictions.{rank}.jsonl"
@@ -38,6 +41,8 @@ class PredictionWriter(Callback):
         self._part(trainer.global_rank).write_text("")
 
     def _add(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: dict[str, Any]) -> None:
+        if not len(batch["image"]):
+            return  # this rank has no images
         names = list(getattr(getattr(trainer, "datamodule", None), "class_names", None) or [])
         rows = task.rows(batch, outputs, names)
         captions = task.captions(batch, outputs, names)

@@ -1,4 +1,4 @@
-"""Exact resume: killed inside an epoch and continued, a run ends with the very weights of one that was not disturbed."""
+"""Exact resume: killed inside an epoch and continued, a run ends with the very weights of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ trainer:
   val_check_interval: {val_check_interval}
   wandb: {{mode: "off"}}
 """
-# 44 images in batches of 4, two batches a step: 11 batches and 6 steps an epoch (the last of one batch). Saved inside an
-# epoch at steps 3, 9 and 15, that is behind batch 6.
+# 44 images in batches of 4, two batches a step: 11 batches and 6 steps an epoch (the last of one batch).
+# Saved inside an epoch at steps 3, 9 and 15, that is behind batch 6.
 
 
 class KillAt(Callback):

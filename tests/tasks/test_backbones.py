@@ -360,3 +360,13 @@ def test_shared_weights_recognise_imagenet_samples(backbone_args: dict[str, str]
             hits += int((predicted == torch.tensor([int(row["class_index"]) for row in part])).sum())
     assert len(rows) == 200
     assert hits / 200 == pytest.approx(expected, abs=0.011)  # decoders differ in the last bit
+
+
+def test_a_new_head_on_pretrained_features_starts_near_zero(tmp_path: Path) -> None:
+    """timm's own start of a two-class head on MobileNet gives first losses of about 5 and wrecks the features."""
+    donor = backbones.create_classifier("mobilenetv2_035", 7)
+    save_file(donor.state_dict(), tmp_path / "donor.safetensors")
+    net = backbones.create_classifier("mobilenetv2_035", 2, pretrained=str(tmp_path / "donor.safetensors"))
+    assert net.get_classifier().weight.abs().max() < 0.05
+    same = backbones.create_classifier("mobilenetv2_035", 7, pretrained=str(tmp_path / "donor.safetensors"))
+    assert torch.equal(same.get_classifier().weight, donor.get_classifier().weight)

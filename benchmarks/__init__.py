@@ -1,0 +1,1 @@
+"""Measurements of this project against named peers; ``python -m benchmarks --help`` lists them."""

@@ -1,0 +1,114 @@
+"""`predict` gives exactly what `test` gave on the same files, from a checkpoint that was copied elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines import cli
+from tests.conftest import in_child, write_images
+
+CONFIG = """
+model:
+  class_path: Classification
+  init_args: {{backbone: test_resnet, pretrained: {pretrained}}}
+data:
+  class_path: ClassificationData
+  init_args: {{source: {source}, image_size: 48, batch_size: 4, num_workers: 0, resize: {resize}}}
+trainer:
+  max_epochs: 1
+  num_sanity_val_steps: 0
+  enable_progress_bar: false
+  enable_model_summary: false
+  wandb: {{mode: "off"}}
+"""
+
+
+def run(*words: str) -> int:
+    return in_child(lambda: cli.main([str(w) for w in words]))
+
+
+def table(path: Path) -> dict[str, dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return {Path(row["path"]).name: row for row in csv.DictReader(file)}
+
+
+def difference(a: dict[str, dict[str, str]], b: dict[str, dict[str, str]]) -> float:
+    assert a.keys() == b.keys()
+    assert [row["label"] for row in a.values()] == [b[name]["label"] for name in a]
+    keys = ("probability", "probability_2")
+    return max(abs(float(row[k]) - float(b[name][k])) for name, row in a.items() for k in keys)
+
+
+@pytest.mark.parametrize("resize", ["crop", "letterbox"])
+def test_predict_equals_test(tmp_path, resize, monkeypatch):
+    counts = {"train/ant": 6, "train/bee": 6, "val/ant": 2, "val/bee": 2, "test/ant": 3, "test/bee": 3}
+    source = write_images(tmp_path / "pictures", counts, (60, 80))
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(("ant", "bee", "ant", "bee")):  # rotated by EXIF, and far from square
+        pixels = rng.integers(0, 255, (30 + 40 * i, 120, 3), dtype=np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = (6, 8, 3, 5)[i]
+        Image.fromarray(pixels).save(source / "test" / name / f"rotated{i}.jpg", exif=exif)
+    for path in (source / "test").rglob("*.jpg"):  # one name a file, to compare tables by
+        path.rename(path.with_name(f"{path.parent.name}_{path.name}"))
+    config = tmp_path / "run.yaml"
+    config.write_text(CONFIG.format(source=source, resize=resize, pretrained="false"))
+    assert run("fit", "--config", config) == 0
+    assert run("test", "--config", config) == 0
+    tested = table(tmp_path / "runs/run/0/predictions.csv")
+    assert len(tested) == 10
+    assert {row["truth"] for row in tested.values()} == {"ant", "bee"}
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(tmp_path / "runs/run/0/checkpoints/best.ckpt", elsewhere / "model.ckpt")
+    shutil.copytree(source / "test", elsewhere / "images")
+    shutil.rmtree(source)
+    shutil.rmtree(tmp_path / "runs")
+    monkeypatch.chdir(elsewhere)
+    assert run("predict", "--ckpt_path", "model.ckpt", "--source", "images", "--output", "same") == 0
+    other = ["--data.eval_batch_size", "3", "--output", "other"]
+    assert run("predict", "--ckpt_path", "model.ckpt", "--source", "images", *other) == 0
+    assert difference(tested, table(Path("same/predictions.csv"))) < 1e-6
+    assert difference(tested, table(Path("other/predictions.csv"))) < 1e-5
+    assert (elsewhere / "same" / "contact_sheet.png").stat().st_size > 1000
+    assert not (elsewhere / "runs").exists()
+
+
+def test_the_weights_file_is_not_needed_once_there_is_a_checkpoint(tmp_path, folder):
+    from safetensors.torch import save_file
+
+    from tasks.backbones import create_classifier
+
+    weights = tmp_path / "weights.safetensors"
+    save_file(create_classifier("test_resnet", 7).state_dict(), weights)
+    config = tmp_path / "run.yaml"
+    config.write_text(CONFIG.format(source=folder, resize="crop", pretrained=weights))
+    assert run("fit", "--config", config) == 0
+    weights.unlink()
+    assert run("test", "--config", config) == 0
+    assert run("predict", "--ckpt_path", "runs/run/0/checkpoints/last.ckpt", "--source", folder / "test/ant") == 0
+    assert len(table(Path("runs/run/0/predict/predictions.csv"))) == 3
+
+
+def test_test_without_a_config_takes_everything_from_the_checkpoint(tmp_path, folder):
+    config = tmp_path / "run.yaml"
+    config.write_text(CONFIG.format(source=folder, resize="crop", pretrained="false"))
+    assert run("fit", "--config", config) == 0
+    assert run("test", "--ckpt_path", "runs/run/0/checkpoints/best.ckpt") == 0
+    by_file = (tmp_path / "runs/run/0/test.json").read_text()
+    assert run("test", "--name", "run") == 0
+    assert (tmp_path / "runs/run/0/test.json").read_text() == by_file
+
+
+def test_untrained_weights_are_never_evaluated(tmp_path, folder, capfd):
+    config = tmp_path / "run.yaml"
+    config.write_text(CONFIG.format(source=folder, resize="crop", pretrained="false"))
+    assert run("test", "--config", config) != 0
+    assert "no run named 'run'" in capfd.readouterr().err

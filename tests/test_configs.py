@@ -1,0 +1,151 @@
+"""Every YAML of configs/ is run: the command in its header, two steps, on generated data of the layout that it names."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pipelines import cli
+from tests.conftest import in_child, write_images
+from tests.ranks import in_ranks
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+OVERLAYS = {"ddp", "debug", "slurm", "wandb"}  # each has a test below
+# How the data sets lie on the disk: images of each class in each split, and their size.
+LAYOUTS = {
+    "data/hymenoptera": ({f"{split}/{name}": 6 for split in ("train", "val") for name in ("ants", "bees")}, (40, 48)),
+    "data/cifar10": ({f"{split}/{k}": 6 for split in ("train", "test") for k in range(10)}, (32, 32)),
+}
+SMALL = ["--trainer.accelerator=cpu", "--data.num_workers=0", "--trainer.enable_progress_bar=false"]
+TWO_STEPS = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2"]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(CONFIGS).with_suffix(""))
+
+
+def header_command(path: Path) -> list[str]:
+    """The words of the first command in a config's header, without ``python -m pipelines``."""
+    found = re.search(r"^#   (?:srun )?python -m pipelines (.+)$", path.read_text(), re.MULTILINE)
+    assert found, f"{path} does not say how it is run"
+    return found[1].split()
+
+
+def make_data(config: dict) -> None:
+    """Images below the working directory, of the layout of the set that the config names, and a file of weights."""
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    if data["source"] != "digits":
+        assert data["source"] in LAYOUTS, f"add the layout of {data['source']} to this test"
+        write_images(Path(data["source"]), *LAYOUTS[data["source"]])
+    if isinstance(model.get("pretrained"), str):
+        import timm
+        from safetensors.torch import save_file
+
+        path = Path(model["pretrained"])
+        path.parent.mkdir(parents=True)
+        save_file(timm.create_model(model["backbone"]).state_dict(), path)
+
+
+def the_run(name: str) -> Path:
+    (run,) = (Path("runs") / name).iterdir()
+    return run
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with open(run / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if f.parent.name != "overlays"], ids=name_of)
+def test_config(path):
+    config = yaml.safe_load(path.read_text())
+    make_data(config)
+    command = header_command(path)
+    assert name_of(path) in command or str(path.name) in command
+    shrink = [*SMALL, "--trainer.wandb.mode=off", "--data.batch_size=4"]
+    shrink += TWO_STEPS if command[0] == "fit" else []
+    shrink += [] if "image_size" in config["data"]["init_args"] else ["--data.image_size=96"]
+    assert in_child(lambda: cli.main([*command, *shrink])) == 0
+    run = the_run(path.stem)
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point())
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["data"]["init_args"]["source"] == config["data"]["init_args"]["source"]
+    if command[0] == "fit":
+        assert checkpoint["global_step"] >= 1
+        assert math.isfinite(float(rows(run)[-1]["train/loss"]))
+
+
+def test_every_overlay_has_a_test():
+    assert {f.stem for f in FILES if f.parent.name == "overlays"} == OVERLAYS
+
+
+def test_debug():
+    assert in_child(lambda: cli.main([*header_command(CONFIGS / "overlays/debug.yaml"), *SMALL])) == 0
+    run = the_run("quickstart")
+    assert [int(row["step"]) for row in rows(run)] == list(range(8))
+    assert not (run / "wandb").exists()
+
+
+def test_wandb():
+    command = header_command(CONFIGS / "overlays/wandb.yaml")
+    assert in_child(lambda: cli.main([*command, *SMALL, *TWO_STEPS])) == 0  # offline: conftest sets WANDB_MODE
+    run = the_run("quickstart")
+    assert len(list((run / "wandb").glob("offline-run-*"))) == 1
+    settings = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["wandb"]
+    assert (settings["project"], settings["mode"], settings["table_rows"]) == ("vision", "auto", 1000)
+
+
+def test_ddp():
+    command = header_command(CONFIGS / "overlays/ddp.yaml")
+    assert in_ranks(lambda: cli.main([*command, *SMALL, *TWO_STEPS, "--trainer.wandb.mode=off"])) == [0, 0]
+    assert_of_two_ranks(the_run("quickstart"))
+
+
+def srun_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What srun sets for a task of a job on one node; the address and port are ours, so that two tests do not meet."""
+    return {
+        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_NAME": "train",
+        "SLURM_NTASKS": str(world_size),
+        "SLURM_NTASKS_PER_NODE": str(world_size),
+        "SLURM_NODELIST": "localhost",
+        "SLURM_NODEID": "0",
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def test_slurm():
+    """Two tasks as srun starts them; the GPUs and their number are replaced, the rest of the overlay is as it is.
+
+    A checkpoint of Lightning's own requeueing that lies in the working directory is not taken.
+    """
+    Path("hpc_ckpt_1.ckpt").write_text("somebody else's")
+    here = ["--trainer.devices=2", "--trainer.num_nodes=1", "--trainer.wandb.mode=off"]
+    command = [*header_command(CONFIGS / "overlays/slurm.yaml"), *SMALL, *TWO_STEPS, *here]
+    assert in_ranks(lambda: cli.main(command), environment=srun_environment) == [0, 0]
+    run = the_run("quickstart")
+    assert_of_two_ranks(run)
+    # Requeued, the same command goes on in the same directory.
+    longer = [*command, "--trainer.max_epochs=2"]
+    assert in_ranks(lambda: cli.main(longer), environment=srun_environment) == [0, 0]
+    assert the_run("quickstart") == run
+    assert [int(row["step"]) for row in rows(run)] == [1, 3]
+
+
+def assert_of_two_ranks(run: Path) -> None:
+    """Two processes that did not know of each other would have made two run directories; `the_run` allows one."""
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["devices"] in (2, "2")
+    assert len(json.loads((run / "environment.json").read_text())) == 1
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
