@@ -1,6 +1,20 @@
 """What is fed: the datamodules. They never import ``tasks``: the two meet in the batch."""
 
-from datamodules.classification import ClassificationData
-from datamodules.transforms import Augment
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datamodules.classification import ClassificationData
+    from datamodules.transforms import Augment
 
 __all__ = ["Augment", "ClassificationData"]
+_MODULES = {"Augment": "transforms", "ClassificationData": "classification"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: a spawned worker imports this package for its loader, and must not wait for Lightning."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'datamodules' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"datamodules.{_MODULES[name]}"), name)

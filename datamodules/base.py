@@ -19,7 +19,8 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,8 +97,8 @@ class DataModule(LightningDataModule, ABC):
         """All records with their split, and the class names."""
 
     @abstractmethod
-    def read_sample(self, record: Record) -> Record:
-        """Decode one record into a sample in original pixels."""
+    def make_reader(self) -> Callable[[Record], Record]:
+        """What decodes one record into a sample in original pixels; it travels to workers, so it is no bound method."""
 
     @abstractmethod
     def make_transform(self, *, train: bool) -> Transform:
@@ -156,6 +157,7 @@ class DataModule(LightningDataModule, ABC):
             if stage == command:
                 self._require(split)
 
+    @cached_property
     def split_digest(self) -> str:
         """A digest of which image is in which split, wherever the folder lies; it tells whether it changed."""
         paths = [(split, r["path"]) for split, rs in self.records.items() for r in rs if split != "predict"]
@@ -267,15 +269,15 @@ class DataModule(LightningDataModule, ABC):
         Without a batch Lightning leaves the epoch out on that rank, and the others wait for it in ``compute`` for ever
         (``skip`` in https://github.com/Lightning-AI/pytorch-lightning/blob/master/src/lightning/pytorch/loops/evaluation_loop.py).
         """
-        dataset = RecordDataset(self.records[split][:1], self.read_sample, self.make_transform(train=False))
+        dataset = RecordDataset(self.records[split][:1], self.make_reader(), self.make_transform(train=False))
         batch = {key: value[:0] for key, value in collate([dataset[0, -1, 0]]).items()}
         return DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
 
     def _loader(self, split: str, sampler: TrainSampler | EvalSampler, *, train: bool) -> Any:
-        read = self.read_sample
+        read = self.make_reader()
         if split != "predict" and self._resolve_cache() == "decoded":
             if split not in self._decoded:
-                self._decoded[split] = DecodedCache.build(self.records[split], self.read_sample, self.cache_dir)
+                self._decoded[split] = DecodedCache.build(self.records[split], read, self.cache_dir)
             read = self._decoded[split].read
         dataset = RecordDataset(
             self.records[split], read, self.make_transform(train=train), seed=self.run_seed(), stream=split
@@ -294,7 +296,7 @@ class DataModule(LightningDataModule, ABC):
         return 0 if num_images <= self.batch_size else min(8, max(1, len(os.sched_getaffinity(0)) // local))
 
     def _resolve_cache(self) -> Cache:
-        """``auto``: ``tensor`` where the augmentation has a batched form and the images are few and small, else ``none``."""
+        """``auto``: ``tensor`` for few and small images whose augmentation has a batched form, else ``none``."""
         batched = batch_transform(self.augment, self.canvas()) is not None or self.augment.preset == "none"
         if self.cache == "tensor" and not batched:
             preset = "transforms" if self.augment.transforms is not None else f"preset: {self.augment.preset}"
@@ -311,7 +313,7 @@ class DataModule(LightningDataModule, ABC):
 
     def _whole_split(self, split: str) -> dict[str, Any]:
         transform = self.make_transform(train=False)
-        dataset = RecordDataset(self.records[split], self.read_sample, transform)
+        dataset = RecordDataset(self.records[split], self.make_reader(), transform)
         loader = make_loader(
             dataset, EvalSampler(len(dataset), 256), num_workers=self._decode_workers(split), pin_memory=False
         )

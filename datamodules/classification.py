@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +12,7 @@ import numpy as np
 
 from datamodules.base import Cache, DataModule
 from datamodules.digits import read_digits
-from datamodules.images import read_image
-from datamodules.loading import Record
+from datamodules.loading import Record, read_record
 from datamodules.readers import Listing
 from datamodules.readers.arrays import read_arrays
 from datamodules.readers.folder import read_folder
@@ -131,6 +130,9 @@ class ClassificationData(DataModule):
             _apply_split_file(listing.records, self.split_file)
         else:
             has = {r["split"] for r in listing.records}
+            for record in listing.records:
+                if record["split"] == "train":  # what is missing is held out of the training images
+                    record["split"] = None
             split_records(
                 listing.records,
                 val=0.0 if "val" in has else self.val_fraction,
@@ -160,9 +162,9 @@ class ClassificationData(DataModule):
             return read_arrays(path)
         raise ValueError(f"data.source '{source}' is neither a folder nor a .csv, .parquet or .npz file.")
 
-    def read_sample(self, record: Record) -> Record:
-        """Decode one image; label and weight go along."""
-        return {**record, "image": read_image(record["image"], self.in_chans, self.dtype)}
+    def make_reader(self) -> Callable[[Record], Record]:
+        """Decodes one image; label and weight go along."""
+        return partial(read_record, channels=self.in_chans, dtype=self.dtype)
 
     def make_transform(self, *, train: bool) -> Transform:
         """The training or the evaluation transform."""

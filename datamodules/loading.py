@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datamodules.images import read_image
 
 Record = dict[str, Any]
 Key = tuple[int, int, int]
@@ -25,6 +27,11 @@ def key_seed(seed: int, stream: str, *key: int) -> int:
     """A 32-bit seed that depends on the run's seed, the stream's name and the numbers of ``key``."""
     words = [seed & 0xFFFFFFFF, zlib.crc32(stream.encode()), *key]
     return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def read_record(record: Record, channels: int, dtype: Literal["uint8", "float32"]) -> Record:
+    """The record with its image decoded: (H, W, C) in original pixels; see ``datamodules.images.read_image``."""
+    return {**record, "image": read_image(record["image"], channels, dtype)}
 
 
 class TrainSampler(Sampler[list[Key]]):

@@ -16,20 +16,20 @@ import yaml
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
-import datamodules  # noqa: F401 - the parser knows the classes that were imported by their short names
+import datamodules.classification  # noqa: F401 - the parser knows the classes that were imported by their short names
 import tasks  # noqa: F401
 from datamodules.base import DataModule
 from pipelines.errors import (
     CHECKPOINT_MARK,
     UsageError,
     constructor_message,
-    explain,
     load_config,
     names_key,
     unwrapped,
     with_place,
 )
 from pipelines.listing import PROGRAM, config_path
+from pipelines.mistakes import explain
 from pipelines.trainer import Trainer, read_checkpoint_config
 from tasks.base import Task
 

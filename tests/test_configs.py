@@ -1,4 +1,4 @@
-"""Every YAML of configs/ is run: the command in its header, two steps, on generated data of the layout that it names."""
+"""Every YAML of configs/ is run: the command in its header, two steps, on generated data of the layout it names."""
 
 from __future__ import annotations
 

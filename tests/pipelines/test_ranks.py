@@ -13,7 +13,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,16 +90,47 @@ class KillAt(Callback):
 WATCH = f"--trainer.callbacks={__name__}.Watch"
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    source = write_images(tmp_path / "pictures", COUNTS, (32, 32))
+def write_config(directory: Path) -> Path:
+    source = write_images(directory / "pictures", COUNTS, (32, 32))
     # One image of each class has the colour of the other: accuracy is neither 0 nor 1, whatever the net has learned.
     for split in ("val", "test"):
         a, b, between = (source / split / name for name in ("a/000.jpg", "b/000.jpg", "between"))
         a.rename(between), b.rename(a), between.rename(b)
-    path = tmp_path / "config.yaml"
+    path = directory / "config.yaml"
     path.write_text(CONFIG.format(source=source))
     return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write_config(tmp_path)
+
+
+def launch(directory: Path, *launcher: str) -> subprocess.Popen[str]:
+    """Start a real launcher in a session of its own."""
+    flags = ["fit", "--config", str(write_config(directory)), *TWO, "--trainer.wandb.mode", "offline"]
+    return subprocess.Popen(
+        [sys.executable, *launcher, *flags],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(HOUSE), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def devices_2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """`python -m pipelines fit --trainer.devices 2`: it runs beside the other tests, for its imports take 20 s."""
+    if not any(item.name == "test_launched_by_devices" for item in request.session.items):
+        yield None
+        return
+    directory = tmp_path_factory.mktemp("devices")
+    process = launch(directory, "-m", "pipelines")
+    yield process, directory
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def one(command: str, config: Path, *flags: str) -> None:
@@ -258,40 +291,30 @@ def test_staged_data_are_the_same_data(tmp_path):
     for place, counts in (("a", COUNTS), ("elsewhere/b", COUNTS), ("c", {**COUNTS, "test/a": 5})):
         data = ClassificationData(str(write_images(tmp_path / place, counts)))
         data.setup()
-        digests.append(data.split_digest())
+        digests.append(data.split_digest)
     assert digests[0] == digests[1] != digests[2]
 
 
-def launched(command: list[str]) -> str:
-    """Run a real launcher in a session of its own; its output. Nothing of it outlives the call."""
-    environment = {**os.environ, "PYTHONPATH": str(HOUSE), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+def test_launched_by_devices(devices_2, monkeypatch):
+    process, directory = devices_2
+    monkeypatch.chdir(directory)
+    assert_one_run_of_two_ranks(process)
+
+
+@pytest.mark.slow
+def test_launched_by_torchrun(tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    process = launch(tmp_path, *torchrun, "-m", "pipelines")
     try:
-        output, _ = process.communicate(timeout=300)
+        assert_one_run_of_two_ranks(process)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def assert_one_run_of_two_ranks(process: subprocess.Popen[str]) -> None:
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    return output
-
-
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        ["-m", "pipelines"],
-        pytest.param(
-            ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "PORT", "-m", "pipelines"],
-            marks=pytest.mark.slow,
-        ),
-    ],
-    ids=["devices", "torchrun"],
-)
-def test_launched_ranks_share_one_run(config, launcher):
-    words = [str(free_port()) if word == "PORT" else word for word in launcher]
-    flags = ["--trainer.wandb.mode", "offline"]
-    output = launched([sys.executable, *words, "fit", "--config", str(config), *TWO, *flags])
     assert "2 processes" in output
     assert output.count("run directory") == 1
     assert "Warning" not in output
@@ -303,9 +326,8 @@ def test_launched_ranks_share_one_run(config, launcher):
     assert offline.name.endswith((run / "wandb_id.txt").read_text().strip())
     assert [p.name for p in run.glob("config*.yaml")] == ["config.yaml"]
     assert len(json.loads((run / "environment.json").read_text())) == 1
-    steps = [int(row["step"]) for row in rows("runs")]
-    assert steps == [0, 1, 2, 3, 4, 5]
+    assert [int(row["step"]) for row in rows("runs")] == [0, 1, 2, 3, 4, 5]
     in_fit = {name: float(value) for name, value in rows("runs")[-1].items() if name.startswith("val/")}
-    one("validate", config, "--ckpt_path", "last")
+    one("validate", Path("config.yaml"), "--ckpt_path", "last")
     of_one = evaluated("runs", "validate")
     assert_same_metrics(in_fit, {name: of_one[name] for name in in_fit})

@@ -1,0 +1,132 @@
+"""The classification task: labels of all kinds, weights, mixing, normalisation, views."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tasks import Classification
+from tasks.augment import color_jitter, mix, random_erasing
+
+
+def task(**arguments) -> Classification:
+    torch.manual_seed(0)
+    made = Classification(**{"backbone": "test_resnet", "num_classes": 3, "in_chans": 3, **arguments})
+    made.configure_model()
+    return made.eval()
+
+
+def batch(**more) -> dict:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(0, 256, (4, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return {"image": image, "label": torch.tensor([0, 1, 2, 0]), "path": list("abcd"), **more}
+
+
+def test_the_weight_scales_each_images_loss():
+    model = task()
+    each = [float(model.loss({k: v[i : i + 1] for k, v in batch().items()})["loss"]) for i in range(4)]
+    weight = torch.tensor([0.0, 2.0, 1.0, 0.5])
+    weighted = float(model.loss(batch(weight=weight))["loss"])
+    assert weighted == pytest.approx(sum(w * x for w, x in zip(weight.tolist(), each, strict=True)) / 4, rel=1e-5)
+
+
+def test_float_and_uint8_images_give_the_same():
+    model = task()
+    whole = batch()
+    as_float = {**whole, "image": whole["image"].float() / 255}
+    assert torch.allclose(model.predict(whole)["logits"], model.predict(as_float)["logits"], atol=1e-5)
+
+
+def test_forward_normalises_with_the_networks_own_statistics():
+    model = task()
+    image = batch()["image"]
+    expected = model.network((image.float() / 255 - model.mean) / model.std)
+    assert torch.allclose(model(image), expected, atol=1e-5)
+    assert model.mean.flatten().tolist() == pytest.approx([0.5, 0.5, 0.5])  # test_resnet's
+
+
+def test_soft_and_hard_labels_agree():
+    model = task(label_smoothing=0.1)
+    soft = torch.nn.functional.one_hot(batch()["label"], 3).float()
+    assert float(model.loss(batch())["loss"]) == pytest.approx(float(model.loss(batch(label=soft))["loss"]), rel=1e-5)
+
+
+def test_several_labels():
+    model = task(multi_label=True)
+    label = torch.tensor([[1, 1, 0], [0, 0, 0], [0, 1, 0], [1, 0, 1]]).float()
+    predictions = model.predict(batch())
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(predictions["logits"], label)
+    assert float(model.loss(batch(label=label))["loss"]) == pytest.approx(float(expected), rel=1e-5)
+    model.update_metrics(batch(label=label), predictions)
+    assert {"map", "f1", "f1_micro", "loss"} <= set(model.eval_metrics.compute())
+    assert model.monitor == "val/map"
+    assert model.rows(batch(label=label), predictions, list("xyz"))[0]["truth"] == "x;y"
+
+
+def test_mixing_keeps_the_sum_of_labels_and_mixes_both_alike():
+    torch.manual_seed(0)
+    mixed = mix({**batch(), "image": torch.rand(4, 3, 8, 8), "weight": torch.arange(4.0)}, 3, 0.4, 1.0, 1.0)
+    assert mixed["label"].shape == (4, 3)
+    assert torch.allclose(mixed["label"].sum(1), torch.ones(4))
+    image = torch.eye(4).view(4, 1, 2, 2)
+    label = torch.eye(4)
+    both = mix({"image": image.clone(), "label": label}, 4, 0.4, 0.0, 1.0)
+    assert torch.allclose(both["image"].view(4, 4), both["label"], atol=1e-6)
+
+
+def test_jitter_and_erasing_keep_shape_and_range():
+    image = torch.rand(6, 3, 16, 16)
+    jittered = color_jitter(image, 0.4)
+    assert jittered.shape == image.shape
+    assert 0 <= jittered.min()
+    assert jittered.max() <= 1
+    assert not torch.equal(jittered, image)
+    mean, std = torch.full((1, 3, 1, 1), 0.5), torch.full((1, 3, 1, 1), 0.25)
+    erased = random_erasing(image, 1.0, mean, std)
+    changed = (erased - image).abs() > 1e-5
+    assert 0 < changed.float().mean() < 0.5
+
+
+def test_views_are_averaged():
+    model = task(tta=["hflip"])
+    flipped = {**batch(), "image": batch()["image"].flip(3)}
+    plain = task()
+    expected = (plain.predict(batch())["probabilities"] + plain.predict(flipped)["probabilities"]) / 2
+    assert torch.allclose(model.predict(batch())["probabilities"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels_last", [True, False, "auto"])
+def test_memory_formats_give_the_same(channels_last):
+    expected = task(channels_last=False).predict(batch())["logits"]
+    assert torch.allclose(task(channels_last=channels_last).predict(batch())["logits"], expected, atol=1e-4)
+
+
+def test_compiled_network_keeps_its_names():
+    assert task(compile=True).state_dict().keys() == task().state_dict().keys()
+
+
+def test_values_that_differ_from_the_datas_are_refused():
+    model = Classification("test_resnet", num_classes=5)
+    with pytest.raises(ValueError, match=r"model\.num_classes is 5, but the data \(pictures\) has 3"):
+        model.resolve({"num_classes": 3}, "pictures")
+
+
+def test_frozen_parts_stay_still():
+    model = task(freeze_backbone=True)
+    model.train()
+    before = {k: v.clone() for k, v in model.network.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    model.loss(batch())["loss"].backward()
+    optimizer.step()
+    after = model.network.state_dict()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed == model.head_names()
+
+
+def test_frozen_norms_keep_their_statistics_but_learn():
+    model = task(freeze_norm=True)
+    model.train()
+    before = {k: v.clone() for k, v in model.network.named_buffers()}
+    model.loss(batch())["loss"].backward()
+    assert all(torch.equal(v, before[k]) for k, v in model.network.named_buffers())
+    assert all(p.grad is not None for p in model.network.parameters())
