@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 _number = itertools.count()
@@ -269,3 +270,20 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_checkpoint_config(path: Path) -> dict[str, Any]:
+    """The config that a checkpoint carries.
+
+    Raises:
+        ValueError: If it carries none, or is damaged.
+    """
+    text = open_checkpoint(path).get("config")
+    if text is None:
+        raise ValueError(f"{path} carries no config: it was not written by this command line. Give --config FILE too.")
+    return dict(yaml.safe_load(text))
+
+
+def global_step_of(path: Path) -> int:
+    """Optimiser steps that were taken when a checkpoint was written."""
+    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])

@@ -19,6 +19,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 import datamodules.classification  # noqa: F401 - the parser knows the classes that were imported by their short names
 import tasks  # noqa: F401
 from datamodules.base import DataModule
+from pipelines.checkpoint_io import read_checkpoint_config
 from pipelines.errors import (
     CHECKPOINT_MARK,
     UsageError,
@@ -30,14 +31,14 @@ from pipelines.errors import (
 )
 from pipelines.listing import PROGRAM, config_path
 from pipelines.mistakes import explain
-from pipelines.trainer import Trainer, read_checkpoint_config
+from pipelines.trainer import Trainer
 from tasks.base import Task
 
 #: Arguments of a Trainer method that are no flags.
 NOT_FLAGS = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
 #: Advice of libraries that does not apply here: what it warns of is meant so, or done in another way.
 NOISE = (
-    ".*overridden `on_after_batch_transfer`.*",  # the design: device augmentation is the model's
+    ".*overridden `(on_after_batch_transfer|transfer_batch_to_device)`.*",  # device augmentation is the model's
     ".*smaller than the logging interval.*",  # the sums are flushed at each epoch's end too
     ".*does not have many workers.*",
     ".*Checkpoint directory .* exists and is not empty.*",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
 import json
 import math
 import platform
+import secrets
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pytorch_lightning.utilities import rank_zero_warn
 
 PACKAGES = [
     "torch",
@@ -161,3 +164,24 @@ def checkpoint_config(config: dict[str, Any]) -> dict[str, Any]:
         kept["model"] = {**model, "init_args": {**model.get("init_args", {}), "pretrained": False}}
     precision = config.get("trainer", {}).get("precision")
     return {**kept, "trainer": {"precision": precision}} if precision else kept
+
+
+def wandb_id(directory: Path) -> str:
+    """The W&B run id of a run directory; a resumed run keeps it."""
+    path = directory / "wandb_id.txt"
+    if not path.exists():
+        path.write_text(secrets.token_hex(4))
+    return path.read_text().strip()
+
+
+def write_data_files(directory: Path, datamodule: Any) -> None:
+    """``split.json``: which image is in which split; ``skipped.csv``: which files could not be read."""
+    records = getattr(datamodule, "records", None)
+    if records:
+        split = {name: [r["path"] for r in rows] for name, rows in records.items()}
+        (directory / "split.json").write_text(json.dumps(split, ensure_ascii=False), encoding="utf-8")
+    skipped = getattr(datamodule, "skipped", None)
+    if skipped:
+        rank_zero_warn(f"{len(skipped)} unreadable image(s) left out; they are listed in {directory / 'skipped.csv'}.")
+        with open(directory / "skipped.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("path", "reason"), *skipped])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +9,10 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-import yaml
 from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -23,7 +20,7 @@ from pipelines.callbacks.checkpoints import SaveLast
 from pipelines.callbacks.pictures import Pictures
 from pipelines.callbacks.predictions import PredictionWriter
 from pipelines.callbacks.run_files import RunFiles
-from pipelines.checkpoint_io import AtomicCheckpointIO, check_fits, newest_good_checkpoint, open_checkpoint
+from pipelines.checkpoint_io import AtomicCheckpointIO, check_fits, global_step_of, newest_good_checkpoint
 from pipelines.loggers import MetricsCSV, wandb_logger
 from pipelines.run import (
     checkpoint_config,
@@ -32,7 +29,9 @@ from pipelines.run import (
     run_config,
     run_of_checkpoint,
     runs_of,
+    wandb_id,
     write_config,
+    write_data_files,
     write_environment,
 )
 
@@ -410,8 +409,8 @@ class Trainer(pl.Trainer):
         if config is not None:
             write_config(directory, config)
         write_environment(directory)
-        _write_data_files(directory, datamodule)
-        step = None if checkpoint is None or run is None else _global_step(checkpoint)
+        write_data_files(directory, datamodule)
+        step = None if checkpoint is None or run is None else global_step_of(checkpoint)
         csv = MetricsCSV(directory)
         if step is not None:
             csv.resume(step - 1)
@@ -420,7 +419,7 @@ class Trainer(pl.Trainer):
             mode=self.wandb.mode if self._wandb_on else "off",
             project=self.wandb.project,
             name=f"{self.run_name}/{directory.name}",
-            run_id=_run_id(directory),
+            run_id=wandb_id(directory),
             entity=self.wandb.entity,
             group=self.wandb.group,
             tags=self.wandb.tags,
@@ -451,40 +450,3 @@ def _resolve_precision(precision: Precision, accelerator: Any) -> Any:
 
 def _str(path: Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-def _global_step(checkpoint: Path) -> int:
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-
-
-def _run_id(directory: Path) -> str:
-    """The W&B run id of a run directory; a resumed run keeps it."""
-    path = directory / "wandb_id.txt"
-    if not path.exists():
-        path.write_text(secrets.token_hex(4))
-    return path.read_text().strip()
-
-
-def _write_data_files(directory: Path, datamodule: pl.LightningDataModule | None) -> None:
-    """``split.json``: which image is in which split; ``skipped.csv``: which files could not be read."""
-    records = getattr(datamodule, "records", None)
-    if records:
-        split = {name: [r["path"] for r in rows] for name, rows in records.items()}
-        (directory / "split.json").write_text(json.dumps(split, ensure_ascii=False), encoding="utf-8")
-    skipped = getattr(datamodule, "skipped", None)
-    if skipped:
-        rank_zero_warn(f"{len(skipped)} unreadable image(s) left out; they are listed in {directory / 'skipped.csv'}.")
-        lines = ["path,reason", *(f"{json.dumps(p)},{json.dumps(r)}" for p, r in skipped)]
-        (directory / "skipped.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def read_checkpoint_config(path: Path) -> dict[str, Any]:
-    """The config that a checkpoint carries.
-
-    Raises:
-        ValueError: If it carries none, or is damaged.
-    """
-    text = open_checkpoint(path).get("config")
-    if text is None:
-        raise ValueError(f"{path} carries no config: it was not written by this command line. Give --config FILE too.")
-    return dict(yaml.safe_load(text))

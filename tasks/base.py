@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import os
-import random
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,10 +12,11 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tasks.backbones import freeze, keep_frozen_in_eval, normalization, prefers_channels_last
+from tasks.checks import check_training
+from tasks.exact import same_buffers_on_all_ranks, seed_step
 from tasks.optim import Optim, build_optimizer, build_scheduler, describe
 
 Batch = dict[str, Any]
@@ -185,25 +182,7 @@ class Task(LightningModule, ABC):
         Raises:
             ValueError: Naming the setting.
         """
-        if self.optim.schedule == "plateau" and not has_validation:
-            raise ValueError(
-                "model.optim.schedule is 'plateau', which follows the validation, but the data has no validation split."
-                " Set data.val_fraction, or take another schedule."
-            )
-        if not has_end:
-            raise ValueError(
-                "trainer.max_epochs is -1 and trainer.max_steps is not set, but the schedule needs an end: set one."
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # computed without a batch, for the names
-            metrics = self.eval_metrics.compute() if has_validation else {}
-        known = ["train/loss", *(f"val/{name}" for name, value in metrics.items() if value.numel() == 1)]
-        for name in monitors:
-            if name not in known and not name.startswith("train/"):
-                near = difflib.get_close_matches(name, known, n=1) or known
-                raise ValueError(
-                    f"trainer.callbacks: a callback watches '{name}', which is never logged; take {' or '.join(near)}."
-                )
+        check_training(self, has_validation=has_validation, has_end=has_end, monitors=monitors)
 
     def head_names_of(self, network: nn.Module) -> set[str]:
         """``head_names`` of a network that is not yet the task's."""
@@ -354,7 +333,7 @@ class Task(LightningModule, ABC):
         if self.trainer.state.fn == "fit":
             self.flush(step=self.trainer.global_step - 1)
         self.eval_metrics.reset()
-        self._same_buffers_on_all_ranks(True)
+        same_buffers_on_all_ranks(self, start=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Predict, and add to the metrics; nothing for the empty batch of a rank that has no images."""
@@ -366,7 +345,7 @@ class Task(LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log every metric as ``val/...``."""
-        self._same_buffers_on_all_ranks(False)
+        same_buffers_on_all_ranks(self, start=False)
         metrics = self._log_metrics("val")
         if self._plateau is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             if self.monitor not in metrics:
@@ -403,20 +382,6 @@ class Task(LightningModule, ABC):
         # missing from the history of a run that is killed behind a checkpoint and continued from it.
         for logger in self.loggers:
             logger.log_metrics({"epoch": self.current_epoch, **metrics}, step=step)
-
-    def _same_buffers_on_all_ranks(self, start: bool) -> None:
-        """Give all ranks rank 0's buffers once, and keep DDP from doing so in each forward of the evaluation.
-
-        Ranks may have different numbers of evaluation batches (nothing is padded), so a collective call in ``forward``
-        would hang: https://github.com/pytorch/pytorch/blob/main/torch/nn/parallel/distributed.py (_sync_buffers).
-        """
-        wrapper = self.trainer.strategy.model
-        if not isinstance(wrapper, DistributedDataParallel):
-            return
-        wrapper.require_forward_param_sync = not start
-        if start:
-            for buffer in self.buffers():
-                torch.distributed.broadcast(buffer, 0)
 
     # What a checkpoint keeps beside Lightning's own.
 
@@ -457,14 +422,3 @@ class Task(LightningModule, ABC):
         Plain types only: objects in hyper-parameters cannot be loaded with ``weights_only=True``.
         """
         self.hparams["optim"] = asdict(self.optim)
-
-
-def seed_step(rank: int, batches_seen: int) -> None:
-    """Seed torch, numpy and random from (run seed, rank, batches seen): timm's mixup and erasing use all three."""
-    words = np.random.SeedSequence([int(os.environ.get("PL_GLOBAL_SEED", "0")), rank, batches_seen])
-    seed = int(words.generate_state(1)[0])
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a hundred times as long
-    if torch.cuda.is_initialized():
-        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)

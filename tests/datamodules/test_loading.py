@@ -26,7 +26,8 @@ def images(loader) -> dict[tuple[str, int], torch.Tensor]:
 def test_an_image_drawn_twice_in_one_epoch_is_augmented_differently(tmp_path):
     source = write_images(tmp_path / "p", {"train/rare": 1, "train/common": 15, "val/common": 1})
     augment = Augment(crop="random_resized")
-    data = ClassificationData(str(source), image_size=32, balance="sampler", batch_size=4, num_workers=0, augment=augment)
+    common = {"image_size": 32, "batch_size": 4, "num_workers": 0}
+    data = ClassificationData(str(source), balance="sampler", augment=augment, **common)
     data.setup("fit")
     seen = images(data.train_dataloader())
     rare = [image for (path, _), image in seen.items() if "rare" in path]

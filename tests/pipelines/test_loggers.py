@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from pipelines import loggers, wandb_run
 from pipelines.loggers import MetricsCSV, log_image, log_table, masked, wandb_logger
+from tests.conftest import offline_records
 
 
 def rows(directory: Path) -> list[dict[str, str]]:
@@ -176,27 +176,6 @@ def test_lightning_finds_its_way(tmp_path: Path) -> None:
 
 
 # Weights & Biases
-
-
-def offline_records(path: Path) -> list[Any]:
-    """Read a ``.wandb`` file: LevelDB's log format after a header of 7 bytes, in blocks of 32 KiB."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, position, parts, records = path.read_bytes(), 7, b"", []
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a full record, or its last part
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            records.append(record)
-            parts = b""
-    return records
 
 
 def history(path: Path) -> list[dict[str, Any]]:

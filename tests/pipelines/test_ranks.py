@@ -169,7 +169,7 @@ def assert_same_metrics(a: dict, b: dict) -> None:
 
 
 def test_metrics_and_predictions_of_odd_sets_equal_one_process(config):
-    two("fit", config)
+    two("fit", config, "--trainer.ema_decay", "0.9")  # without it: the launched runs below
     in_fit = {name: float(value) for name, value in rows("runs")[-1].items() if name.startswith("val/")}
     two("validate", config, "--ckpt_path", "last")
     of_two = evaluated("runs", "validate")
@@ -255,6 +255,7 @@ def assert_close_states(a: dict, b: dict) -> None:
 def test_killed_and_continued_on_two_ranks_equals_undisturbed(config):
     """Batch norm, dropout and sums of the loss that are not flushed yet where the checkpoint is written."""
     flags = ["--model.drop_rate", "0.3", "--trainer.log_every_n_steps", "3", "--trainer.save_every_n_steps", "1"]
+    flags += ["--trainer.ema_decay", "0.9"]
     two("fit", config, *flags, "--runs_dir", "whole")
     killer = f"--trainer.callbacks={__name__}.KillAt"
     cut = ["fit", "--config", str(config), *TWO, *flags, "--runs_dir", "cut"]

@@ -1,0 +1,41 @@
+"""Checks of a task against its trainer and data, before a run directory exists."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+
+def check_training(task: Any, *, has_validation: bool, has_end: bool, monitors: Sequence[str]) -> None:
+    """Refuse what can only fail later.
+
+    Args:
+        task: A task whose network is built.
+        has_validation: Whether there is a validation split.
+        has_end: Whether the number of epochs or steps is limited.
+        monitors: Metrics that callbacks watch.
+
+    Raises:
+        ValueError: Naming the setting.
+    """
+    if task.optim.schedule == "plateau" and not has_validation:
+        raise ValueError(
+            "model.optim.schedule is 'plateau', which follows the validation, but the data has no validation split."
+            " Set data.val_fraction, or take another schedule."
+        )
+    if not has_end:
+        raise ValueError(
+            "trainer.max_epochs is -1 and trainer.max_steps is not set, but the schedule needs an end: set one."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # computed without a batch, for the names
+        metrics = task.eval_metrics.compute() if has_validation else {}
+    known = ["train/loss", *(f"val/{name}" for name, value in metrics.items() if value.numel() == 1)]
+    for name in monitors:
+        if name not in known and not name.startswith("train/"):
+            near = difflib.get_close_matches(name, known, n=1) or known
+            raise ValueError(
+                f"trainer.callbacks: a callback watches '{name}', which is never logged; take {' or '.join(near)}."
+            )

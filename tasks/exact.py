@@ -1,0 +1,41 @@
+"""What keeps a run exact: keyed seeds for each step, and one state on all ranks for evaluation."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningModule
+from torch.nn.parallel import DistributedDataParallel
+
+
+def same_buffers_on_all_ranks(module: LightningModule, *, start: bool) -> None:
+    """Give all ranks rank 0's buffers once, and keep DDP from doing so in each forward of the evaluation.
+
+    Ranks may have different numbers of evaluation batches (nothing is padded), so a collective call in ``forward``
+    would hang: https://github.com/pytorch/pytorch/blob/main/torch/nn/parallel/distributed.py (_sync_buffers).
+
+    Args:
+        module: The module that is trained; nothing happens without DDP.
+        start: True before the evaluation, False behind it.
+    """
+    wrapper = module.trainer.strategy.model
+    if not isinstance(wrapper, DistributedDataParallel):
+        return
+    wrapper.require_forward_param_sync = not start
+    if start:
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
+def seed_step(rank: int, batches_seen: int) -> None:
+    """Seed torch, numpy and random from (run seed, rank, batches seen): timm's mixup and erasing use all three."""
+    words = np.random.SeedSequence([int(os.environ.get("PL_GLOBAL_SEED", "0")), rank, batches_seen])
+    seed = int(words.generate_state(1)[0])
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a hundred times as long
+    if torch.cuda.is_initialized():
+        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)

@@ -1,0 +1,165 @@
+"""What a run leaves behind, through the command line: files, probe, averaged weights, schedules, broken losses, W&B."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from pytorch_lightning.callbacks import Callback
+
+from pipelines import cli
+from tests.conftest import in_child, offline_records, write_images
+
+CONFIG = """
+model:
+  class_path: Classification
+  init_args: {{backbone: test_resnet, optim: {{lr: 3.0e-3}}}}
+data:
+  class_path: ClassificationData
+  init_args: {{source: {source}, image_size: 32, batch_size: 4, num_workers: 0}}
+trainer:
+  max_epochs: 2
+  num_sanity_val_steps: 0
+  log_every_n_steps: 2
+  enable_progress_bar: false
+  enable_model_summary: false
+"""
+OFF = ("--trainer.wandb.mode", "off")
+RUN = Path("runs/run/0")
+
+
+@pytest.fixture
+def config(tmp_path: Path, folder: Path) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG.format(source=folder))
+    return str(path)
+
+
+def run(*words: str) -> int:
+    return in_child(lambda: cli.main(list(words)))
+
+
+def checkpoint(name: str) -> dict:
+    return torch.load(RUN / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def metrics() -> list[dict[str, str]]:
+    with open(RUN / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_its_files(config):
+    assert run("fit", "--config", config) == 0
+    assert run("validate", "--config", config) == 0
+    assert run("test", "--config", config) == 0
+    assert {p.name for p in (RUN / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    saved = yaml.safe_load((RUN / "config.yaml").read_text())
+    assert saved["model"]["init_args"]["num_classes"] == 2
+    assert saved["data"]["init_args"]["class_names"] == ["ant", "bee"]
+    assert "ckpt_path" not in saved
+    validated = json.loads((RUN / "validate.json").read_text())
+    best = max(float(row["val/accuracy"]) for row in metrics() if row["val/accuracy"])
+    assert validated["val/accuracy"] == pytest.approx(best)
+    tested = json.loads((RUN / "test.json").read_text())
+    assert {"test/accuracy", "test/f1", "test/ece", "test/loss", "per_class"} <= tested.keys()
+    with open(RUN / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(row["truth"] == row["label"] for row in rows) / len(rows) == pytest.approx(tested["test/accuracy"])
+    split = json.loads((RUN / "split.json").read_text())
+    assert {name: len(paths) for name, paths in split.items()} == {"train": 16, "val": 6, "test": 6}
+    pictures = {p.name for p in (RUN / "pictures").iterdir()}
+    assert {"train_batch.png", "val_confusion_matrix.png", "test_confusion_matrix.png"} <= pictures
+    environment = json.loads((RUN / "environment.json").read_text())
+    assert environment[0]["packages"]["torch"] == torch.__version__.partition("+")[0] or environment[0]["packages"]
+    assert len(list((RUN / "wandb").glob("offline-run-*"))) == 1
+    assert run("fit", "--config", str(RUN / "config.yaml"), "--name", "again", *OFF) == 0  # a saved config runs
+
+
+def test_a_probe_leaves_an_ordinary_checkpoint(config):
+    assert run("probe", "--config", config, *OFF) == 0
+    assert run("validate", "--config", config) == 0
+    assert json.loads((RUN / "validate.json").read_text())["val/accuracy"] >= 0.5
+    assert run("predict", "--ckpt_path", str(RUN / "checkpoints/best.ckpt"), "--source", "pictures/test/ant") == 0
+
+
+def test_folding_the_regression_into_the_head_changes_nothing(folder):
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    from datamodules import ClassificationData
+    from pipelines.probe import features, fit_head
+    from pipelines.trainer import Trainer, Wandb
+    from tasks import Classification
+
+    write_images(folder, {"train/cat": 8, "val/cat": 3})
+    data = ClassificationData(
+        str(folder), image_size=32, num_workers=0, class_names=["ant", "bee", "cat"], batch_size=8
+    )
+    data.setup("fit")
+    model = Classification("test_resnet", num_classes=3, in_chans=3)
+    model.configure_model()
+    trainer = Trainer(accelerator="cpu", devices=1, wandb=Wandb(mode="off"), enable_progress_bar=False)
+    fit_head(trainer, model, data, 0.1)
+    x, y = features(model, data.train_features_dataloader(), torch.device("cpu"))
+    scaler = StandardScaler().fit(x)
+    reference = LogisticRegression(C=0.1, max_iter=5000).fit(scaler.transform(x), y).predict_proba(scaler.transform(x))
+    batches = list(data.train_features_dataloader())
+    with torch.inference_mode():
+        ours = torch.cat([model.predict(batch)["probabilities"] for batch in batches]).numpy()
+    assert np.abs(ours - reference).max() < 1e-5
+
+
+def test_averaged_weights_are_evaluated_and_saved(config):
+    assert run("fit", "--config", config, *OFF, "--trainer.ema_decay", "0.5") == 0
+    last = checkpoint("last")
+    name = "network.conv1.0.weight"
+    assert not torch.equal(last["state_dict"][name], last["current_model_state"][name])
+    expected = [float(row["val/accuracy"]) for row in metrics() if row["val/accuracy"]][-1]
+    assert run("validate", "--config", config, "--ckpt_path", "last") == 0
+    assert json.loads((RUN / "validate.json").read_text())["val/accuracy"] == pytest.approx(expected)
+
+
+def test_a_broken_loss_ends_the_run_and_is_never_best(config, capfd):
+    broken = ["--model.optim.name", "sgd", "--model.optim.lr", "1e30", "--trainer.log_every_n_steps", "50"]
+    assert run("fit", "--config", config, *OFF, *broken) == 1
+    assert "train/loss became" in capfd.readouterr().err
+    assert not (RUN / "checkpoints" / "best.ckpt").exists()
+
+
+def test_plateau_follows_each_validation(config):
+    flat = ["--model.optim.schedule", "plateau", "--model.optim.plateau_patience", "0", "--model.optim.lr", "1e-12"]
+    assert run("fit", "--config", config, *OFF, *flat, "--trainer.max_epochs", "3") == 0
+    rates = [float(row["train/lr"]) for row in metrics() if row["train/lr"]]
+    assert rates[-1] == pytest.approx(1e-13)
+    assert rates[0] == 1e-12
+
+
+class KillInSecondEpoch(Callback):
+    """SIGKILL in the second epoch."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx == 1:
+            time.sleep(2)  # W&B writes from a process of its own
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_two_sittings_are_one_wandb_run_with_growing_steps(config):
+    killer = f"--trainer.callbacks={__name__}.KillInSecondEpoch"
+    assert run("fit", "--config", config, killer) == -signal.SIGKILL
+    assert run("fit", "--config", config, "--resume", "auto") == 0
+    folders = sorted((RUN / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    assert len({f.name.rsplit("-", 1)[1] for f in folders}) == 1
+    sittings = [offline_records(next(folder.glob("*.wandb"))) for folder in folders]
+    found = [[r.history.step.num for r in s if r.WhichOneof("record_type") == "history"] for s in sittings]
+    assert all(found)
+    steps = [*found[0], *found[1]]
+    assert steps == sorted(set(steps))
