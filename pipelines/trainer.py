@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pipelines.callbacks.checkpoints import SaveLast
+from pipelines.callbacks.checkpoints import KeepBest, SaveLast
 from pipelines.callbacks.pictures import Pictures
 from pipelines.callbacks.predictions import PredictionWriter
 from pipelines.callbacks.run_files import RunFiles
@@ -392,7 +392,7 @@ class Trainer(pl.Trainer):
         checkpoints = (directory or Path(self.runs_dir)) / "checkpoints"
         if self._add_checkpoints:
             self.callbacks += [
-                ModelCheckpoint(
+                KeepBest(
                     dirpath=checkpoints,
                     filename="best",
                     monitor=getattr(model, "monitor", None) if self._has_validation(datamodule) else None,

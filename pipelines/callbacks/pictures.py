@@ -106,21 +106,8 @@ class Pictures(Callback):
         if self._samples is not None:
             self._draw(trainer, pl_module, "val")
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start empty."""
-        self._start()
-
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep the first images and rows."""
-        self._collect(trainer, pl_module, outputs, batch)
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw."""

@@ -73,26 +73,6 @@ class PredictionWriter(Callback):
         if shown:
             contact_sheet([p for p, _ in shown], [c for _, c in shown], self.directory / "contact_sheet.png")
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start empty."""
-        self._start(trainer)
-
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Write one batch."""
-        self._add(trainer, pl_module, outputs, batch)
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Merge."""
-        self._finish(trainer)
-
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start empty."""
         self._start(trainer)
@@ -112,3 +92,8 @@ class PredictionWriter(Callback):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Merge."""
         self._finish(trainer)
+
+    # `test` writes the same table, with the truth beside the predictions.
+    on_test_start = on_predict_start
+    on_test_batch_end = on_predict_batch_end
+    on_test_end = on_predict_end

@@ -134,6 +134,13 @@ def test_a_broken_loss_ends_the_run_and_is_never_best(config, capfd):
     assert not (RUN / "checkpoints" / "best.ckpt").exists()
 
 
+def test_on_a_tie_the_later_model_is_best(config):
+    same = ["--model.optim.lr", "1e-12", "--trainer.max_epochs", "3"]
+    assert run("fit", "--config", config, *OFF, *same) == 0
+    assert len({row["val/accuracy"] for row in metrics() if row["val/accuracy"]}) == 1
+    assert checkpoint("best")["epoch"] == 2
+
+
 def test_plateau_follows_each_validation(config):
     flat = ["--model.optim.schedule", "plateau", "--model.optim.plateau_patience", "0", "--model.optim.lr", "1e-12"]
     assert run("fit", "--config", config, *OFF, *flat, "--trainer.max_epochs", "3") == 0
