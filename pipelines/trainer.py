@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint, TQDMProgressBar, WeightAveraging
+from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.callbacks import ProgressBar as LightningBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
@@ -19,6 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from pipelines.callbacks.checkpoints import KeepBest, SaveLast
 from pipelines.callbacks.pictures import Pictures
 from pipelines.callbacks.predictions import PredictionWriter
+from pipelines.callbacks.progress import ProgressBar
 from pipelines.callbacks.run_files import RunFiles
 from pipelines.checkpoint_io import AtomicCheckpointIO, check_fits, global_step_of, newest_good_checkpoint
 from pipelines.loggers import MetricsCSV, wandb_logger
@@ -108,8 +110,8 @@ class Trainer(pl.Trainer):
         callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         own_checkpoints = any(isinstance(c, Checkpoint) for c in callbacks)
         self._add_checkpoints = enable_checkpointing is not False and not own_checkpoints
-        if enable_progress_bar is not False and not any(isinstance(c, TQDMProgressBar) for c in callbacks):
-            callbacks.append(TQDMProgressBar(refresh_rate=20))
+        if enable_progress_bar is not False and not any(isinstance(c, LightningBar) for c in callbacks):
+            callbacks.append(ProgressBar())
         if ema_decay is not None:
             callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(ema_decay)))
         plugins = kwargs.pop("plugins", None) or []
@@ -328,11 +330,12 @@ class Trainer(pl.Trainer):
         if resume is None:
             return None, None
         if resume == "auto":
-            for run in reversed(runs_of(self.runs_dir, self.run_name)):
+            # Only the newest: an older run of the name is another, finished training.
+            for run in runs_of(self.runs_dir, self.run_name)[-1:]:
                 checkpoint = newest_good_checkpoint(run / "checkpoints")
                 if checkpoint is not None:
                     return run, checkpoint
-            rank_zero_info(f"--resume auto: no run of '{self.run_name}' has a checkpoint yet; starting a new one.")
+            rank_zero_info(f"--resume auto: the newest run of '{self.run_name}' has no checkpoint; starting a new one.")
             return None, None
         run = Path(resume)
         checkpoint = newest_good_checkpoint(run / "checkpoints") if run.is_dir() else None

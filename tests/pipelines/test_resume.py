@@ -120,6 +120,17 @@ def test_resume_auto_starts_where_there_is_nothing(tmp_path, folder):
     assert last_state("runs")["epoch"] == 0
 
 
+def test_resume_auto_leaves_older_runs_alone(tmp_path, folder):
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(source=folder, workers=0, cache="none", val_check_interval=1.0))
+    assert fit(config, "runs", "--trainer.max_epochs", "1") == 0
+    before = last_state("runs")
+    (Path("runs") / "config" / "1").mkdir()  # a newer run that was killed before its first checkpoint
+    assert fit(config, "runs", "--resume", "auto", "--trainer.max_epochs", "2") == 0
+    assert (Path("runs") / "config" / "2" / "checkpoints" / "last.ckpt").exists()
+    assert last_state("runs")["global_step"] == before["global_step"]
+
+
 def test_the_config_is_the_source_of_truth_on_resume(tmp_path, folder):
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(source=folder, workers=0, cache="none", val_check_interval=1.0))
