@@ -21,7 +21,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from benchmarks.common import Marks, quiet
 from datamodules import ClassificationData
-from pipelines.trainer import Trainer, Wandb
+from pipelines.trainer import Trainer
+from pipelines.wandb_run import Wandb
 from tasks import Classification
 from tasks.optim import build_optimizer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,29 +35,9 @@ from pipelines.run import (
     write_data_files,
     write_environment,
 )
+from pipelines.wandb_run import Wandb
 
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"]
-
-
-@dataclass(frozen=True)
-class Wandb:
-    """Weights & Biases.
-
-    Args:
-        mode: ``auto`` is online with a login and offline without one; ``off`` writes only ``metrics.csv``.
-        project: The project's name.
-        entity: Team or user; the login's by default.
-        group: A name that several runs share.
-        tags: Words to find the run by.
-        table_rows: Rows of the prediction table.
-    """
-
-    mode: Literal["auto", "online", "offline", "off"] = "auto"
-    project: str = "pipelines"
-    entity: str | None = None
-    group: str | None = None
-    tags: list[str] = field(default_factory=list)
-    table_rows: int = 200
 
 
 class Trainer(pl.Trainer):
@@ -88,7 +67,7 @@ class Trainer(pl.Trainer):
         ema_decay: float | None = None,
         save_every_minutes: float = 10.0,
         save_every_n_steps: int | None = None,
-        wandb: Wandb = Wandb(),
+        wandb: Wandb = Wandb(),  # noqa: B008 - frozen
         callbacks: list[Callback] | Callback | None = None,
         logger: Logger | Iterable[Logger] | bool | None = None,
         enable_checkpointing: bool | None = None,

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -182,6 +183,27 @@ def _has_login(base_url: str, api_key: str | None) -> bool:
 
 def _say(text: str) -> None:
     print(f"W&B: {text}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """The user's settings of Weights & Biases.
+
+    Args:
+        mode: ``auto`` is online with a login and offline without one; ``off`` writes only ``metrics.csv``.
+        project: The project's name.
+        entity: Team or user; the login's by default.
+        group: A name that several runs share.
+        tags: Words to find the run by.
+        table_rows: Rows of the prediction table.
+    """
+
+    mode: Mode = "auto"
+    project: str = "pipelines"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    table_rows: int = 200
 
 
 class WandbRun(WandbLogger):
