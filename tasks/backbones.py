@@ -441,7 +441,7 @@ def prefers_channels_last(model: nn.Module) -> bool:
     """Whether channels_last memory is expected to be faster: convolutional nets, not grouped ones, not ViTs.
 
     timm's published training benchmark (RTX 3090; results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv in its
-    repository, and its nchw sibling) gains 1.2 to 1.5 times on ResNets and EfficientNets, and loses a third on RegNet-Y.
+    repository, and its nchw sibling) gains 1.2 to 1.5 times on ResNets and EfficientNets and loses a third on RegNet-Y.
     ConvNeXt, whose MLPs are linear layers, counts as convolutional: it has a depthwise convolution in each block.
     """
     spatial = sum(isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 for module in model.modules())
