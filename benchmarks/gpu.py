@@ -25,7 +25,7 @@ from benchmarks.common import Marks, Row, Unavailable, alternate, per_round, row
 from benchmarks.photos import write_photos
 from benchmarks.training import MarkedData, make_bare, make_task, ours
 from datamodules import images
-from datamodules.transforms import Augment
+from datamodules.augment import Augment
 
 LOG_EVERY = 50  # the Trainer's default
 

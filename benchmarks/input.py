@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from benchmarks.common import Row, alternate, per_round, row
 from benchmarks.photos import write_photos
 from datamodules import ClassificationData, images
-from datamodules.transforms import Augment
+from datamodules.augment import Augment
 
 SIZE = 224
 BATCH = 32

@@ -21,14 +21,19 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from benchmarks.common import Marks, quiet
 from datamodules import ClassificationData
+from datamodules.base import DataModule
 from pipelines.trainer import Trainer
 from pipelines.wandb_run import Wandb
 from tasks import Classification
+from tasks.base import Batch, Task
 from tasks.optim import build_optimizer
 
+Made = str | Callable[[], Task]
+"""A backbone, for the classification task with its defaults; or what makes another task."""
 
-class MarkedData(ClassificationData):
-    """The usual datamodule; its training loader is built once and notes the clock at two of its batches."""
+
+class Marked(DataModule):
+    """Mixed into a datamodule: its training loader is built once and notes the clock at two of its batches."""
 
     marks: Marks
 
@@ -40,6 +45,10 @@ class MarkedData(ClassificationData):
     def train_dataloader(self) -> Marks:
         """Built by ``mark``."""
         return self.marks
+
+
+class MarkedData(Marked, ClassificationData):
+    """The usual datamodule of classification."""
 
 
 class BareNet(nn.Module):
@@ -90,29 +99,34 @@ def write_arrays(folder: Path, count: int, side: int, num_classes: int = 10) -> 
     return path
 
 
-def make_task(data: ClassificationData, backbone: str) -> Classification:
-    """The task with its defaults, its network built for the data."""
+def make_task(data: DataModule, made: Made) -> Task:
+    """The task, its network built for the data."""
     torch.manual_seed(0)
-    task = Classification(backbone=backbone)
+    task = Classification(backbone=made) if isinstance(made, str) else made()
     task.resolve(data.spec(), "benchmark")
     task.configure_model()
     return task
 
 
-def make_bare(task: Classification, data: ClassificationData) -> tuple[BareNet, torch.optim.Optimizer]:
+def make_bare(task: Task, data: DataModule) -> tuple[BareNet, torch.optim.Optimizer]:
     """The task's own network and optimiser without the task."""
     assert task.network is not None
     net = BareNet(task.network, task.get_buffer("mean"), task.get_buffer("std")).train()
     return net, build_optimizer(task.network, task.optim, data.batch_size)
 
 
-def bare(data: MarkedData, backbone: str) -> Callable[[], float]:
+def label_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of one class an image."""
+    return F.cross_entropy(logits, batch["label"])
+
+
+def bare(data: Marked, made: Made, loss_of: Callable[[Tensor, Batch], Tensor] = label_loss) -> Callable[[], float]:
     """The loop of a PyTorch tutorial: no logging, no progress bar, nothing saved."""
 
     def once() -> float:
-        net, optimizer = make_bare(make_task(data, backbone), data)
+        net, optimizer = make_bare(make_task(data, made), data)
         for batch in data.marks:
-            loss = F.cross_entropy(net(batch["image"]), batch["label"])
+            loss = loss_of(net(batch["image"]), batch)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -122,7 +136,7 @@ def bare(data: MarkedData, backbone: str) -> Callable[[], float]:
 
 
 def ours(
-    data: MarkedData, backbone: str, accelerator: str = "cpu", callbacks: list[pl.Callback] | None = None
+    data: Marked, made: Made, accelerator: str = "cpu", callbacks: list[pl.Callback] | None = None
 ) -> Callable[[], float]:
     """Our Trainer as it is by default, W&B off: progress bar, metrics.csv, checkpoints, pictures, schedule."""
 
@@ -136,7 +150,7 @@ def ours(
                 callbacks=callbacks,
             )
             trainer.runs_dir = Path(folder)
-            trainer.fit(make_task(data, backbone), datamodule=data)
+            trainer.fit(make_task(data, made), datamodule=data)
         return data.marks.seconds_per_step()
 
     return once

@@ -6,11 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datamodules.augment import Augment
     from datamodules.classification import ClassificationData
-    from datamodules.transforms import Augment
+    from datamodules.segmentation import SegmentationData
 
-__all__ = ["Augment", "ClassificationData"]
-_MODULES = {"Augment": "transforms", "ClassificationData": "classification"}
+__all__ = ["Augment", "ClassificationData", "SegmentationData"]
+_MODULES = {"Augment": "augment", "ClassificationData": "classification", "SegmentationData": "segmentation"}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,10 +7,20 @@ key        dtype and shape                   meaning
 ========== ================================= ====================================================================
 image      uint8 (B, C, H, W), channels_last not normalised; float32 in [0, 1] where ``dtype: float32`` is asked
 label      int64 (B,) or float32 (B, K)      class, or multi-label / soft labels
+mask       uint8 (B, H, W), 255 = ignore     class of each pixel; (B, K, H, W) of 0, 1, 255 for several labels a pixel
+soft_mask  float16 (B, K, H, W), optional    class probabilities of each pixel, beside ``mask``
+boxes      float32 (B, M, 4)                 x1 y1 x2 y2, pixel edges of the batch image; zeros behind an image's last
+labels     int64 (B, M)                      class of each box, -1 where there is none
+masks      int16 (B, L, H, W)                number of the object (its box's place, from 1) at each pixel, 0 for none
+iscrowd    uint8 (B, M)                      boxes of groups, which evaluation forgives
 weight     float32 (B,), optional            scales each image's loss, in every task
 geometry   float32 (B, 6)                    original height, width, scale_x, scale_y, offset_x, offset_y
+target     list of B dicts, evaluation only  the annotations above as they are in the original picture
+tiles      list of B int64 (T, 4), optional  y1 x1 y2 x2 of the windows that a large picture is evaluated by
 path, id   list of B str, int64 (B,)         where a sample came from
 ========== ================================= ====================================================================
+
+Objects of one layer of ``masks`` do not overlap; most data sets need one layer.
 """
 
 from __future__ import annotations
@@ -29,6 +39,7 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
+from datamodules.augment import Augment
 from datamodules.cache import DecodedCache, check_images
 from datamodules.images import find_images
 from datamodules.loading import (
@@ -43,7 +54,7 @@ from datamodules.loading import (
 )
 from datamodules.readers import Listing
 from datamodules.splits import common_folder
-from datamodules.transforms import Augment, Transform, batch_transform
+from datamodules.transforms import Transform, batch_transform
 
 Cache = Literal["auto", "none", "decoded", "tensor"]
 TENSOR_CACHE_BYTES = 1 << 30
@@ -297,7 +308,10 @@ class DataModule(LightningDataModule, ABC):
 
     def _resolve_cache(self) -> Cache:
         """``auto``: ``tensor`` for few and small images whose augmentation has a batched form, else ``none``."""
-        batched = batch_transform(self.augment, self.canvas()) is not None or self.augment.preset == "none"
+        dense = any("mask" in r or "boxes" in r for r in self.records["train"][:1])
+        if self.cache == "tensor" and dense:
+            raise ValueError("data.cache is 'tensor', which is for whole images only: use data.cache: decoded or none.")
+        batched = batch_transform(self.augment, self.canvas()) is not None and not dense
         if self.cache == "tensor" and not batched:
             preset = "transforms" if self.augment.transforms is not None else f"preset: {self.augment.preset}"
             raise ValueError(

@@ -10,7 +10,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from datamodules.transforms import Augment
+    from datamodules.augment import Augment
 
 
 class Draws(NamedTuple):
@@ -25,8 +25,8 @@ class Draws(NamedTuple):
 def batch_transform(augment: Augment, size: tuple[int, int] | None = None) -> BatchTransform | None:
     """The batched form of training augmentation, or None where the settings have none.
 
-    Flips and the crops `pad` and `none` have one; `random_resized`, colour, TrivialAugment, RandAugment and lists of
-    albumentations transforms have not. Preset none has one that changes nothing.
+    Flips and the crops `pad` and `none` have one; `random_resized`, `jitter`, colours, TrivialAugment, RandAugment and
+    lists of albumentations transforms have not. Preset none has one that changes nothing.
 
     Args:
         augment: The user's settings.
@@ -38,7 +38,7 @@ def batch_transform(augment: Augment, size: tuple[int, int] | None = None) -> Ba
     if augment.preset == "none":
         return BatchTransform(hflip=0.0, vflip=0.0, padding=0)
     crop = augment.crop or (augment.crop_for(size) if size is not None else "random_resized")
-    if crop == "random_resized":
+    if crop in ("random_resized", "jitter"):
         return None
     return BatchTransform(
         hflip=augment.hflip, vflip=augment.vflip, padding=augment.crop_padding if crop == "pad" else 0

@@ -56,8 +56,15 @@ class DecodedCache:
     complete, so a killed run leaves none that is half written.
     """
 
-    def __init__(self, path: Path, records: Sequence[Record], offsets: list[tuple[int, tuple[int, ...]]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        records: Sequence[Record],
+        offsets: list[tuple[int, tuple[int, ...]]],
+        read: Callable[[Record], Record],
+    ) -> None:
         self.path = path
+        self._read = read
         self._offsets = {r["path"]: o for r, o in zip(records, offsets, strict=True)}
         self._map: mmap.mmap | None = None
 
@@ -111,18 +118,18 @@ class DecodedCache:
             index_part.write_text(json.dumps({"dtype": first.dtype.str, "offsets": offsets}))
             os.replace(index_part, index)
         stored = json.loads(index.read_text())
-        cache = cls(path, records, [(o, tuple(s)) for o, s in stored["offsets"]])
+        cache = cls(path, records, [(o, tuple(s)) for o, s in stored["offsets"]], read)
         cache.dtype = np.dtype(stored["dtype"])
         return cache
 
     dtype: np.dtype[Any] = np.dtype(np.uint8)
 
     def read(self, record: Record) -> Record:
-        """The record's sample, its image a copy out of the memory map."""
+        """The record's sample, its image a copy out of the memory map; annotations are read as ever."""
         if self._map is None:
             with open(self.path, "rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         offset, shape = self._offsets[record["path"]]
         count = int(np.prod(shape))
         image = np.frombuffer(self._map, self.dtype, count, offset).reshape(shape).copy()
-        return {**record, "image": image}
+        return self._read({**record, "image": image})

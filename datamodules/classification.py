@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from datamodules.augment import Augment
 from datamodules.base import Cache, DataModule
 from datamodules.digits import read_digits
 from datamodules.loading import Record, read_record
@@ -18,8 +18,8 @@ from datamodules.readers.arrays import read_arrays
 from datamodules.readers.folder import read_folder
 from datamodules.readers.lists import read_list
 from datamodules.readers.torchvision_sets import read_torchvision
-from datamodules.splits import split_records
-from datamodules.transforms import Augment, Transform
+from datamodules.splits import hold_out
+from datamodules.transforms import Transform
 
 
 class ClassificationData(DataModule):
@@ -126,19 +126,7 @@ class ClassificationData(DataModule):
         listing = self._read_source()
         if self.class_names is not None:
             listing = _keep_classes(listing, self.class_names)
-        if self.split_file is not None:
-            _apply_split_file(listing.records, self.split_file)
-        else:
-            has = {r["split"] for r in listing.records}
-            for record in listing.records:
-                if record["split"] == "train":  # what is missing is held out of the training images
-                    record["split"] = None
-            split_records(
-                listing.records,
-                val=0.0 if "val" in has else self.val_fraction,
-                test=0.0 if "test" in has else self.test_fraction,
-                seed=self.split_seed,
-            )
+        hold_out(listing.records, self.val_fraction, self.test_fraction, self.split_seed, self.split_file)
         self.class_names = listing.class_names
         return listing
 
@@ -249,18 +237,3 @@ def _keep_classes(listing: Listing, names: list[str]) -> Listing:
         else:
             kept.append({**record, "label": [label[old] for old in order]})
     return Listing(kept, list(names))
-
-
-def _apply_split_file(records: list[Record], file: str) -> None:
-    path = Path(file)
-    if not path.exists():
-        raise FileNotFoundError(f"data.split_file '{file}' does not exist. It is the split.json of a run directory.")
-    split_of = {name: split for split, names in json.loads(path.read_text()).items() for name in names}
-    missing = [r["path"] for r in records if r["path"] not in split_of]
-    if missing:
-        raise ValueError(
-            f"data.split_file '{file}' does not name {len(missing)} of the images, for example {missing[0]}. The data"
-            " has changed since that split was stored: leave data.split_file out to draw a new one."
-        )
-    for record in records:
-        record["split"] = split_of[record["path"]]

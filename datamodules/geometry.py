@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     AnyArray = TypeVar("AnyArray", NDArray[Any], Tensor)
 
-Resize = Literal["crop", "letterbox", "stretch"]
+Resize = Literal["crop", "letterbox", "stretch", "native"]
 Interpolation = Literal["bilinear", "bicubic", "area", "nearest"]
 
 INTERPOLATIONS: dict[str, int] = {
@@ -58,6 +58,46 @@ def resize_array(array: Array, size: tuple[int, int], interpolation: int) -> Arr
     if interpolation == cv2.INTER_CUBIC and resized.dtype == np.float32:
         np.clip(resized, 0, 1, out=resized)
     return resized.reshape(height, width, *array.shape[2:])  # OpenCV drops a last axis of one
+
+
+def random_window(
+    shape: tuple[int, int],
+    canvas: tuple[int, int],
+    scale: tuple[float, float],
+    rng: np.random.Generator,
+    around: tuple[int, int] | None = None,
+) -> tuple[Span, Span]:
+    """A random part of a picture of ``shape`` (H, W) that fills the canvas at ``scale``; all of it where it is smaller.
+
+    Args:
+        shape: Height and width of the picture.
+        canvas: Height and width of the canvas.
+        scale: Canvas pixels to one picture pixel, along the height and along the width.
+        rng: Where the part lies, and a smaller picture on the canvas.
+        around: Row and column of a picture pixel that must be inside.
+
+    Returns:
+        The rows' span and the columns'.
+    """
+    spans = []
+    for axis, (side, room, factor) in enumerate(zip(shape, canvas, scale, strict=True)):
+        part = min(side, max(1, round(room / factor)))
+        low, high = 0, side - part
+        if around is not None:
+            low, high = max(low, around[axis] - part + 1), min(high, around[axis])
+        start = int(rng.integers(low, high + 1))
+        size = min(room, max(1, round(part * factor))) if part == side else room
+        spans.append(Span(start, part, int(rng.integers(0, room - size + 1)), size))
+    return spans[0], spans[1]
+
+
+class Span(NamedTuple):
+    """Pixels ``start`` to ``start + part`` of a picture's axis, resized to ``size`` pixels from ``offset`` on."""
+
+    start: int
+    part: int
+    offset: int
+    size: int
 
 
 class View(NamedTuple):
@@ -98,8 +138,10 @@ def evaluation_view(shape: tuple[int, int], canvas: tuple[int, int], resize: Res
 
     crop: the smallest picture of the same aspect ratio that covers canvas / crop_pct, cut at its centre (timm's and
     torchvision's usual resize and centre crop). letterbox: the largest one inside the canvas, in its centre.
-    stretch: exactly the canvas, aspect ratio not kept.
+    stretch: exactly the canvas, aspect ratio not kept. native: the picture's own size, whatever the canvas.
     """
+    if resize == "native":
+        return View(*shape, 0, 0, shape)
     if resize == "stretch":
         return View(*canvas, 0, 0, canvas)
     ratios = canvas[0] / shape[0], canvas[1] / shape[1]

@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from datamodules.images import read_image
 
 Record = dict[str, Any]
+#: What evaluation also keeps as it is in the original picture (``target``); see ``datamodules.base``.
+ANNOTATIONS = ("mask", "boxes", "labels", "masks", "iscrowd", "area")
 Key = tuple[int, int, int]
 """``(index, pass, position)`` of one draw; pass is -1 in evaluation, where nothing is random."""
 
@@ -154,8 +156,11 @@ class RecordDataset(Dataset[Record]):
         index, pass_, position = key
         record = self.records[index]
         seed = None if pass_ < 0 else key_seed(self.seed, self.stream, pass_, position)
-        sample = self.transform(self.read(record), seed)
-        return {**sample, "path": record["path"], "id": index}
+        original = self.read(record)
+        sample = {**self.transform(original, seed), "path": record["path"], "id": index}
+        if seed is None and any(key in original for key in ANNOTATIONS):
+            sample["target"] = {key: original[key] for key in ANNOTATIONS if key in original}
+        return sample
 
 
 def collate(samples: list[Record]) -> dict[str, Any]:
@@ -163,7 +168,9 @@ def collate(samples: list[Record]) -> dict[str, Any]:
 
     Args:
         samples: What ``RecordDataset`` returns; ``image`` (H, W, C) of one size, ``geometry`` float32 (6,),
-            ``label`` int or a list of K floats, ``weight`` float.
+            ``label`` int or a list of K floats, ``weight`` float, ``mask`` (H, W) or, for several labels a pixel,
+            (H, W, K), ``soft_mask`` (K, H, W), ``boxes`` (N, 4), ``labels`` (N,), ``iscrowd`` (N,), ``masks``
+            (L, H, W), and in evaluation ``target`` (a dict of arrays) and ``tiles`` (T, 4).
 
     Raises:
         ValueError: If the images differ in size, naming two of the files.
@@ -184,7 +191,44 @@ def collate(samples: list[Record]) -> dict[str, Any]:
         batch["label"] = torch.from_numpy(np.asarray([s["label"] for s in samples])).to(dtype)
     if any("weight" in s for s in samples):
         batch["weight"] = torch.tensor([float(s.get("weight", 1.0)) for s in samples])
+    if "mask" in samples[0]:
+        mask = torch.from_numpy(np.stack([s["mask"] for s in samples]))
+        batch["mask"] = mask if mask.ndim == 3 else mask.permute(0, 3, 1, 2)
+    if "soft_mask" in samples[0]:
+        batch["soft_mask"] = torch.from_numpy(np.stack([s["soft_mask"] for s in samples])).to(torch.float16)
+    for key, fill, dtype in PADDED:
+        if key in samples[0]:
+            batch[key] = _padded([np.asarray(s[key]) for s in samples], fill, dtype)
+    if "target" in samples[0]:
+        batch["target"] = [
+            {k: torch.from_numpy(np.ascontiguousarray(_layers_first(k, v))) for k, v in s["target"].items()}
+            for s in samples
+        ]
+    if "tiles" in samples[0]:
+        batch["tiles"] = [torch.from_numpy(s["tiles"]) for s in samples]
     return batch
+
+
+#: Annotations whose number differs between images: what fills them up to the largest number, and their type.
+PADDED = (
+    ("boxes", 0, torch.float32),
+    ("labels", -1, torch.int64),
+    ("iscrowd", 0, torch.uint8),
+    ("masks", 0, torch.int16),
+)
+
+
+def _padded(arrays: list[NDArray[Any]], fill: int, dtype: torch.dtype) -> torch.Tensor:
+    most = max(len(a) for a in arrays)
+    out = torch.full((len(arrays), most, *arrays[0].shape[1:]), fill, dtype=dtype)
+    for row, array in zip(out, arrays, strict=True):
+        row[: len(array)] = torch.from_numpy(array)
+    return out
+
+
+def _layers_first(key: str, array: NDArray[Any]) -> NDArray[Any]:
+    """A mask of several labels, (H, W, K), as (K, H, W), like in a batch."""
+    return np.moveaxis(array, 2, 0) if key == "mask" and array.ndim == 3 else array
 
 
 def _init_worker(_: int) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 
 from datamodules.readers import Record
 
@@ -22,7 +24,7 @@ def common_folder(paths: Iterable[str]) -> str:
 def split_records(records: list[Record], val: float, test: float, seed: int) -> None:
     """Give each record whose ``split`` is None one: ``val`` and ``test`` get these parts, ``train`` the rest.
 
-    Stratified by class where labels are ints; records with several or soft labels are one stratum. Which image goes
+    Stratified by class where labels are ints; other records are one stratum. Which image goes
     where depends on the seed and on the paths below the images' common folder only: not on the records' order, nor on
     where the folder lies. A class with two images or more keeps at least one for training; small classes take turns,
     so that the whole parts come out right.
@@ -51,7 +53,8 @@ def split_records(records: list[Record], val: float, test: float, seed: int) -> 
 
     strata: dict[int, list[Record]] = defaultdict(list)
     for record in todo:
-        strata[record["label"] if isinstance(record["label"], int) else -1].append(record)
+        label = record.get("label")
+        strata[label if isinstance(label, int) else -1].append(record)
     val_debt = test_debt = 0.5  # what rounding owes; it is passed on from class to class
     for label in sorted(strata):
         members = sorted(strata[label], key=order)
@@ -67,3 +70,42 @@ def split_records(records: list[Record], val: float, test: float, seed: int) -> 
     for part, name in ((val, "val"), (test, "test")):
         if part > 0 and all(r["split"] != name for r in records):
             raise ValueError(f"A {name} part of {part:g} of {len(todo)} images holds no image; raise it or add images.")
+
+
+def hold_out(records: list[Record], val: float, test: float, seed: int, split_file: str | None) -> None:
+    """Give each record a split: that of ``split_file``, or else what is missing is held out of the training images.
+
+    Args:
+        records: Plain records; changed in place.
+        val: Part for validation where no record is in ``val``.
+        test: The same for ``test``.
+        seed: Seed of the draw.
+        split_file: ``split.json`` of an earlier run, or None.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it does not name all images; as ``split_records``.
+    """
+    if split_file is not None:
+        _apply_split_file(records, split_file)
+        return
+    has = {r["split"] for r in records}
+    for record in records:
+        if record["split"] == "train":
+            record["split"] = None
+    split_records(records, 0.0 if "val" in has else val, 0.0 if "test" in has else test, seed)
+
+
+def _apply_split_file(records: list[Record], file: str) -> None:
+    path = Path(file)
+    if not path.exists():
+        raise FileNotFoundError(f"data.split_file '{file}' does not exist. It is the split.json of a run directory.")
+    split_of = {name: split for split, names in json.loads(path.read_text()).items() for name in names}
+    missing = [r["path"] for r in records if r["path"] not in split_of]
+    if missing:
+        raise ValueError(
+            f"data.split_file '{file}' does not name {len(missing)} of the images, for example {missing[0]}. The data"
+            " has changed since that split was stored: leave data.split_file out to draw a new one."
+        )
+    for record in records:
+        record["split"] = split_of[record["path"]]

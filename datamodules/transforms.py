@@ -15,15 +15,16 @@ Presets, in order of strength (`Augment.preset`):
 
 The crop: `random_resized` cuts a random part of the original (torchvision's RandomResizedCrop) and resizes it to the
 canvas; `pad` takes evaluation's view, adds `crop_padding` black pixels around and cuts at a random place (the CIFAR
-recipe); `none` takes evaluation's view. Left out, it is `pad` on canvases up to 64 pixels and `random_resized` above.
+recipe); `none` takes evaluation's view; `jitter` enlarges or reduces the picture by a random factor (`scale_jitter`)
+and cuts, or pads, at a random place (large scale jitter, Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177). Left
+out, it is `pad` on canvases up to 64 pixels and `random_resized` above, and `jitter` for masks and boxes.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no network request at import
 
@@ -31,6 +32,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from datamodules.augment import Augment, Crop
 from datamodules.batch_transforms import BatchTransform, batch_transform
 from datamodules.custom_transforms import build_transforms
 from datamodules.geometry import (
@@ -42,9 +44,23 @@ from datamodules.geometry import (
     boxes_to_original,
     evaluation_view,
     mask_to_original,
+    random_window,
     resize_array,
 )
-from datamodules.randaugment import RandAugment, TrivialAugmentWide, check_magnitude
+from datamodules.randaugment import RandAugment, TrivialAugmentWide
+from datamodules.samples import (
+    MIN_VISIBILITY,
+    check_sample,
+    clip,
+    cut,
+    cv2_mask,
+    keep_boxes,
+    pixel_of_a_class,
+    shift_mask,
+    unshift_mask,
+    visible,
+)
+from datamodules.tiles import tile_windows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,89 +76,6 @@ __all__ = [
     "boxes_to_original",
     "mask_to_original",
 ]
-
-Crop = Literal["random_resized", "pad", "none"]
-
-#: A moved box is dropped when less of its area than this, or less than a pixel of a side, is left on the canvas.
-MIN_VISIBILITY = 0.1
-#: Canvases up to this many pixels (the shorter side) are cropped by padding, larger ones by random_resized.
-PAD_CROP_MAX = 64
-PER_BOX_KEYS = ("labels", "iscrowd")
-
-
-def _refuse(key: str, value: object, reason: str) -> None:
-    raise ValueError(f"data.augment.{key} is {value!r}: {reason}")
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Random augmentation of training images on the CPU; mixup, erasing and jitter on the device are the model's.
-
-    Attributes:
-        preset: What is done: none, light, medium, strong, trivial or rand; see `datamodules.transforms`.
-        hflip: Probability of a left-right flip.
-        vflip: Probability of an upside-down flip.
-        crop: How training images are cut. Left out: pad up to 64 pixels, random_resized above.
-        crop_scale: Least and greatest part of the picture's area that random_resized keeps.
-        crop_padding: Pixels added on each side before cutting, for pad.
-        rand_ops: Operations an image, for the preset rand.
-        rand_magnitude: Strength for the preset rand, 0 to 30; 10 is AutoAugment's strongest, noisy student used 27.
-        transforms: albumentations transforms in place of a preset, as `{HorizontalFlip: {p: 0.5}}` or
-            `{class_path: HorizontalFlip, init_args: {p: 0.5}}`; applied to the original image, after which evaluation's
-            resize brings what is not yet of the right size to the canvas.
-    """
-
-    preset: Literal["none", "light", "medium", "strong", "trivial", "rand"] = "light"
-    hflip: float = 0.5
-    vflip: float = 0.0
-    crop: Literal["random_resized", "pad", "none"] | None = None
-    crop_scale: tuple[float, float] = (0.35, 1.0)
-    crop_padding: int = 4
-    rand_ops: int = 2
-    rand_magnitude: float = 9.0
-    transforms: list[dict[str, Any]] | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range, and values that would have no effect."""
-        for key in ("hflip", "vflip"):
-            if not 0 <= getattr(self, key) <= 1:
-                _refuse(key, getattr(self, key), "it is a probability, 0 to 1")
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            _refuse("crop_scale", self.crop_scale, "it is two parts of the area, 0 < least <= greatest <= 1")
-        if self.crop_padding < 1:
-            _refuse("crop_padding", self.crop_padding, "at least 1 pixel is needed; for no crop set crop: none")
-        if self.rand_ops < 1:
-            _refuse("rand_ops", self.rand_ops, "at least 1 operation is needed; for none set preset: light")
-        check_magnitude(self.rand_magnitude, "data.augment.rand_magnitude")
-        changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
-        if self.transforms is not None:
-            unused, reason = set(changed) - {"transforms"}, "transforms replaces all of the preset, so it has no effect"
-        elif self.preset == "none":
-            unused, reason = set(changed) - {"preset"}, "preset: none does nothing at all, so it has no effect"
-        else:
-            unused = set() if self.preset == "rand" else {"rand_ops", "rand_magnitude"} & set(changed)
-            reason = f"only preset: rand uses it, and the preset is {self.preset}"
-        for key in sorted(unused):
-            _refuse(key, getattr(self, key), f"{reason}; leave it out")
-        if self.crop is not None:
-            self.crop_for((0, 0))
-        if self.transforms is not None:
-            build_transforms(self.transforms)
-
-    def crop_for(self, canvas: tuple[int, int]) -> Crop:
-        """The crop used on a canvas (height, width).
-
-        Raises:
-            ValueError: A setting of another crop is set.
-        """
-        crop: Crop = self.crop or ("pad" if min(canvas) <= PAD_CROP_MAX else "random_resized")
-        for key, user in (("crop_scale", "random_resized"), ("crop_padding", "pad")):
-            if crop != user and getattr(self, key) != type(self).__dataclass_fields__[key].default:
-                chosen = "set" if self.crop else f"chosen for {canvas[0]} x {canvas[1]} pixels"
-                reason = f"only crop: {user} uses it, and crop: {crop} is {chosen}; leave it out"
-                _refuse(key, getattr(self, key), reason)
-        return crop
 
 
 class Transform:
@@ -160,6 +93,9 @@ class Transform:
         crop_pct: float = 0.875,
         interpolation: Interpolation = "bicubic",
         fill: int = 114,
+        dense: bool = False,
+        tile: tuple[int, int] | None = None,
+        tile_overlap: float = 0.25,
     ) -> None:
         """Set up.
 
@@ -167,11 +103,15 @@ class Transform:
             size: Height and width of the canvas; None takes each image's own size.
             augment: Training's augmentation; None for evaluation.
             resize: How evaluation fits a picture into the canvas: crop (shorter side to size / crop_pct, centre cut),
-                letterbox (all of it, rest filled) or stretch. See `geometry.evaluation_view`.
+                letterbox (all of it, rest filled), stretch, or native (its own size; training, which needs
+                one size, letterboxes where it does not cut). See `geometry.evaluation_view`.
             crop_pct: Part of the shorter side that crop keeps, above 0 and up to 1.
             interpolation: Kernel for images; where a side shrinks by more than 2 bilinear and bicubic give way to the
                 mean over the area. Masks are always resized by the nearest pixel.
             fill: Value, 0 to 255, of canvas pixels outside the picture (letterbox, rotation, shift).
+            dense: Whether samples have masks or boxes: it decides the crop that is taken by default.
+            tile: Height and width of the windows that evaluation adds to a sample, as `tiles`; None for none.
+            tile_overlap: Part of a window that neighbours share.
 
         Raises:
             ValueError: A value is out of range, or a setting of `augment` has no effect at this size.
@@ -182,14 +122,16 @@ class Transform:
             raise ValueError(f"crop_pct is {crop_pct}; it must be above 0 and at most 1")
         if not 0 <= fill <= 255:
             raise ValueError(f"fill is {fill}; it must be 0 to 255")
-        if augment is not None and augment.transforms is None and size is not None:
-            augment.crop_for(size)
+        if augment is not None and augment.transforms is None and augment.preset != "none" and size is not None:
+            augment.crop_for(size, dense=dense)
         self.size = size
         self.augment = augment
         self.resize: Resize = resize
         self.crop_pct = crop_pct
         self.interpolation = INTERPOLATIONS[interpolation]
         self.fill = fill
+        self.dense = dense
+        self.tile, self.tile_overlap = tile, tile_overlap
         self._pipelines: dict[tuple[object, ...], A.Compose] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -213,41 +155,65 @@ class Transform:
             ValueError: The sample is malformed, or training was given no seed; the message holds the sample's `path`.
         """
         check_sample(sample)
-        if self.augment is None or (self.augment.preset == "none" and self.augment.transforms is None):
-            return self._evaluate(sample)
+        if self.augment is None:
+            out = self._evaluate(sample, self.resize)
+            if self.tile is not None:
+                height, width = out["image"].shape[:2]
+                out["tiles"] = tile_windows(height, width, self.tile, self.tile_overlap)
+            return out
+        if self.augment.preset == "none" and self.augment.transforms is None:
+            return self._evaluate(sample, self._training_resize())
         if seed is None:
             raise ValueError("training augmentation needs a seed: it has no randomness of its own")
         return self._train(sample, self.augment, seed)
 
-    def _evaluate(self, sample: Sample) -> Sample:
+    def _training_resize(self) -> Resize:
+        """Training needs images of one size: what evaluation sees in its own size is letterboxed."""
+        return "letterbox" if self.resize == "native" else self.resize
+
+    def _evaluate(self, sample: Sample, resize: Resize) -> Sample:
         image = sample["image"]
         shape = image.shape[:2]
-        canvas = self.size or shape
+        canvas = shape if resize == "native" else self.size or shape
         out = dict(sample)
-        if canvas == shape and self.size is None:
+        if canvas == shape and (self.size is None or resize == "native"):
             out["geometry"] = np.array([*shape, 1, 1, 0, 0], dtype=np.float32)
             return out
-        view = evaluation_view(shape, canvas, self.resize, self.crop_pct)
+        view = evaluation_view(shape, canvas, resize, self.crop_pct)
         out["geometry"] = view.geometry(shape)
         out["image"] = view.place(image, self.interpolation, self._fill(image))
         if "mask" in sample:
-            mask = _cv2_mask(sample["mask"])
+            mask = cv2_mask(sample["mask"])
             out["mask"] = view.place(mask, cv2.INTER_NEAREST_EXACT, IGNORE).astype(sample["mask"].dtype, copy=False)
         if "masks" in sample:
             layers = [view.place(layer, cv2.INTER_NEAREST_EXACT, 0) for layer in sample["masks"]]
             out["masks"] = np.stack(layers) if layers else np.zeros((0, *canvas), sample["masks"].dtype)
         if "boxes" in sample:
             boxes = boxes_to_canvas(sample["boxes"], out["geometry"]).astype(np.float32)
-            clipped = _clip(boxes, canvas)
-            side, before, after = _sides(clipped).min(-1), _sides(boxes).prod(-1), _sides(clipped).prod(-1)
-            _keep_boxes(out, clipped, np.flatnonzero((side >= 1) & (after >= MIN_VISIBILITY * before)))
+            clipped = clip(boxes, canvas)
+            keep_boxes(out, clipped, visible(boxes, clipped))
         return out
 
     def _train(self, sample: Sample, augment: Augment, seed: int) -> Sample:
         shape = sample["image"].shape[:2]
         canvas = self.size or shape
-        crop = None if augment.transforms is not None else augment.crop_for(canvas)
-        out = self._evaluate(sample) if crop in ("pad", "none") else dict(sample)
+        crop = None if augment.transforms is not None else augment.crop_for(canvas, dense=self.dense)
+        if crop in ("pad", "none"):
+            out = self._evaluate(sample, self._training_resize())
+        elif crop == "jitter":
+            # A stream of its own, not the one that flips and colours are drawn from.
+            rng = np.random.default_rng([seed, 1])
+            shown = evaluation_view(shape, canvas, self.resize, self.crop_pct)
+            low, high = np.log(augment.scale_jitter)
+            factor = float(np.exp(rng.uniform(low, high)))
+            scale = factor * shown.height / shape[0], factor * shown.width / shape[1]
+            around = None
+            if augment.class_crop and "mask" in sample and rng.random() < augment.class_crop:
+                around = pixel_of_a_class(sample["mask"], rng)
+            rows, columns = random_window(shape, canvas, scale, rng, around)
+            out = cut(sample, rows, columns, canvas, self.interpolation, self._fill(sample["image"]))
+        else:
+            out = dict(sample)
         # Some operations (Equalize) write into the picture they are given, which may be the caller's, a cached one.
         image = out["image"].copy() if crop in (None, "none") else out["image"]
         pipeline = self._pipeline(crop, image, "boxes" in out)
@@ -259,23 +225,23 @@ class Transform:
 
         data: dict[str, Any] = {"image": image}
         if "mask" in out:
-            data["mask"] = _shift_mask(out["mask"])
+            data["mask"] = shift_mask(out["mask"])
         if out.get("masks") is not None and len(out["masks"]):
             data["masks"] = out["masks"]
         if "boxes" in out:  # a fifth column carries each box's index through the filters
             index = np.arange(len(out["boxes"]), dtype=np.float32)[:, None]
-            data["bboxes"] = np.concatenate([_clip(out["boxes"], image.shape[:2]), index], axis=1)
+            data["bboxes"] = np.concatenate([clip(out["boxes"], image.shape[:2]), index], axis=1)
         moved = pipeline(**data)
 
         out["image"] = np.ascontiguousarray(moved["image"])
         if "mask" in out:
-            out["mask"] = _unshift_mask(moved["mask"], out["mask"].dtype)
+            out["mask"] = unshift_mask(moved["mask"], out["mask"].dtype)
         if "masks" in data:
             out["masks"] = np.ascontiguousarray(moved["masks"])
         if "boxes" in out:
             boxes = np.asarray(moved["bboxes"], dtype=np.float32)
             kept = boxes[:, 4].astype(np.int64) if len(boxes) else np.zeros(0, np.int64)
-            _keep_boxes(out, _clip(boxes[:, :4], out["image"].shape[:2]), kept)
+            keep_boxes(out, clip(boxes[:, :4], out["image"].shape[:2]), kept)
         if augment.transforms is not None:
             if out["image"].dtype != image.dtype or out["image"].shape[2:] != image.shape[2:]:
                 raise ValueError(
@@ -283,7 +249,7 @@ class Transform:
                     f" {out['image'].dtype} {out['image'].shape}; the type and the number of channels must stay"
                 )
             if out["image"].shape[:2] != canvas:
-                out = Transform._evaluate(self, out)
+                out = self._evaluate(out, self._training_resize())
         nominal = [*shape, canvas[1] / shape[1], canvas[0] / shape[0], 0, 0]
         out["geometry"] = np.array(nominal, dtype=np.float32)
         return out
@@ -359,71 +325,3 @@ def _set_canvas(pipeline: A.Compose, canvas: tuple[int, int]) -> None:
             step.size = canvas
         elif isinstance(step, A.RandomCrop):
             step.height, step.width = canvas
-
-
-def check_sample(sample: Sample) -> None:
-    """Check shapes and boxes of a sample.
-
-    Raises:
-        ValueError: Naming the sample's path and what is wrong.
-    """
-    image = sample["image"]
-    where = f"{sample.get('path', 'sample')}: "
-    if image.ndim != 3 or image.dtype not in (np.uint8, np.float32):
-        raise ValueError(f"{where}image is {image.dtype} {image.shape}; uint8 or float32 (H, W, C) is due")
-    for key in ("mask", "masks"):
-        if key in sample and sample[key].shape[-2:] != image.shape[:2]:
-            raise ValueError(f"{where}{key} is {sample[key].shape}, but the image is {image.shape[:2]} (height, width)")
-    if "boxes" in sample:
-        boxes = sample["boxes"]
-        if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise ValueError(f"{where}boxes have the shape {boxes.shape}; (N, 4) is due, (0, 4) where there are none")
-        wrong = ~np.isfinite(boxes).all(-1) | (_sides(boxes) <= 0).any(-1)
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            raise ValueError(f"{where}box {row} is {boxes[row].tolist()}; finite x1 < x2 and y1 < y2 are due")
-
-
-def _sides(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    return boxes[:, 2:] - boxes[:, :2]
-
-
-def _clip(boxes: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
-    height, width = shape
-    return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
-
-
-def _keep_boxes(out: Sample, boxes: NDArray[Any], kept: NDArray[np.int64]) -> None:
-    """Put the kept ones of `boxes` into `out`, and what belongs to each box; renumber the objects in masks.
-
-    `boxes` holds either all boxes or, in order, just the kept ones.
-    """
-    total = len(out["boxes"])
-    out["boxes"] = boxes if len(boxes) == len(kept) else boxes[kept]
-    if len(kept) == total:
-        return
-    for key in PER_BOX_KEYS:
-        if key in out:
-            out[key] = out[key][kept]
-    if "masks" in out:
-        number = np.zeros(total + 1, dtype=out["masks"].dtype)
-        number[kept + 1] = np.arange(1, len(kept) + 1)
-        out["masks"] = number[out["masks"]]
-
-
-def _cv2_mask(mask: NDArray[Any]) -> NDArray[Any]:
-    return mask.astype(np.int32) if mask.dtype.itemsize > 4 else mask  # OpenCV 4 has no int64
-
-
-def _shift_mask(mask: NDArray[Any]) -> NDArray[Any]:
-    """Classes plus 1 and ignore as 0, so that albumentations' fill of masks, 0, comes out as ignore."""
-    if mask.dtype == np.uint8:
-        return mask + np.uint8(1)  # 255 wraps to 0
-    mask = _cv2_mask(mask)
-    return np.where(mask == IGNORE, 0, mask + 1).astype(mask.dtype)
-
-
-def _unshift_mask(mask: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    if dtype == np.uint8:
-        return np.ascontiguousarray(mask - np.uint8(1))
-    return np.where(mask == 0, IGNORE, mask - 1).astype(dtype)

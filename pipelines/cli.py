@@ -16,7 +16,8 @@ import yaml
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
-import datamodules.classification  # noqa: F401 - the parser knows the classes that were imported by their short names
+import datamodules.classification
+import datamodules.segmentation  # noqa: F401 - the parser knows the classes that were imported by their short names
 import tasks  # noqa: F401
 from datamodules.base import DataModule
 from pipelines.checkpoint_io import read_checkpoint_config

@@ -52,8 +52,8 @@ def image_grid(
         raise ValueError(f"images: uint8 (N, H, W, C) with N > 0 wanted, got {array.dtype} {array.shape}")
     if captions is not None and len(captions) != len(array):
         raise ValueError(f"captions: one per image wanted, got {len(captions)} for {len(array)} images")
-    tiles = [_scaled(_rgb(image)) for image in array[:max_images]]
-    return _sheet(tiles, captions[:max_images] if captions else None, columns)
+    tiles = [scaled(rgb(image)) for image in array[:max_images]]
+    return sheet(tiles, captions[:max_images] if captions else None, columns)
 
 
 def contact_sheet(
@@ -90,7 +90,7 @@ def contact_sheet(
             method = Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS
             canvas.paste(picture.resize(size, method), ((tile - size[0]) // 2, (tile - size[1]) // 2))
         tiles.append(canvas)
-    return save_png(_sheet(tiles, captions, columns), path)
+    return save_png(sheet(tiles, captions, columns), path)
 
 
 def save_png(array: NDArray[Any], path: str | Path) -> Path:
@@ -114,7 +114,8 @@ def confusion_matrix_figure(matrix: ArrayLike, class_names: Sequence[str], title
         title: Text above; the share of right answers by default.
 
     Returns:
-        uint8 (H, W, 3). Numbers are written for up to 25 classes, names thinned beyond 60.
+        uint8 (H, W, 3). Numbers are written for up to 25 classes, shares where counts (of pixels) have more than five
+        digits; names are thinned beyond 60.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -162,14 +163,14 @@ def confusion_matrix_figure(matrix: ArrayLike, class_names: Sequence[str], title
             axes.text(
                 column,
                 row,
-                f"{counts[row, column]}",
+                f"{counts[row, column]}" if digits <= 5 else f"{share[row, column]:.2f}",
                 ha="center",
                 va="center",
                 fontsize=9 if digits < 4 else 7,
                 color="white" if share[row, column] > 0.4 else "black",
             )
     right = np.trace(counts) / max(1, counts.sum())
-    axes.set_title(title or f"{right:.1%} of {counts.sum()} right", fontsize=10)
+    axes.set_title(title or f"{right:.1%} of {counts.sum():,} right", fontsize=10)
     bar_axes = figure.add_axes(
         (
             (margin + side + 0.18) / figure.get_figwidth(),
@@ -220,8 +221,50 @@ def reliability_diagram(
     upper.legend(fontsize=8, loc="upper left")
     lower.bar(edges[:-1], weight, width, align="edge", color="#bbbbbb", edgecolor="white")
     lower.set(xlabel="confidence", ylabel="share")
-    figure.tight_layout()
-    return _rendered(figure)
+    return _rendered(figure, tight=True)
+
+
+def iou_bars(values: ArrayLike, class_names: Sequence[str], title: str | None = None) -> Picture:
+    """Draw one bar a class, the best class on top.
+
+    Args:
+        values: Intersection over union of each class (K,), in [0, 1]; NaN for classes that do not occur.
+        class_names: K names.
+        title: Text above; the mean over the classes that occur by default.
+
+    Returns:
+        uint8 (H, W, 3). Classes that do not occur are greyed, at the bottom; names are thinned beyond 240.
+
+    Raises:
+        ValueError: If the numbers do not fit.
+    """
+    iou = np.asarray(values, dtype=np.float64)
+    size = len(class_names)
+    if iou.shape != (size,) or not size:
+        raise ValueError(f"IoU bars: ({size},) wanted for {size} class names, got {iou.shape}")
+    order = np.argsort(-iou, kind="stable")  # NaN comes last
+    iou, absent = iou[order], np.isnan(iou[order])
+    cell = 0.26 if size <= 40 else max(0.12, 10.4 / size) if size <= 240 else 29 / size
+    font = min(9.0, 50 * cell)
+    figure = _figure(5.6, max(cell * size, 0.6) + 1)
+    axes = figure.subplots()
+    places = np.arange(size)
+    axes.barh(places, np.where(absent, 1, 0), 0.72, color="#eeeeee")
+    axes.barh(places, np.nan_to_num(iou), 0.72, color="#4c78a8")
+    for place, value in enumerate(iou if font >= 5 else ()):
+        text, x = ("does not occur", 0.0) if absent[place] else (f"{value:.3f}", value)
+        inside: dict[str, Any] = {"ha": "right", "color": "white"} if x > 0.5 else {"color": "#777777"}
+        axes.text(x + (-0.01 if x > 0.5 else 0.01), place, text, va="center", fontsize=font * 0.9, **inside)
+    step = math.ceil(size / 240)
+    axes.set_yticks(places[::step], [_short(class_names[k], 32) for k in order[::step]], fontsize=max(5.0, font))
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlim=(0, 1), ylim=(size - 0.4, -0.6), xlabel="IoU")
+    axes.spines[["top", "right"]].set_visible(False)
+    occur = int((~absent).sum())
+    mean = float(iou[~absent].mean()) if occur else math.nan
+    axes.axvline(mean, color="#e45756", linestyle="--", linewidth=1)
+    axes.set_title(title or f"mean IoU {mean:.3f} of {occur} classes", fontsize=10)
+    return _rendered(figure, tight=True)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -234,13 +277,15 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _rendered(figure: Figure) -> Picture:
+def _rendered(figure: Figure, tight: bool = False) -> Picture:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script that the font lacks
+        if tight:
+            figure.tight_layout()
         canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     rows, columns = np.nonzero((pixels < 255).any(axis=-1))
@@ -248,15 +293,21 @@ def _rendered(figure: Figure) -> Picture:
     return np.pad(drawn, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)
 
 
+def printable(text: str) -> str:
+    """The text in one line, control characters as question marks."""
+    return "".join(char if char.isprintable() else "?" for char in str(text))
+
+
 def _short(text: str, length: int) -> str:
     # A dollar sign would start a formula in matplotlib.
-    text = "".join(char if char.isprintable() else "?" for char in str(text))
+    text = printable(text)
     text = text if len(text) <= length else text[: length - 1] + "…"
     return text.replace("$", r"\$")
 
 
 @functools.cache
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def text_font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of all captions, ``FONT_SIZE`` pixels high."""
     # PIL's own font has ASCII only. Matplotlib's has Latin, Greek and Cyrillic; looked up without importing it.
     spec = importlib.util.find_spec("matplotlib")
     for folder in (spec.submodule_search_locations or []) if spec else []:
@@ -266,7 +317,8 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(FONT_SIZE)
 
 
-def _rgb(image: NDArray[Any]) -> Picture:
+def rgb(image: NDArray[Any]) -> Picture:
+    """An image (H, W) or (H, W, C) as C-contiguous (H, W, 3): grey is repeated, of more channels the first three."""
     if image.ndim == 2:
         image = image[..., None]
     if image.shape[-1] < 3:
@@ -274,7 +326,8 @@ def _rgb(image: NDArray[Any]) -> Picture:
     return np.ascontiguousarray(image[..., :3])
 
 
-def _scaled(image: Picture) -> Image.Image:
+def scaled(image: Picture) -> Image.Image:
+    """A tile of readable size: enlarged by a whole number, or reduced to ``MAX_TILE`` pixels."""
     picture = Image.fromarray(image)
     longest = max(picture.size)
     if longest > MAX_TILE:
@@ -287,7 +340,7 @@ def _scaled(image: Picture) -> Image.Image:
 
 def _open(image: str | Path | NDArray[Any]) -> Image.Image | None:
     if isinstance(image, np.ndarray):
-        return Image.fromarray(_rgb(image))
+        return Image.fromarray(rgb(image))
     from datamodules.images import read_image  # late: its package needs torch
 
     try:
@@ -322,12 +375,13 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
     return lines
 
 
-def _sheet(tiles: Sequence[Image.Image], captions: Sequence[str] | None, columns: int | None) -> Picture:
+def sheet(tiles: Sequence[Image.Image], captions: Sequence[str] | None, columns: int | None = None) -> Picture:
+    """Tiles in rows, each with its caption, wrapped, below it: uint8 (H, W, 3)."""
     count = len(tiles)
     width, height = max(t.width for t in tiles), max(t.height for t in tiles)
     columns = min(count, columns or math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)
-    font = _font()
+    font = text_font()
     texts = [_wrapped(str(caption), font, width) for caption in captions] if captions else [[] for _ in tiles]
     line = FONT_SIZE + 3
     below = max(map(len, texts)) * line + (4 if captions else 0)

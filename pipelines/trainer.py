@@ -228,7 +228,7 @@ class Trainer(pl.Trainer):
         source: str | None = None,
         output: str | None = None,
     ) -> None:
-        """Predict images and write ``predictions.csv`` and a contact sheet.
+        """Predict images; write ``predictions.csv``, a contact sheet and, for masks, ``masks/`` and ``overlays/``.
 
         Args:
             model: The task.
@@ -246,7 +246,7 @@ class Trainer(pl.Trainer):
         writer = PredictionWriter(Path(output) if output else self.run_dir and self.run_dir / "predict")
         self.callbacks.append(writer)
         super().predict(model, dataloaders, datamodule, False, str(checkpoint))
-        rank_zero_info(f"Predictions are in {writer.directory}/predictions.csv.")
+        rank_zero_info(f"Predictions are in {writer.directory}.")
 
     def probe(
         self,

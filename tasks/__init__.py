@@ -2,5 +2,6 @@
 
 from tasks.classification import Classification
 from tasks.optim import Optim
+from tasks.segmentation import Segmentation
 
-__all__ = ["Classification", "Optim"]
+__all__ = ["Classification", "Optim", "Segmentation"]

@@ -99,18 +99,18 @@ class Task(LightningModule, ABC):
         """``{"loss": scalar, ...}``: the loss that is minimised and its parts, each a mean over the batch."""
 
     @abstractmethod
-    def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """Predictions for a batch, whether or not it has annotations."""
+    def predict(self, batch: Batch) -> dict[str, Any]:
+        """Predictions for a batch, whether or not it has annotations; each value one entry an image."""
 
     @abstractmethod
-    def update_metrics(self, batch: Batch, predictions: dict[str, Tensor]) -> None:
+    def update_metrics(self, batch: Batch, predictions: dict[str, Any]) -> None:
         """Add a batch to the evaluation metrics."""
 
     @abstractmethod
-    def rows(self, batch: Batch, predictions: dict[str, Tensor], class_names: list[str]) -> list[dict[str, Any]]:
+    def rows(self, batch: Batch, predictions: dict[str, Any], class_names: list[str]) -> list[dict[str, Any]]:
         """Predictions as plain rows for a table, with the truth beside them where the batch has it."""
 
-    def captions(self, batch: Batch, predictions: dict[str, Tensor] | None, class_names: list[str]) -> list[str]:
+    def captions(self, batch: Batch, predictions: dict[str, Any] | None, class_names: list[str]) -> list[str]:
         """One short text an image, for pictures."""
         return [""] * len(batch["image"])
 
@@ -210,8 +210,9 @@ class Task(LightningModule, ABC):
         if self.network is not None and self.backbone_is_frozen:
             keep_frozen_in_eval(self.network, keep=self.head_names())
         if self.network is not None and self.freeze_norm:
-            for module in self.network.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            head = self.head_names()
+            for name, module in self.network.named_modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.weight" not in head:
                     module.eval()
         return self
 
@@ -335,7 +336,7 @@ class Task(LightningModule, ABC):
         self.eval_metrics.reset()
         same_buffers_on_all_ranks(self, start=True)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Predict, and add to the metrics; nothing for the empty batch of a rank that has no images."""
         if not len(batch["image"]):
             return {}
@@ -356,7 +357,7 @@ class Task(LightningModule, ABC):
         """As for validation."""
         self.eval_metrics.reset()
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """As for validation."""
         return self.validation_step(batch, batch_idx)
 
@@ -364,7 +365,7 @@ class Task(LightningModule, ABC):
         """Log every metric as ``test/...``."""
         self._log_metrics("test")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Predict; nothing for the empty batch of a rank that has no images."""
         return self.predict(batch) if len(batch["image"]) else {}
 

@@ -221,7 +221,7 @@ class Classification(Task):
         mean_logits = probabilities.logit(1e-7) if self.multi_label else probabilities.clamp_min(1e-12).log()
         return {"logits": mean_logits, "probabilities": probabilities}
 
-    def update_metrics(self, batch: Batch, predictions: dict[str, Tensor]) -> None:
+    def update_metrics(self, batch: Batch, predictions: dict[str, Any]) -> None:
         """Accuracy and its kin count the most likely class of a soft label; the loss is without label smoothing."""
         label = batch["label"]
         loss = self.per_image_loss(predictions["logits"], label, 0.0)
@@ -229,7 +229,7 @@ class Classification(Task):
             label = label.argmax(1)
         self.eval_metrics.update(predictions["probabilities"], label, loss)
 
-    def rows(self, batch: Batch, predictions: dict[str, Tensor], class_names: list[str]) -> list[dict[str, Any]]:
+    def rows(self, batch: Batch, predictions: dict[str, Any], class_names: list[str]) -> list[dict[str, Any]]:
         """Path, truth where known, the most likely classes and their probabilities; all classes for several labels."""
         probabilities = predictions["probabilities"].float().cpu()
         truths = self._truths(batch, class_names)
@@ -251,7 +251,7 @@ class Classification(Task):
             rows.append(row)
         return rows
 
-    def captions(self, batch: Batch, predictions: dict[str, Tensor] | None, class_names: list[str]) -> list[str]:
+    def captions(self, batch: Batch, predictions: dict[str, Any] | None, class_names: list[str]) -> list[str]:
         """Truth, and prediction with its probability where there is one."""
         truths = self._truths(batch, class_names) or [""] * len(batch["image"])
         if predictions is None:

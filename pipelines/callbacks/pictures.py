@@ -2,23 +2,67 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
+from datamodules.geometry import mask_to_original
+from datamodules.images import read_image
 from pipelines.loggers import log_image, log_table
-from pipelines.pictures import confusion_matrix_figure, image_grid, reliability_diagram, save_png
+from pipelines.panels import (
+    Annotation,
+    Palette,
+    Sample,
+    annotation_of,
+    class_palette,
+    display_size,
+    drawn,
+    panels,
+    rescaled,
+    resized,
+)
+from pipelines.pictures import (
+    confusion_matrix_figure,
+    image_grid,
+    iou_bars,
+    reliability_diagram,
+    rgb,
+    save_png,
+    scaled,
+    sheet,
+)
 
 MAX_IMAGES = 32
+MAX_PAIRS = 12  # training images that are shown beside their annotations
+NUM_PANELS = 8
+
+
+class _Kept(NamedTuple):
+    """What is left of an evaluated image until its panel is drawn: a few small arrays on the CPU."""
+
+    path: str
+    canvas: NDArray[np.uint8] | None  # (H, W, C) as in the batch, where there is no file to draw from
+    geometry: NDArray[np.float32]
+    truth: Annotation | None
+    prediction: Annotation
+    caption: str
 
 
 class Pictures(Callback):
     """Draws the first training batch as the model sees it, fixed evaluation images, and what the metrics can show.
+
+    Where a prediction can be drawn over its image (``pipelines.panels``), the first 8 validation images, the same ones
+    each time, become panels of image, truth, prediction and error. Drawing takes its time, so it is done at the
+    validations number 1, 2, 4, 8, ... of a sitting and at its end: ``val_panels.png`` is the latest, ``val_panels/``
+    has one file for each epoch drawn, and W&B shows them under one key. Everything else is drawn once, at the end.
 
     Args:
         directory: Where the PNG files go.
@@ -31,9 +75,9 @@ class Pictures(Callback):
         self._drawn = False
         self._table: list[dict[str, Any]] = []
         self._samples: tuple[NDArray[np.uint8], list[str]] | None = None
-
-    def _names(self, trainer: pl.Trainer) -> list[str]:
-        return list(getattr(getattr(trainer, "datamodule", None), "class_names", None) or [])
+        self._kept: list[_Kept] = []
+        self._validations = 0
+        self._epoch = 0  # of the last validation
 
     def _save(self, trainer: pl.Trainer, name: str, picture: NDArray[np.uint8]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -47,32 +91,82 @@ class Pictures(Callback):
         if self._drawn or not trainer.is_global_zero:
             return
         self._drawn = True
-        captions = pl_module.captions(batch, None, self._names(trainer))[:MAX_IMAGES]
-        self._save(trainer, "train_batch", image_grid(as_pictures(batch["image"][:MAX_IMAGES]), captions))
+        names = class_names_of(trainer)
+        captions = pl_module.captions(batch, None, names)
+        if annotation_of(batch, 0):
+            picture = _pairs(batch, captions, palette_of(trainer), names)
+        else:
+            picture = image_grid(as_pictures(batch["image"][:MAX_IMAGES]), captions[:MAX_IMAGES])
+        self._save(trainer, "train_batch", picture)
 
     def _start(self) -> None:
-        self._table, self._samples = [], None
+        self._table, self._samples, self._kept = [], None, []
 
     def _collect(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        names = self._names(trainer)
-        if self._samples is None:
-            some = {k: v[:MAX_IMAGES] for k, v in batch.items()}
-            predictions = {k: v[:MAX_IMAGES] for k, v in outputs.items()}
+        names = class_names_of(trainer)
+        if outputs and annotation_of(outputs, 0):
+            self._keep(task, outputs, batch, names)
+        elif self._samples is None:
+            some, predictions = _first(batch, MAX_IMAGES), _first(outputs, MAX_IMAGES)
             self._samples = (as_pictures(some["image"]), task.captions(some, predictions, names))
         if len(self._table) < self.table_rows:
             self._table += task.rows(batch, outputs, names)[: self.table_rows - len(self._table)]
 
+    def _keep(self, task: Any, outputs: Any, batch: Any, names: list[str]) -> None:
+        count = min(NUM_PANELS - len(self._kept), len(batch["image"]))
+        if count <= 0:
+            return
+        some, predictions = _first(batch, count), _first(outputs, count)
+        captions = task.captions(some, predictions, names)
+        for i in range(count):
+            geometry = some["geometry"][i].cpu().numpy()
+            size = _size(geometry)
+            new = display_size(size)
+            truth = annotation_of(some["target"][i]) if "target" in some else None
+            path = str(some["path"][i])
+            kept = _Kept(
+                path,
+                None if Path(path).is_file() else as_pictures(some["image"][i : i + 1])[0],
+                geometry,
+                None if truth is None else rescaled(truth, size, new),
+                rescaled(annotation_of(predictions, i), size, new),
+                captions[i],
+            )
+            self._kept.append(kept)
+
+    def _draw_panels(self, trainer: pl.Trainer, stage: str) -> None:
+        if not self._kept or not trainer.is_global_zero:
+            return
+        samples = []
+        for kept in self._kept:
+            size = display_size(_size(kept.geometry))
+            image = original_image(kept.path, kept.canvas, kept.geometry)
+            image = np.full((1, 1, 3), 128, np.uint8) if image is None else image
+            samples.append(Sample(resized(image, size), kept.truth, kept.prediction, kept.caption))
+        picture = panels(samples, palette_of(trainer), class_names_of(trainer))
+        self._save(trainer, f"{stage}_panels", picture)
+        if trainer.state.fn == "fit":
+            folder = self.directory / f"{stage}_panels"
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(f"{folder}.png", folder / f"epoch_{self._epoch:04d}.png")
+        self._kept = []
+
     def _draw(self, trainer: pl.Trainer, task: Any, stage: str) -> None:
         if not trainer.is_global_zero:
             return
+        names = class_names_of(trainer)
         if self._samples is not None:
             self._save(trainer, f"{stage}_predictions", image_grid(*self._samples))
+        self._draw_panels(trainer, stage)
         metrics = task.eval_metrics
         if hasattr(metrics, "confusion"):
-            picture = confusion_matrix_figure(metrics.confusion.numpy(), self._names(trainer))
-            self._save(trainer, f"{stage}_confusion_matrix", picture)
+            self._save(trainer, f"{stage}_confusion_matrix", confusion_matrix_figure(_array(metrics.confusion), names))
+        iou = metrics.per_class().get("iou") if hasattr(metrics, "per_class") else None
+        if iou is not None:
+            values = [np.nan if value is None else float(value) for value in iou]
+            self._save(trainer, f"{stage}_class_iou", iou_bars(values, names))
         if hasattr(metrics, "calibration"):
             self._save(trainer, f"{stage}_calibration", reliability_diagram(*(b.numpy() for b in metrics.calibration)))
         if self._table:
@@ -83,6 +177,7 @@ class Pictures(Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start empty."""
         self._start()
+        self._epoch = trainer.current_epoch
 
     def on_validation_batch_end(
         self,
@@ -97,13 +192,17 @@ class Pictures(Callback):
         self._collect(trainer, pl_module, outputs, batch)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw for the ``validate`` command; ``fit`` draws once, at its end, since drawing takes its time."""
+        """Draw for the ``validate`` command; ``fit`` draws panels now and then, and the rest once, at its end."""
         if trainer.state.fn == "validate":
             self._draw(trainer, pl_module, "val")
+        elif not trainer.sanity_checking:
+            self._validations += 1
+            if self._validations & (self._validations - 1) == 0:  # a power of two
+                self._draw_panels(trainer, "val")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the last validation."""
-        if self._samples is not None:
+        if self._validations:
             self._draw(trainer, pl_module, "val")
 
     on_test_start = on_validation_start
@@ -114,9 +213,71 @@ class Pictures(Callback):
         self._draw(trainer, pl_module, "test")
 
 
+def class_names_of(trainer: pl.Trainer) -> list[str]:
+    """The datamodule's class names; none without it."""
+    return list(getattr(getattr(trainer, "datamodule", None), "class_names", None) or [])
+
+
+def palette_of(trainer: pl.Trainer) -> Palette:
+    """The datamodule's class colours, or the default ones."""
+    return class_palette(class_names_of(trainer), getattr(getattr(trainer, "datamodule", None), "class_colors", None))
+
+
 def as_pictures(image: torch.Tensor) -> NDArray[np.uint8]:
     """A batch (B, C, H, W), uint8 or float in [0, 1], as uint8 (B, H, W, 3), or (B, H, W, 1) of its first channel."""
     if image.is_floating_point():
         image = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     channels = 3 if image.shape[1] == 3 else 1
     return image[:, :channels].permute(0, 2, 3, 1).cpu().numpy()
+
+
+def original_image(
+    path: str, canvas: NDArray[np.uint8] | None, geometry: NDArray[np.float32]
+) -> NDArray[np.uint8] | None:
+    """An image in its original pixels.
+
+    Args:
+        path: Where it came from; it is read again from there if it is a file of the geometry's size.
+        canvas: The image of the batch (h, w, C), to take it from otherwise; what was cropped away is light grey.
+        geometry: Its geometry record (6,).
+
+    Returns:
+        uint8 (H, W, C), or None where there is neither file nor canvas, or the geometry is no geometry.
+    """
+    if Path(path).is_file():
+        try:
+            image = read_image(path)
+        except (OSError, ValueError):  # gone meanwhile, or channels that are no RGB
+            pass
+        else:
+            if image.shape[:2] == _size(geometry):
+                return np.asarray(image)
+    if canvas is None or not np.isfinite(geometry).all() or min(geometry[:4]) <= 0:
+        return None
+    pixels: NDArray[Any] = canvas
+    record: NDArray[Any] = geometry
+    return mask_to_original(pixels, record, outside=238)
+
+
+def _size(geometry: NDArray[np.float32]) -> tuple[int, int]:
+    return round(float(geometry[0])), round(float(geometry[1]))
+
+
+def _pairs(batch: Any, captions: list[str], palette: Palette, names: list[str]) -> NDArray[np.uint8]:
+    """Training images beside the same with their annotations."""
+    tiles = []
+    for i, image in enumerate(as_pictures(batch["image"][:MAX_PAIRS])):
+        plain = np.asarray(scaled(rgb(image)))
+        truth = rescaled(annotation_of(batch, i), image.shape[:2], plain.shape[:2])
+        gap = np.full((len(plain), 2, 3), 255, np.uint8)
+        tiles.append(Image.fromarray(np.concatenate([plain, gap, drawn(plain, truth, palette, names)], axis=1)))
+    return sheet(tiles, captions[: len(tiles)] if any(captions) else None, columns=3)
+
+
+def _first(values: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The first images of a batch or of predictions: tensors and lists have one entry an image."""
+    return {key: value[:count] for key, value in values.items()}
+
+
+def _array(values: Any) -> NDArray[Any]:
+    return np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values)

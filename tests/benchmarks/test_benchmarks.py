@@ -12,7 +12,7 @@ from benchmarks import gpu, input, loop, startup, tiny
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.common import Marks, Row, alternate, per_round, row, table
 from benchmarks.training import MarkedData, ours, write_arrays
-from datamodules.transforms import Augment
+from datamodules.augment import Augment
 from tasks import Classification, Optim
 
 

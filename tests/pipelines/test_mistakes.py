@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch._utils import ExceptionWrapper
 
 from datamodules.images import ImageError, read_image
@@ -44,6 +45,29 @@ trainer:
 """
 
 
+SEGMENTATION = """\
+model:
+  class_path: Segmentation
+  init_args:
+    architecture: unet
+    backbone: test_resnet
+data:
+  class_path: SegmentationData
+  init_args:
+    source: data/masks
+    class_names: [sky, road, car]
+    image_size: 32
+    batch_size: 4
+    num_workers: 0
+trainer:
+  max_epochs: 1
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+  wandb: {mode: "off"}
+"""
+
+
 class Case(NamedTuple):
     """A mistake: a line of the config that is replaced by another, or a whole config, and flags."""
 
@@ -60,6 +84,10 @@ def flag(mistake: str, flags: str, **more) -> Case:
     return Case(mistake, flags=flags, **more)
 
 
+def masks(mistake: str, old: str, new: str, status: int = 1, **more) -> Case:
+    return Case(mistake, old, new, status=status, config=SEGMENTATION, **more)
+
+
 def data(mistake: str, path: str, status: int = 1, **more) -> Case:
     return Case(mistake, "source: data/good", f"source: {path}", status=status, **more)
 
@@ -68,6 +96,10 @@ CALLBACK = "max_epochs: 1\n  callbacks: [{{class_path: {}, init_args: {{monitor:
 EPOCHS, LR, SIZE = "max_epochs: 1", "optim: {lr: 0.01}", "image_size: 32"
 NET = "backbone: test_resnet"
 
+VIT = "--model.backbone test_vit"
+MASKS = "masks: masks/{split}/{stem}.png"
+TWO_COLORS = "{sky: [0, 0, 0], road: [0, 255, 0]}"
+THREE_COLORS = "{sky: [0, 0, 0], road: [0, 255, 0], cra: [255, 0, 0]}"
 CASES = [
     # Keys.
     Case("misspelt key, top level", "trainer:", "trainr:"),
@@ -198,6 +230,47 @@ CASES = [
         config=None,
         status=1,
     ),
+    # Segmentation: data and settings.
+    masks("value outside the classes", "[sky, road, car]", "[sky, road]"),
+    masks("ignored value not named", "image_size: 32", "ignore_values: []"),
+    masks("masks that are not binary", "image_size: 32", "mask_format: binary", status=2),
+    masks("masks of colours without a table", "data/masks", "data/colors", status=2),
+    masks(
+        "colour that is not in the table",
+        "data/masks",
+        f"data/colors\n    colors: {TWO_COLORS}",
+        flags="--data.class_names [sky,road]",
+    ),
+    masks("colour of no class", "data/masks", f"data/colors\n    colors: {THREE_COLORS}", status=2),
+    masks("masks without images", "image_size: 32", 'masks: "masks/{split}/{stem}.png"', status=2),
+    masks(
+        "pattern that matches nothing",
+        "image_size: 32",
+        f"images: images/{{split}}/{{stem}}.gif\n    {MASKS}",
+        status=2,
+    ),
+    masks("pattern without its stem", "image_size: 32", f"images: images/{{split}}.png\n    {MASKS}", status=2),
+    masks("two classes of one value", "image_size: 32", "class_values: {sky: 0, road: 1, car: 1}", status=2),
+    masks("mask of another size", "data/masks", "data/mask_size"),
+    masks("mask turned by 90 degrees", "data/masks", "data/mask_turned"),
+    masks("image without a mask", "data/masks", "data/mask_missing"),
+    masks("no known layout", "data/masks", "data/good"),
+    masks("tiles without the own size", "image_size: 32", "tile: 64\n    resize: letterbox", status=2),
+    masks("tile off the grid", "image_size: 32", "tile: 100", status=2),
+    masks("tensor cache for masks", "image_size: 32", "cache: tensor", status=2),
+    masks("several labels in index masks", "image_size: 32", "multi_label: true\n    mask_format: index", status=2),
+    masks("batch of pictures of different size", "data/masks", "data/mask_sizes\n    eval_batch_size: 2", status=2),
+    masks("crop of another kind", "image_size: 32", "augment: {crop: pad, scale_jitter: [0.5, 1]}", status=2),
+    masks("scale jitter the wrong way round", "image_size: 32", "augment: {scale_jitter: [2, 0.5]}", status=2),
+    # Segmentation: the model.
+    masks("unknown architecture", "architecture: unet", "architecture: unett", status=2),
+    masks("encoder that does not fit", "architecture: unet", "architecture: deeplabv3plus", flags=VIT, status=2),
+    masks("SegNet on another net than a VGG", "architecture: unet", "architecture: segnet", status=2),
+    masks("unknown argument of the decoder", NET, f"{NET}\n    decoder_args: {{decoder_channel: 64}}", status=2),
+    masks("unknown loss", NET, f"{NET}\n    losses: {{dise: 1}}", status=2),
+    masks("losses without weight", NET, f"{NET}\n    losses: {{dice: 0}}", status=2),
+    masks("smoothing that no loss uses", NET, f"{NET}\n    losses: {{dice: 1}}\n    label_smoothing: 0.1", status=2),
+    masks("scale of a view out of range", NET, f"{NET}\n    tta_scales: [40]", status=2),
 ]
 
 
@@ -226,6 +299,8 @@ def material(tmp_path_factory) -> Path:
     np.savez(root / "keys.npz", pictures=np.zeros((4, 8, 8), np.uint8), targets=np.zeros(4, int))
     torch.save(timm.create_model("test_vit").state_dict(), root / "vit.pth")
 
+    write_masks(root)
+
     def train() -> int:
         os.chdir(root)
         Path("data").symlink_to(root)
@@ -237,10 +312,31 @@ def material(tmp_path_factory) -> Path:
     return root
 
 
+def write_masks(root: Path) -> None:
+    """Folders of pictures and masks of three classes, each with something wrong, but for the first."""
+    rng = np.random.default_rng(0)
+    colors = np.zeros((256, 3), np.uint8)
+    colors[[1, 2]] = [[0, 255, 0], [255, 0, 0]]
+    for name in ("masks", "colors", "mask_size", "mask_turned", "mask_missing", "mask_sizes"):
+        for split, count in (("train", 4), ("val", 2)):
+            for i in range(count):
+                height, width = (40, 48) if name != "mask_sizes" or i % 2 else (32, 36)
+                mask = rng.integers(0, 3, (height, width)).astype(np.uint8)
+                mask[0] = 0 if name == "colors" else 255
+                if i == 0 and split == "train":
+                    mask = {"mask_size": mask[:30], "mask_turned": mask.T}.get(name, mask)
+                files = [root / name / folder / split / f"{i}.png" for folder in ("images", "masks")]
+                for file in files:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(files[0])
+                Image.fromarray(colors[mask] if name == "colors" else mask).save(files[1])
+    (root / "mask_missing" / "masks" / "train" / "2.png").unlink()
+
+
 def row(case: Case, message: str) -> str:
     """The line of the docs' table."""
     written = [case.command if case.command != "fit" else "", case.new, case.flags]
-    if case.config not in (None, CONFIG):
+    if case.config not in (None, CONFIG, SEGMENTATION):
         written.append(str(case.config))
     shown = " ".join(" ".join(written).replace(EPOCHS + "\n", "").split())
     return f"| {case.mistake} | {f'`{shown}`' if shown else ''} | {message.replace(chr(10), '<br>')} |"

@@ -6,12 +6,17 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipelines import pictures
+from pipelines.callbacks import pictures as callback
+from pipelines.panels import WRONG_COLOR, class_palette, overlay
 
 CAPTIONS = ["plain", "日本語 𝔘 🐜 é", "two\nlines", "a_very_long_name_without_any_space_" * 6, "", "$x_", "tab\tnul\0"]
 
@@ -123,3 +128,234 @@ def test_figures_leave_pyplot_alone() -> None:
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(pictures.__file__).parents[1]).returncode == 0
+
+
+def test_confusion_matrix_of_pixels_shows_shares() -> None:
+    matrix = np.array([[9_000_000, 1_000_000], [0, 500]])
+    large, larger, small = (
+        pictures.confusion_matrix_figure(counts, ["a", "b"], "title") for counts in (matrix, 10 * matrix, matrix // 500)
+    )
+    assert np.array_equal(large, larger)
+    assert not np.array_equal(large, small)  # counts
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 60, 260])
+def test_iou_bars(size: int) -> None:
+    values = np.linspace(0.9, 0.1, size)
+    values[size // 2 + 1 :: 3] = np.nan
+    names = [*CAPTIONS, *(f"class {i}" for i in range(size))][:size]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = pictures.iou_bars(values, names)
+    assert picture.dtype == np.uint8
+    assert picture.shape[2] == 3
+    assert 90 < min(picture.shape[:2]) <= max(picture.shape[:2]) < 4000
+
+
+def test_iou_bars_are_sorted() -> None:
+    names, values = ["a", "b", "c", "d"], [0.5, np.nan, 0.3, 0.9]
+    picture = pictures.iou_bars(values, names)
+    assert np.array_equal(picture, pictures.iou_bars(values[::-1], names[::-1]))
+    bars = (picture == (0x4C, 0x78, 0xA8)).all(axis=2).sum(axis=1)
+    starts = np.flatnonzero((bars > 20) & (np.roll(bars, 1) <= 20))
+    lengths = bars[starts + 1]
+    assert np.abs(lengths / lengths[0] - np.array([0.9, 0.5, 0.3]) / 0.9).max() < 0.02
+    grey = (picture == 0xEE).all(axis=2).sum(axis=1)
+    assert np.flatnonzero(grey > 300).min() > starts[-1]  # what does not occur, below
+
+
+def test_iou_bars_without_any_class_and_wrong_numbers() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pictures.iou_bars([np.nan, np.nan], ["a", "b"]).size
+    with pytest.raises(ValueError, match=r"\(2,\) wanted for 2 class names, got \(3,\)"):
+        pictures.iou_bars([0.1, 0.2, 0.3], ["a", "b"])
+
+
+# The callback.
+
+NAMES = ["background", "square"]
+
+
+class Scores:
+    """What the callback asks of a task's metrics."""
+
+    confusion = torch.tensor([[300_000, 1], [20, 4000]])
+
+    def per_class(self) -> dict[str, list[Any]]:
+        return {"iou": [0.99, None]}
+
+
+class SquareTask:
+    """Predicts masks in original pixels, wrong in one corner."""
+
+    eval_metrics = Scores()
+
+    def captions(self, batch: dict[str, Any], outputs: dict[str, Any] | None, names: list[str]) -> list[str]:
+        assert outputs is None or len(outputs["mask"]) == len(batch["image"]) == len(batch["target"])
+        return [f"no {path}" for path in batch["path"]]
+
+    def rows(self, batch: dict[str, Any], outputs: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
+        return [{"path": path} for path in batch["path"]]
+
+
+def squares(first: int, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A batch of letterboxed 64 x 64 canvases of pictures of 1200 x 300 pixels, and predictions."""
+    mask = torch.zeros(1200, 300, dtype=torch.uint8)
+    mask[300:600, 100:200] = 1
+    wrong = mask.clone()
+    wrong[:300, :150] = 1
+    geometry = torch.tensor([1200, 300, 16 / 300, 64 / 1200, 24, 0.0]).repeat(count, 1)
+    batch = {
+        "image": torch.full((count, 3, 64, 64), 90, dtype=torch.uint8),
+        "mask": torch.ones(count, 64, 64, dtype=torch.uint8),
+        "target": [{"mask": mask}] * count,
+        "geometry": geometry,
+        "path": [f"squares#{first + i}" for i in range(count)],
+        "id": torch.arange(first, first + count),
+    }
+    return batch, {"mask": [wrong] * count}
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, tuple[int, ...]]]:
+    calls: list[tuple[str, int, tuple[int, ...]]] = []
+    record = lambda loggers, key, image, step: calls.append((key, step, image.shape))  # noqa: E731
+    monkeypatch.setattr(callback, "log_image", record)
+    return calls
+
+
+def stub_trainer(fn: str = "fit", names: list[str] = NAMES) -> Any:
+    return SimpleNamespace(
+        is_global_zero=True,
+        sanity_checking=False,
+        current_epoch=0,
+        global_step=1,
+        loggers=[],
+        state=SimpleNamespace(fn=fn),
+        datamodule=SimpleNamespace(class_names=names),
+    )
+
+
+def validate(watcher: callback.Pictures, trainer: Any, task: Any, sizes: tuple[int, ...] = (3, 3, 3)) -> None:
+    watcher.on_validation_start(trainer, task)
+    for i, size in enumerate(sizes):
+        batch, outputs = squares(sum(sizes[:i]), size)
+        watcher.on_validation_batch_end(trainer, task, outputs, batch, i)
+    watcher.on_validation_end(trainer, task)
+
+
+def test_panels_over_the_epochs(tmp_path: Path, logged: list[tuple[str, int, tuple[int, ...]]]) -> None:
+    watcher, trainer, task = callback.Pictures(tmp_path, 0), stub_trainer(), SquareTask()
+    trainer.sanity_checking = True
+    validate(watcher, trainer, task)
+    assert not logged
+    trainer.sanity_checking = False
+    for epoch in range(6):
+        trainer.current_epoch, trainer.global_step = epoch, 10 * (epoch + 1)
+        validate(watcher, trainer, task)
+        assert len(watcher._kept) in (0, callback.NUM_PANELS)
+        for kept in watcher._kept:
+            assert kept.prediction["mask"].shape == (480, 120)  # small, on the CPU
+    trainer.current_epoch = 6
+    watcher.on_train_end(trainer, task)
+    drawn = sorted(p.name for p in (tmp_path / "val_panels").iterdir())
+    assert drawn == [f"epoch_{e:04d}.png" for e in (0, 1, 3, 5)]
+    assert [step for key, step, _ in logged if key == "val_panels"] == [9, 19, 39, 59]
+    assert [key for key, *_ in logged[-3:]] == ["val_panels", "val_confusion_matrix", "val_class_iou"]
+    latest = np.asarray(Image.open(tmp_path / "val_panels.png"))
+    assert np.array_equal(latest, np.asarray(Image.open(tmp_path / "val_panels/epoch_0005.png")))
+    assert latest.shape[1] == pictures.GAP + 4 * (120 + pictures.GAP)
+    assert 8 * 480 < latest.shape[0] < 8 * (480 + 40)
+    top, left = pictures.GAP + pictures.FONT_SIZE + 4, pictures.GAP
+    first = latest[top : top + 480, left : left + 120]
+    assert (first == 90).all()  # the picture, without the letterbox
+    error = latest[top : top + 480, left + 3 * (120 + pictures.GAP) :][:, :120]
+    assert (error == WRONG_COLOR).all(axis=2).nonzero()[0].max() == 119
+    assert (error[:120, :60] == WRONG_COLOR).all()
+    assert not (tmp_path / "val_predictions.png").exists()
+
+
+def test_a_validation_that_was_drawn_is_not_drawn_again(tmp_path: Path, logged: list[Any]) -> None:
+    watcher, trainer, task = callback.Pictures(tmp_path, 0), stub_trainer(), SquareTask()
+    validate(watcher, trainer, task, (2,))
+    watcher.on_train_end(trainer, task)
+    assert [key for key, *_ in logged] == ["val_panels", "val_confusion_matrix", "val_class_iou"]
+
+
+@pytest.mark.parametrize(("fn", "stage"), [("validate", "val"), ("test", "test")])
+def test_panels_of_validate_and_test(tmp_path: Path, logged: list[Any], fn: str, stage: str) -> None:
+    watcher, trainer, task = callback.Pictures(tmp_path, 0), stub_trainer(fn), SquareTask()
+    if fn == "validate":
+        validate(watcher, trainer, task, (1, 1))
+    else:
+        watcher.on_test_start(trainer, task)
+        batch, outputs = squares(0, 2)
+        watcher.on_test_batch_end(trainer, task, outputs, batch, 0)
+        watcher.on_test_end(trainer, task)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"{stage}_{name}.png" for name in ("class_iou", "confusion_matrix", "panels")
+    ]
+    assert [key for key, *_ in logged] == [f"{stage}_{n}" for n in ("panels", "confusion_matrix", "class_iou")]
+
+
+def test_panels_show_files_in_their_own_pixels(tmp_path: Path, logged: list[Any]) -> None:
+    image = np.full((1200, 300, 3), 40, np.uint8)
+    image[:, 150:] = 200
+    Image.fromarray(image).save(tmp_path / "x.png")
+    watcher, trainer, task = callback.Pictures(tmp_path, 0), stub_trainer("validate"), SquareTask()
+    batch, outputs = squares(0, 1)
+    batch["path"] = [str(tmp_path / "x.png")]
+    watcher.on_validation_start(trainer, task)
+    watcher.on_validation_batch_end(trainer, task, outputs, batch, 0)
+    assert watcher._kept[0].canvas is None
+    watcher.on_validation_end(trainer, task)
+    top, left = pictures.GAP + pictures.FONT_SIZE + 4, pictures.GAP
+    tile = np.asarray(Image.open(tmp_path / "val_panels.png"))[top : top + 480, left : left + 120]
+    assert (tile[:, :60] == 40).all()
+    assert (tile[:, 60:] == 200).all()
+
+
+def test_training_images_beside_their_masks(tmp_path: Path, logged: list[Any]) -> None:
+    watcher, trainer = callback.Pictures(tmp_path, 0), stub_trainer()
+    batch, _ = squares(0, 5)
+    for index in range(2):
+        watcher.on_train_batch_start(trainer, SquareTask(), batch, index)  # type: ignore[arg-type]
+    assert len(logged) == 1
+    sheet = np.asarray(Image.open(tmp_path / "train_batch.png"))
+    assert sheet.shape[1] == pictures.GAP + 3 * (2 * 128 + 2 + pictures.GAP)
+    gap = pictures.GAP
+    assert (sheet[gap : gap + 128, gap : gap + 128] == 90).all()
+    pair = sheet[gap : gap + 128, gap + 130 : gap + 258]
+    assert np.array_equal(
+        pair, overlay(np.full((128, 128, 3), 90, np.uint8), np.ones((128, 128), np.uint8), class_palette(NAMES))
+    )
+
+
+def test_classification_has_its_grid(tmp_path: Path, logged: list[Any]) -> None:
+    names = ["a", "b"]
+    task = SimpleNamespace(
+        eval_metrics=SimpleNamespace(confusion=torch.eye(2, dtype=torch.int64), per_class=lambda: {"f1": [1.0, 1.0]}),
+        captions=lambda batch, outputs, names: [f"{x:.1f}" for x in outputs["probabilities"][:, 0].tolist()],
+    )
+    watcher, trainer = callback.Pictures(tmp_path, 0), stub_trainer(names=names)
+    images = torch.randint(0, 255, (40, 3, 8, 8), dtype=torch.uint8)
+    batch = {"image": images, "label": torch.zeros(40, dtype=torch.int64), "path": ["x"] * 40}
+    outputs = {"logits": torch.zeros(40, 2), "probabilities": torch.full((40, 2), 0.5)}
+    watcher.on_validation_start(trainer, task)
+    watcher.on_validation_batch_end(trainer, task, outputs, batch, 0)
+    watcher.on_validation_end(trainer, task)
+    assert not logged  # only at the end
+    watcher.on_train_end(trainer, task)
+    assert [key for key, *_ in logged] == ["val_predictions", "val_confusion_matrix"]
+    expected = pictures.image_grid(callback.as_pictures(images[:32]), ["0.5"] * 32)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "val_predictions.png")), expected)
+
+
+def test_other_ranks_draw_nothing(tmp_path: Path, logged: list[Any]) -> None:
+    watcher, trainer, task = callback.Pictures(tmp_path / "new", 0), stub_trainer(), SquareTask()
+    trainer.is_global_zero = False
+    validate(watcher, trainer, task)
+    watcher.on_train_end(trainer, task)
+    assert not logged
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,83 @@
+"""Which reader a source of images and masks is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datamodules.readers import Listing
+from datamodules.readers.coco_masks import is_coco, read_coco_masks
+from datamodules.readers.pairs import read_pairs
+from datamodules.readers.voc_masks import is_voc, read_voc_masks
+
+CLASS_FILES = ("classes.txt", "class_names.txt")
+
+
+def is_coco_source(source: str, *, by_pattern: bool) -> bool:
+    """Whether a source is read by ``read_coco_masks``, without mask files."""
+    path = Path(source)
+    return path.suffix == ".json" or (path.is_dir() and not by_pattern and is_coco(path))
+
+
+def read_mask_source(
+    source: str, images: str | None, masks: str | None, class_names: list[str] | None, *, multi_label: bool
+) -> Listing:
+    """Read a folder of images and masks, in whatever layout, or COCO's file.
+
+    Args:
+        source: ``data.source``.
+        images: ``data.images``.
+        masks: ``data.masks``.
+        class_names: ``data.class_names``; it chooses among COCO's categories, and among folders of binary masks.
+        multi_label: ``data.multi_label``.
+
+    Returns:
+        Records with ``mask``, see ``datamodules.masks.decode_mask``; class names as far as the source gives some, also
+        by a ``classes.txt``, one name a line.
+
+    Raises:
+        FileNotFoundError: If the source, or a file that it names, does not exist.
+        ValueError: If its layout is not known, or pairs are not complete.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"data.source '{source}' does not exist (looked in {Path.cwd()}). Put or link the images there, or set"
+            " --data.source to a folder of images and masks, or a COCO .json file."
+        )
+    by_pattern = images is not None or masks is not None
+    if is_coco_source(source, by_pattern=by_pattern):
+        return read_coco_masks(path, class_names, multi_label=multi_label)
+    if not path.is_dir():
+        raise ValueError(f"data.source '{source}' is neither a folder nor a COCO .json file.")
+    if by_pattern:
+        listing = _in_order(read_pairs(path, images, masks), class_names)
+    else:
+        listing = read_voc_masks(path) if is_voc(path) else read_pairs(path)
+    return listing if listing.class_names else listing._replace(class_names=_class_file(path))
+
+
+def _class_file(root: Path) -> list[str]:
+    for name in CLASS_FILES:
+        if (root / name).is_file():
+            lines = [line.strip() for line in (root / name).read_text(encoding="utf-8").splitlines()]
+            return [line for line in lines if line and line != "__ignore__"]  # labelme's name for unlabelled
+    return []
+
+
+def _in_order(listing: Listing, names: list[str] | None) -> Listing:
+    """Only the classes of ``names``, in that order, where there is one mask a class."""
+    if names is None or not listing.class_names or names == listing.class_names:
+        return listing
+    if unknown := [name for name in names if name not in listing.class_names]:
+        raise ValueError(
+            f"data.class_names lists {unknown}, for which data.masks matches no file; it does for"
+            f" {listing.class_names}."
+        )
+    places = [listing.class_names.index(name) for name in names]
+    records = [{**r, "mask": [r["mask"][i] for i in places]} for r in listing.records]
+    if empty := [r["path"] for r in records if all(m is None for m in r["mask"])]:
+        raise ValueError(
+            f"{len(empty)} image(s) have a mask of none of data.class_names {names}: {', '.join(empty[:5])}. Move them"
+            " elsewhere, or add a black mask of one class."
+        )
+    return Listing(records, list(names))

@@ -1,0 +1,386 @@
+"""Images with a class for each pixel, or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pytorch_lightning.utilities import rank_zero_warn
+
+from datamodules.augment import Augment
+from datamodules.base import Cache, DataModule
+from datamodules.mask_checks import MaskCheck, check_all_masks, check_records, median_frequency, report, two_sizes
+from datamodules.mask_formats import MaskSettings, Settled, class_palette, settle_format
+from datamodules.masks import MaskFormat, decode_mask, read_sample
+from datamodules.readers import Listing, Record
+from datamodules.readers.mask_sources import is_coco_source, read_mask_source
+from datamodules.splits import hold_out
+from datamodules.tiles import check_tile
+from datamodules.transforms import Transform
+
+DIGIT_CLASSES = ["background", *(str(k) for k in range(10))]
+NUM_SCENES = {"train": 1000, "val": 200, "test": 200}
+
+
+class SegmentationData(DataModule):
+    """Images and masks from folders, path patterns, VOC's or COCO's files, or the digit scenes.
+
+    Args:
+        source: ``digits`` (embedded scenes), a folder of images and masks (``images/`` and ``masks/``, ``train/`` and
+            ``trainannot/``, ...; see ``datamodules.readers.pairs``), a folder in the layout of VOC or COCO, or a COCO
+            ``.json`` file.
+        images: Pattern of the image files below ``source``, for example ``{split}/{stem}.jpg``; with ``masks``.
+        masks: Pattern of the mask files: ``{split}annot/{stem}.png``. ``{class}`` in it stands for one binary mask a
+            class, as in ``masks/{class}/{stem}.png``; an image without a class's file has none of that class.
+        class_names: The classes in their order. By default those of the source, the keys of ``class_values`` or
+            ``colors``, the lines of a ``classes.txt`` in ``source``, or numbers.
+        mask_format: What mask files hold: ``index`` (one number a pixel), ``rgb`` (one of ``colors``) or ``binary``
+            (0, and 1 or 255). ``auto`` looks at the files: colour pictures are ``rgb``, nothing but 0 and 255 is
+            ``binary``, the rest is ``index``.
+        colors: The colour of each class, [r, g, b]; several colours as a list of them. With index masks they only
+            colour what is written.
+        class_values: What index masks hold for each class where that is not its place in ``class_names``: a number or
+            a list of them, ``{road: 7, car: [26, 27]}``.
+        ignore_values: Values (for ``rgb``: colours) of pixels that count neither in the loss nor in any score; [255]
+            for index masks by default, none for the others. With [0] class 0 is stored as 1, and so on.
+        multi_label: Several classes a pixel, one channel each: COCO's overlapping objects, or one binary mask a class,
+            where ``{class}`` in ``masks`` sets it anyway. A single binary mask becomes one channel.
+        num_scenes: Digit scenes of each split; 1,000, 200 and 200 by default.
+        val_fraction: Part of the training images held out for validation where the source has no validation split.
+        test_fraction: The same for a test split.
+        split_seed: Seed of the held-out parts.
+        split_file: ``split.json`` of an earlier run: its splits are used again.
+        image_size: Height and width of the training canvas (one number for a square), and of evaluation's unless
+            ``resize`` is ``native``; 128 for the digits, 256 for files by default.
+        in_chans: Channels of the batch: 3 (RGB), 1 (grey), or as many as the files hold.
+        dtype: ``float32`` keeps the full depth of 16-bit and float images.
+        resize: Evaluation's view: ``native`` (each picture in its own size), ``letterbox`` or ``stretch``.
+        tile: Evaluate by overlapping tiles of this height and width, for pictures too large for the memory.
+        tile_overlap: Part of a tile that neighbours share.
+        interpolation: How images are resized; masks are never interpolated.
+        augment: Augmentation of the training images on the CPU.
+        balance: ``sampler`` draws a class at random and then one of the images that hold it, so that images with rare
+            classes come more often; ``loss`` weights each class's loss by its rarity, see ``spec``.
+        check_masks: Read every mask before training, so that values, sizes and damaged files are known at once.
+        batch_size: Images a device and step.
+        eval_batch_size: The same in validation, test and prediction; ``batch_size`` by default, 1 with tiles or where
+            ``native`` pictures differ in size.
+        num_workers: Loader processes a device; the cores shared among the devices, at most 8, by default.
+        cache: ``decoded`` keeps decoded images on disk; ``auto`` is ``none``, and ``tensor`` has no form for masks.
+        cache_dir: Folder of the decoded images.
+        on_corrupt: ``error`` refuses unreadable files, naming them; ``skip`` decodes all files first and leaves the
+            bad ones out, counted and listed.
+        seed: Seed of order and augmentation; the run's ``seed_everything`` by default.
+
+    Attributes:
+        class_colors: [r, g, b] of each class where the source has colours: ``colors``, or the palette of the first
+            palette mask; else None. Known after ``setup``, and from a saved config.
+    """
+
+    def __init__(
+        self,
+        source: str = "digits",
+        images: str | None = None,
+        masks: str | None = None,
+        class_names: list[str] | None = None,
+        mask_format: Literal["auto", "index", "rgb", "binary"] = "auto",
+        colors: dict[str, list[int] | list[list[int]]] | None = None,
+        class_values: dict[str, int | list[int]] | None = None,
+        ignore_values: list[int] | list[list[int]] | None = None,
+        multi_label: bool = False,
+        num_scenes: dict[str, int] | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.0,
+        split_seed: int = 0,
+        split_file: str | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        in_chans: int = 3,
+        dtype: Literal["uint8", "float32"] = "uint8",
+        resize: Literal["native", "letterbox", "stretch"] = "native",
+        tile: int | tuple[int, int] | None = None,
+        tile_overlap: float = 0.25,
+        interpolation: Literal["bilinear", "bicubic", "area", "nearest"] = "bilinear",
+        augment: Augment = Augment(),  # noqa: B008 - frozen
+        balance: Literal["none", "sampler", "loss"] = "none",
+        check_masks: bool = True,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        cache: Cache = "auto",
+        cache_dir: str | None = None,
+        on_corrupt: Literal["error", "skip"] = "error",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            cache=cache,
+            cache_dir=cache_dir,
+            on_corrupt=on_corrupt,
+            seed=seed,
+        )
+        self.source, self.images, self.masks = source, images, masks
+        self.class_names = class_names
+        self.mask_format: Literal["auto", "index", "rgb", "binary"] = mask_format
+        self.colors = None if colors is None else {name: _nested(color, list) for name, color in colors.items()}
+        self.class_values = None if class_values is None else {n: _nested(v, int) for n, v in class_values.items()}
+        self.ignore_values = ignore_values
+        self.multi_label = multi_label
+        self.num_scenes = num_scenes
+        self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
+        self.split_file = split_file
+        self.image_size = image_size
+        self.in_chans = in_chans
+        self.dtype: Literal["uint8", "float32"] = dtype
+        self.resize: Literal["native", "letterbox", "stretch"] = resize
+        self.tile = (tile, tile) if isinstance(tile, int) else tile
+        self.tile_overlap = tile_overlap
+        self.interpolation: Literal["bilinear", "bicubic", "area", "nearest"] = interpolation
+        self._augment = augment
+        self.balance = balance
+        self.check_masks = check_masks
+        self._asked_eval_batch = eval_batch_size
+        self._format: MaskFormat | None = None
+        self._checks: dict[str, MaskCheck] = {}
+        self._bad_masks: list[tuple[str, str]] = []
+        self._settings = MaskSettings(
+            mask_format, class_names, self.colors, self.class_values, ignore_values, multi_label
+        )
+        self.class_colors = class_palette(Settled(MaskFormat("rgb"), self._settings.names(), None), self._settings, 0)
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        for key in ("val_fraction", "test_fraction"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(
+                    f"data.{key} is {getattr(self, key)}; it is a part of the images, at least 0 and below 1."
+                )
+        if self.image_size is not None and min(self.canvas()) < 1:
+            raise ValueError(f"data.image_size is {self.image_size}; height and width are at least 1 pixel.")
+        if self.source == "digits":
+            for key in ("images", "masks", "colors", "class_values", "ignore_values", "split_file"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"data.{key} is set, but data.source is 'digits', which needs none.")
+            if self.class_names not in (None, DIGIT_CLASSES):
+                raise ValueError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
+            if self.multi_label or self.mask_format != "auto":
+                raise ValueError("data.multi_label and data.mask_format are for files; leave them out for the digits.")
+            if self.cache == "decoded":
+                raise ValueError("data.cache is 'decoded', but the digit scenes are drawn, not decoded: leave it out.")
+            if len(set(self.canvas())) > 1:
+                raise ValueError(f"data.image_size is {self.image_size}; digit scenes are square: give one number.")
+        elif self.num_scenes is not None:
+            raise ValueError(f"data.num_scenes is set, but data.source is '{self.source}', not 'digits'.")
+        for split, number in (self.num_scenes or {}).items():
+            if split not in NUM_SCENES or number < (1 if split == "train" else 0):
+                raise ValueError(
+                    f"data.num_scenes has '{split}: {number}'; it takes train (1 or more), val and test (0 or more)."
+                )
+        if self.cache == "tensor":
+            raise ValueError("data.cache is 'tensor', which is for whole images only: use data.cache: decoded or none.")
+        if self.tile is None:
+            if self.tile_overlap != 0.25:
+                raise ValueError(f"data.tile_overlap is {self.tile_overlap}, but data.tile is not set.")
+            return
+        check_tile(self.tile, self.tile_overlap)
+        if self.resize != "native":
+            raise ValueError(f"data.tile is set, but data.resize is '{self.resize}': tiles need data.resize: native.")
+        if self._asked_eval_batch not in (None, 1):
+            raise ValueError(
+                f"data.eval_batch_size is {self._asked_eval_batch}, but with data.tile one picture is evaluated at a"
+                " time: leave it out."
+            )
+        self.eval_batch_size = 1
+
+    @property
+    def augment(self) -> Augment:
+        """The training augmentation's settings."""
+        return self._augment
+
+    # Listing and checking.
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check images and masks; a second call does nothing. See ``DataModule.setup`` for what it raises."""
+        fresh = not self.records
+        super().setup(stage)
+        if self.predict_source is None and fresh:
+            self.skipped = self.skipped + self._bad_masks
+        if self.predict_source is not None or fresh:
+            self._settle_eval_batch()
+
+    def list_records(self) -> Listing:
+        """Read the source, find out what its masks hold, check them, and hold out what the source does not split off.
+
+        Raises:
+            FileNotFoundError: If the source, or a file that it names, does not exist.
+            ValueError: If masks are missing or do not fit the classes or their images, naming up to 10 of them.
+        """
+        if self.source == "digits":
+            return self._list_scenes()
+        if is_coco_source(self.source, by_pattern=self.images is not None or self.masks is not None):
+            for key in ("images", "masks", "class_values", "ignore_values", "mask_format"):
+                if getattr(self, key) not in (None, "auto"):
+                    raise ValueError(f"data.{key} is set, but data.source '{self.source}' is COCO's: it has no masks.")
+        listing = read_mask_source(self.source, self.images, self.masks, self.class_names, multi_label=self.multi_label)
+        hold_out(listing.records, self.val_fraction, self.test_fraction, self.split_seed, self.split_file)
+        settled = Settled(MaskFormat("index"), listing.class_names, None)
+        first = listing.records[0]["mask"]
+        if not isinstance(first, dict):
+            by_class = isinstance(first, list)
+            self.multi_label = self.multi_label or by_class
+            train_first = sorted(listing.records, key=lambda r: bool(r["split"] != "train"))
+            paths = [p for r in train_first for p in (r["mask"] if by_class else [r["mask"]]) if p is not None]
+            settled = settle_format(self._settings, paths, listing.class_names, by_class=by_class)
+            self.mask_format = settled.fmt.kind
+        checked = check_records(
+            listing.records, settled, self.multi_label, every=self.check_masks, skip=self.on_corrupt == "skip"
+        )
+        self._checks, self._bad_masks, self._format = checked.checks, checked.unreadable, checked.settled.fmt
+        self.class_names = checked.settled.class_names or []
+        if checked.absent:
+            rank_zero_warn(
+                f"The training masks hold no pixel of {len(checked.absent)} of {len(self.class_names)} classes:"
+                f" {checked.absent[:20]}."
+            )
+        self.class_colors = class_palette(checked.settled, self._settings, len(self.class_names))
+        return Listing(checked.records, self.class_names)
+
+    def _list_scenes(self) -> Listing:
+        size = self.canvas()[0]
+        records: list[Record] = []
+        for split, number in {**NUM_SCENES, **(self.num_scenes or {})}.items():
+            records += [
+                {"image": None, "path": f"digit_scenes#0/{split}/{i}", "scene": (i, 0, split, size), "split": split}
+                for i in range(number)
+            ]
+        self.class_names = list(DIGIT_CLASSES)
+        return Listing(records, self.class_names)
+
+    def _settle_eval_batch(self) -> None:
+        """Pictures in their own size go one by one, unless all are of one size."""
+        if self.resize != "native" or (self.source == "digits" and self.predict_source is None):
+            return
+        splits = ("predict",) if self.predict_source is not None else ("val", "test")
+        sizes = two_sizes([r for split in splits for r in self.records.get(split, [])])
+        if len(sizes) < 2:
+            return
+        if self._asked_eval_batch not in (None, 1) and self.predict_source is None:
+            raise ValueError(
+                f"data.eval_batch_size is {self._asked_eval_batch}, but data.resize is 'native' and pictures differ in"
+                f" size: {' and '.join(sizes)} (width x height). Leave it out (1 is taken), or set data.resize:"
+                " letterbox."
+            )
+        self.eval_batch_size = 1
+
+    # What the loaders take.
+
+    def make_reader(self) -> Callable[[Record], Record]:
+        """Decodes an image and its mask."""
+        return partial(
+            read_sample,
+            fmt=self._format,
+            channels=self.in_chans,
+            dtype=self.dtype,
+            num_classes=len(self.class_names or ()),
+            multi_label=self.multi_label,
+        )
+
+    def make_transform(self, *, train: bool) -> Transform:
+        """The training or the evaluation transform."""
+        return Transform(
+            self.canvas(),
+            augment=self._augment if train else None,
+            resize=self.resize,
+            interpolation=self.interpolation,
+            dense=True,
+            tile=self.tile,
+            tile_overlap=self.tile_overlap,
+        )
+
+    def canvas(self) -> tuple[int, int]:
+        """Height and width of a training batch, and of evaluation's unless ``resize`` is ``native``."""
+        if self.image_size is None:
+            return (128, 128) if self.source == "digits" else (256, 256)
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    def _resolve_cache(self) -> Cache:
+        return "decoded" if self.cache == "decoded" else "none"
+
+    # Frequencies.
+
+    @cached_property
+    def _train_checks(self) -> list[MaskCheck]:
+        """Pixel counts of each training mask; read now where ``check_masks`` did not."""
+        records, width = self.records["train"], len(self.class_names or ())
+        if all(r["path"] in self._checks for r in records):
+            return [self._checks[r["path"]] for r in records]
+        read = self.make_reader()
+        decode = partial(decode_mask, fmt=self._format, num_classes=width, multi_label=self.multi_label)
+        checks = check_all_masks(records, (lambda r: read(r)["mask"]) if self.source == "digits" else decode, width)
+        report([c.error for c in checks if c.error is not None], len(records))
+        return checks
+
+    @cached_property
+    def class_counts(self) -> npt.NDArray[np.float64]:
+        """Pixels of each class in the training masks: float64 (K,)."""
+        total: npt.NDArray[np.float64] = np.sum([c.counts for c in self._train_checks], axis=0).astype(np.float64)
+        return total
+
+    def sample_weights(self) -> Sequence[float] | None:
+        """For each image, the sum of 1 over the number of images with the class, over its classes.
+
+        Drawing by it is drawing one of the classes, each as likely as another, and then one of the images that hold it;
+        Hoyer et al. 2022 (https://arxiv.org/abs/2111.14887) sample rare classes so, with other odds for the classes.
+        Images without any class (all ignored) are not drawn.
+        """
+        if self.balance != "sampler":
+            return None
+        present = np.stack([c.counts > 0 for c in self._train_checks])
+        images = np.maximum(present.sum(0), 1)
+        return [float(w) for w in (present / images).sum(1)]
+
+    def spec(self) -> dict[str, Any]:
+        """Number of classes, channels, canvas, whether a pixel has several labels, and class weights.
+
+        The weights, for ``balance: loss``: one class a pixel, ``median_frequency``; several, pixels without the class
+        over pixels with it, so that as many negatives as positives count.
+        """
+        spec: dict[str, Any] = {
+            "num_classes": len(self.class_names or ()),
+            "in_chans": self.in_chans,
+            "image_size": list(self.canvas()),
+            "multi_label": self.multi_label,
+        }
+        if self.balance == "loss" and self.records.get("train"):
+            if self.multi_label:
+                positives = np.maximum(self.class_counts, 1)
+                pixels = np.sum([c.pixels for c in self._train_checks], axis=0)
+                weights = np.maximum(pixels - positives, 1) / positives
+            else:
+                weights = median_frequency(self._train_checks)
+            spec["class_weights"] = [float(w) for w in weights]
+        return spec
+
+    def resolved(self) -> dict[str, Any]:
+        """What was found out: classes and their colours, canvas, format of the masks, number of labels."""
+        resolved: dict[str, Any] = {
+            "class_names": self.class_names,
+            "image_size": list(self.canvas()),
+            "multi_label": self.multi_label,
+            "mask_format": self.mask_format,
+        }
+        if self.colors is None and self.class_colors is not None and self.class_names is not None:
+            resolved["colors"] = dict(zip(self.class_names, self.class_colors, strict=True))
+        return resolved
+
+
+def _nested(value: Any, kind: type) -> list[Any]:
+    """One entry or a list of them -> a list of them; an entry is a whole number, or a list."""
+    if kind is int:
+        return [value] if isinstance(value, int) else list(value)
+    return [list(v) for v in value] if value and isinstance(value[0], list | tuple) else [list(value)]

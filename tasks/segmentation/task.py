@@ -1,0 +1,306 @@
+"""Semantic segmentation with any encoder-decoder of segmentation_models_pytorch, or SegNet."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from tasks.augment import color_jitter
+from tasks.base import Batch, Task
+from tasks.optim import Optim
+from tasks.segmentation.losses import check_losses, segmentation_loss
+from tasks.segmentation.metrics import SegmentationMetrics
+from tasks.segmentation.networks import create_segmenter, encoder_parameter_names
+from tasks.segmentation.scores import labels_by_tiles, labels_in_original
+
+IGNORE = 255
+Kind = Literal["multiclass", "binary", "multilabel"]
+
+
+class Segmentation(Task):
+    """Semantic segmentation: an encoder-decoder on any timm backbone.
+
+    Args:
+        architecture: Decoder; all but ``segnet`` are those of segmentation_models_pytorch.
+        backbone: Encoder: a timm name; ``python -m pipelines list backbones`` shows all.
+        num_classes: Taken from the data where it is left out; so are ``in_chans`` and ``image_size``.
+        pretrained: ``true`` for the hub's weights of the encoder, or a local weights file.
+        backbone_args: Arguments for the encoder's own constructor.
+        decoder_args: Arguments for the decoder's constructor in segmentation_models_pytorch, as
+            ``decoder_channels: [256, 128, 64, 32, 16]``.
+        drop_path_rate: Stochastic depth in the encoder.
+        freeze_backbone: Train only the decoder; the encoder's batch norms keep their statistics.
+        unfreeze_at_epoch: From this epoch on (counted from 0) the encoder is trained too.
+        freeze_norm: The encoder's batch norms keep the statistics of the pretrained weights.
+        grad_checkpointing: Save memory by computing the encoder's activations twice.
+        losses: Weights of the losses that are added: ``cross_entropy``, ``focal``, ``dice``, ``jaccard``, ``tversky``,
+            ``lovasz``.
+        label_smoothing: Part of the target spread over all classes, in cross-entropy.
+        focal_gamma: Exponent of the focal loss.
+        tversky_alpha: Weight of false positives in the Tversky loss.
+        tversky_beta: Weight of false negatives in the Tversky loss.
+        class_weights: One a class; from the data with ``data.balance: loss``.
+        aux_weight: Weight of an auxiliary head on the encoder's last map, which says which classes an image holds; 0
+            for no such head.
+        color_jitter: Strength of brightness, contrast and saturation jitter on the device.
+        tta: Views that evaluation and prediction average over, beside the image itself.
+        tta_scales: Sizes that they average over, beside the image's own, as ``[0.75, 1.25]``.
+        boundary_metric: Also report the boundary F-score, which costs time.
+        optim: Optimiser and schedule.
+        in_chans: Channels of the images.
+        image_size: Height and width of the training images.
+        multi_label: Whether a pixel may have several labels.
+        channels_last: Memory format; ``auto`` where the network gains by it.
+        compile: Compile the network with torch.compile.
+    """
+
+    monitor = "val/miou"
+    mode = "max"
+    loss_weights: Tensor | None
+
+    def __init__(
+        self,
+        architecture: Literal[
+            "unet",
+            "unetplusplus",
+            "manet",
+            "linknet",
+            "fpn",
+            "pspnet",
+            "deeplabv3",
+            "deeplabv3plus",
+            "pan",
+            "upernet",
+            "segformer",
+            "dpt",
+            "segnet",
+        ] = "unet",
+        backbone: str = "resnet18",
+        num_classes: int | None = None,
+        pretrained: bool | str = False,
+        backbone_args: dict[str, Any] | None = None,
+        decoder_args: dict[str, Any] | None = None,
+        drop_path_rate: float = 0.0,
+        freeze_backbone: bool = False,
+        unfreeze_at_epoch: int | None = None,
+        freeze_norm: bool = False,
+        grad_checkpointing: bool = False,
+        losses: dict[str, float] = {"cross_entropy": 1.0},  # noqa: B006 - never changed
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 2.0,
+        tversky_alpha: float = 0.3,
+        tversky_beta: float = 0.7,
+        class_weights: list[float] | None = None,
+        aux_weight: float = 0.0,
+        color_jitter: float = 0.0,
+        tta: list[Literal["hflip", "vflip"]] = [],  # noqa: B006 - never changed
+        tta_scales: list[float] = [],  # noqa: B006 - never changed
+        boundary_metric: bool = False,
+        optim: Optim = Optim(),  # noqa: B008 - frozen
+        in_chans: int | None = None,
+        image_size: int | list[int] | None = None,
+        multi_label: bool | None = None,
+        channels_last: bool | Literal["auto"] = "auto",
+        compile: bool = False,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            backbone=backbone,
+            optim=optim,
+            in_chans=in_chans,
+            image_size=image_size,
+            freeze_backbone=freeze_backbone,
+            unfreeze_at_epoch=unfreeze_at_epoch,
+            freeze_norm=freeze_norm,
+            channels_last=channels_last,
+            compile=compile,
+        )
+        check_losses(losses)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"model.label_smoothing is {label_smoothing}; it must be at least 0 and below 1.")
+        if label_smoothing and "cross_entropy" not in losses:
+            raise ValueError(
+                f"model.label_smoothing is {label_smoothing}, but only cross_entropy uses it, which is not among"
+                f" model.losses ({', '.join(losses)})."
+            )
+        for key, value in (("color_jitter", color_jitter), ("aux_weight", aux_weight), ("focal_gamma", focal_gamma)):
+            if value < 0:
+                raise ValueError(f"model.{key} is {value}; it must be 0 (off) or more.")
+        if any(not 0.25 <= scale <= 4 for scale in tta_scales):
+            raise ValueError(f"model.tta_scales is {tta_scales}; each must lie between 0.25 and 4.")
+        self.architecture = architecture
+        self.pretrained = pretrained
+        self.backbone_args, self.decoder_args = backbone_args, decoder_args
+        self.drop_path_rate = drop_path_rate
+        self.grad_checkpointing = grad_checkpointing
+        self.losses = losses
+        self.label_smoothing, self.focal_gamma = label_smoothing, focal_gamma
+        self.tversky_alpha, self.tversky_beta = tversky_alpha, tversky_beta
+        self.class_weights = class_weights
+        self.aux_weight = aux_weight
+        self.jitter = color_jitter
+        self.tta, self.tta_scales = tta, tta_scales
+        self.boundary_metric = boundary_metric
+        self.multi_label = multi_label
+        self.save_hyperparameters(ignore=["optim"])
+        self.remember_arguments()
+
+    @property
+    def kind(self) -> Kind:
+        """``multilabel``; ``binary`` (one score a pixel) for two classes; else ``multiclass``."""
+        if self.multi_label:
+            return "multilabel"
+        return "binary" if self.num_classes == 2 else "multiclass"
+
+    def build_network(self) -> nn.Module:
+        """The encoder-decoder: normalised float (B, C, H, W) to logits (B, K, H, W), K = 1 if binary."""
+        classes = int(self.num_classes or 0)
+        if classes > IGNORE:
+            raise ValueError(f"model.num_classes is {classes}; masks of 8 bits hold at most {IGNORE} classes.")
+        if self.class_weights is not None and len(self.class_weights) != classes:
+            raise ValueError(
+                f"model.class_weights has {len(self.class_weights)} values, but there are {classes} classes."
+            )
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
+        self.register_buffer("loss_weights", weights, persistent=False)
+        size = self.image_size
+        return create_segmenter(
+            self.architecture,
+            self.backbone,
+            1 if self.kind == "binary" else classes,
+            in_chans=int(self.in_chans or 3),
+            pretrained=self.pretrained if self.load_pretrained else False,
+            image_size=(size[0], size[1]) if size else None,
+            decoder_args=self.decoder_args,
+            drop_path_rate=self.drop_path_rate,
+            backbone_args=self.backbone_args,
+            aux_classes=classes if self.aux_weight else 0,
+            grad_checkpointing=self.grad_checkpointing,
+        )
+
+    def head_names(self) -> set[str]:
+        """Names of the decoder's parameters."""
+        assert self.network is not None
+        encoder = encoder_parameter_names(self.network)
+        return {name for name, _ in self.network.named_parameters() if name not in encoder}
+
+    def build_metrics(self) -> Metric:
+        """Metrics whose states have a fixed size and sum over ranks."""
+        return SegmentationMetrics(
+            int(self.num_classes or 0), multi_label=bool(self.multi_label), boundary=self.boundary_metric
+        )
+
+    def augment(self, batch: Batch) -> Batch:
+        """Jitter; images become float32 in [0, 1] where it is on."""
+        if not self.jitter:
+            return batch
+        image = batch["image"]
+        image = image.float() / 255 if image.dtype == torch.uint8 else image.clone()
+        return {**batch, "image": color_jitter(image, self.jitter)}
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Mean over the batch of each image's loss times its ``weight``; where there are several, its parts too."""
+        output = self(batch["image"])
+        logits, presence = output if isinstance(output, tuple) else (output, None)
+        losses = self._losses(logits, batch)
+        if presence is not None:
+            losses["presence"] = self._presence_loss(presence.float(), batch)
+            losses["loss"] = losses["loss"] + self.aux_weight * losses["presence"]
+        return losses
+
+    def _losses(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return segmentation_loss(
+            logits,
+            batch["mask"],
+            kind=self.kind,
+            losses=self.losses,
+            soft_mask=batch.get("soft_mask"),
+            weight=batch.get("weight"),
+            class_weights=self.loss_weights,
+            label_smoothing=self.label_smoothing,
+            focal_gamma=self.focal_gamma,
+            tversky_alpha=self.tversky_alpha,
+            tversky_beta=self.tversky_beta,
+        )
+
+    def _presence_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Binary cross-entropy of which classes an image holds: (B, K)."""
+        mask = batch["mask"]
+        if mask.ndim == 4:
+            present = (mask == 1).flatten(2).any(2)
+        else:
+            classes = torch.arange(logits.shape[1], device=mask.device, dtype=mask.dtype)
+            present = torch.stack([(mask == k).flatten(1).any(1) for k in classes], dim=1)
+        loss = F.binary_cross_entropy_with_logits(logits, present.float(), reduction="none").mean(1)
+        return (loss * batch["weight"] if "weight" in batch else loss).mean()
+
+    # Evaluation and prediction.
+
+    def scores(self, image: Tensor) -> Tensor:
+        """Class probabilities, float32 (B, K, H, W), K = 1 if binary; with test-time augmentation the views' mean."""
+        size = image.shape[2:]
+        views = []
+        for scale in (1.0, *self.tta_scales):
+            scaled = image
+            if scale != 1:
+                new = [max(1, round(side * scale)) for side in size]
+                scaled = F.interpolate(image.float(), new, mode="bilinear", antialias=scale < 1)
+                scaled = scaled.round().to(image.dtype) if image.dtype == torch.uint8 else scaled
+            for flip in ([], *([3] for _ in range("hflip" in self.tta)), *([2] for _ in range("vflip" in self.tta))):
+                logits = self(scaled.flip(flip) if flip else scaled).float()
+                view = logits.softmax(1) if self.kind == "multiclass" else logits.sigmoid()
+                view = view.flip(flip) if flip else view
+                views.append(view if scale == 1 else F.interpolate(view, size, mode="bilinear"))
+        return views[0] if len(views) == 1 else torch.stack(views).mean(0)
+
+    def predict(self, batch: Batch) -> dict[str, Any]:
+        """``mask``: for each image the labels in its original pixels, uint8 (H, W), or (K, H, W) for several labels."""
+        several = self.kind == "multilabel"
+        if "tiles" in batch:
+            pairs = zip(batch["image"], batch["tiles"], strict=True)
+            return {"mask": [labels_by_tiles(self.scores, image, windows, several) for image, windows in pairs]}
+        scores = self.scores(batch["image"])
+        return {
+            "mask": [labels_in_original(s, g, several) for s, g in zip(scores, batch["geometry"].cpu(), strict=True)]
+        }
+
+    def update_metrics(self, batch: Batch, predictions: dict[str, Any]) -> None:
+        """Compare with the masks of the original pictures."""
+        for prediction, target in zip(predictions["mask"], batch["target"], strict=True):
+            self.eval_metrics.update(prediction, target["mask"].to(prediction.device))
+
+    def rows(self, batch: Batch, predictions: dict[str, Any], class_names: list[str]) -> list[dict[str, Any]]:
+        """Path, size, what part of the picture each class covers (0 to 1), and the scores where there is a truth."""
+        rows: list[dict[str, Any]] = []
+        truths = batch.get("target", [None] * len(batch["path"]))
+        for path, mask, truth in zip(batch["path"], predictions["mask"], truths, strict=True):
+            mask = mask.cpu()
+            height, width = mask.shape[-2:]
+            row: dict[str, Any] = {"path": path, "height": height, "width": width}
+            if truth is not None:
+                # Of this image alone, not of those that the other ranks look at now.
+                metric = SegmentationMetrics(int(self.num_classes or 0), bool(self.multi_label), sync=False)
+                metric.update(mask, truth["mask"].cpu())
+                values = metric.compute()
+                row |= {name: float(values[name]) for name in ("miou", "accuracy")}
+            counts = mask.flatten(1).sum(1) if self.multi_label else torch.bincount(mask.flatten(), minlength=256)
+            row |= {f"area_{name}": int(n) / (height * width) for name, n in zip(class_names, counts, strict=False)}
+            rows.append(row)
+        return rows
+
+    def captions(self, batch: Batch, predictions: dict[str, Any] | None, class_names: list[str]) -> list[str]:
+        """The file's name, and how much of the picture the largest classes cover."""
+        names = [path.rsplit("/", 1)[-1] for path in batch["path"]]
+        if predictions is None:
+            return names
+        texts = []
+        for name, row in zip(names, self.rows({"path": batch["path"]}, predictions, class_names), strict=True):
+            areas = sorted(
+                ((v, k.removeprefix("area_")) for k, v in row.items() if k.startswith("area_")), reverse=True
+            )
+            texts.append(" · ".join([name, *(f"{k} {v:.0%}" for v, k in areas[:3] if v >= 0.005)]))
+        return texts
