@@ -8,9 +8,11 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from pipelines import cli
 from tests.conftest import in_child, write_images
@@ -24,6 +26,11 @@ LAYOUTS = {
     "data/hymenoptera": ({f"{split}/{name}": 6 for split in ("train", "val") for name in ("ants", "bees")}, (40, 48)),
     "data/pictures": ({name: 20 for name in ("owl", "wren")}, (40, 48)),
     "data/cifar10": ({f"{split}/{k}": 6 for split in ("train", "test") for k in range(10)}, (32, 32)),
+}
+# The same for pictures and masks: folders of the two, splits, size, class numbers in the masks.
+MASKS = {
+    "data/camvid": ("{split}", "{split}annot", ("train", "val", "test"), (120, 160), range(12)),
+    "data/streets": ("images/{split}", "masks/{split}", ("train", "val"), (60, 80), range(3)),
 }
 SMALL = ["--trainer.accelerator=cpu", "--data.num_workers=0", "--trainer.enable_progress_bar=false"]
 TWO_STEPS = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2"]
@@ -43,7 +50,9 @@ def header_command(path: Path) -> list[str]:
 def make_data(config: dict) -> None:
     """Images below the working directory, of the layout of the set that the config names, and a file of weights."""
     model, data = config["model"]["init_args"], config["data"]["init_args"]
-    if data["source"] != "digits":
+    if config["data"]["class_path"] == "SegmentationData" and data["source"] != "digits":
+        write_masks(Path(data["source"]), *MASKS[data["source"]])
+    elif data["source"] != "digits":
         assert data["source"] in LAYOUTS, f"add the layout of {data['source']} to this test"
         write_images(Path(data["source"]), *LAYOUTS[data["source"]])
     if isinstance(model.get("pretrained"), str):
@@ -53,6 +62,21 @@ def make_data(config: dict) -> None:
         path = Path(model["pretrained"])
         path.parent.mkdir(parents=True)
         save_file(timm.create_model(model["backbone"]).state_dict(), path)
+
+
+def write_masks(
+    root: Path, images: str, masks: str, splits: tuple[str, ...], size: tuple[int, int], values: range
+) -> None:
+    """Four pictures a split and their masks, which hold all of the values."""
+    rng = np.random.default_rng(0)
+    for split in splits:
+        folders = [root / pattern.format(split=split) for pattern in (images, masks)]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folders[0] / f"{i}.jpg")
+            mask = rng.integers(values.start, values.stop, size).astype(np.uint8)
+            Image.fromarray(mask).save(folders[1] / f"{i}.png")
 
 
 def the_run(name: str) -> Path:
@@ -73,8 +97,10 @@ def test_config(path):
     assert name_of(path) in command or str(path.name) in command
     shrink = [*SMALL, "--trainer.wandb.mode=off", "--data.batch_size=4"]
     shrink += TWO_STEPS if command[0] == "fit" else []
-    big = config["data"]["init_args"].get("image_size", 224) > 100
-    shrink += ["--data.image_size=96"] if big else []
+    size = config["data"]["init_args"].get("image_size", 224)
+    shrink += ["--data.image_size=96"] if np.max(size) > 100 else []
+    if config["data"]["init_args"]["source"] == "digits" and config["data"]["class_path"] != "ClassificationData":
+        shrink += ["--data.num_scenes={train: 8, val: 4, test: 4}"]
     hub = config["model"]["init_args"].get("pretrained") is True
     shrink += ["--model.pretrained=false"] if hub else []  # tests are offline
     assert in_child(lambda: cli.main([*command, *shrink])) == 0

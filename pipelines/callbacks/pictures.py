@@ -59,10 +59,11 @@ class _Kept(NamedTuple):
 class Pictures(Callback):
     """Draws the first training batch as the model sees it, fixed evaluation images, and what the metrics can show.
 
-    Where a prediction can be drawn over its image (``pipelines.panels``), the first 8 validation images, the same ones
-    each time, become panels of image, truth, prediction and error. Drawing takes its time, so it is done at the
-    validations number 1, 2, 4, 8, ... of a sitting and at its end: ``val_panels.png`` is the latest, ``val_panels/``
-    has one file for each epoch drawn, and W&B shows them under one key. Everything else is drawn once, at the end.
+    Where a prediction can be drawn over its image (``pipelines.panels``), 8 validation images, the same ones each time,
+    become panels of image, truth, prediction and error. They come from all over the split: neighbours are often frames
+    of one video. Drawing takes its time, so it is done at the validations number 1, 2, 4, 8, ... of a sitting and at
+    its end: ``val_panels.png`` is the latest, ``val_panels/`` has one file for each epoch drawn, and W&B shows them
+    under one key. Everything else is drawn once, at the end.
 
     Args:
         directory: Where the PNG files go.
@@ -107,20 +108,22 @@ class Pictures(Callback):
             return
         names = class_names_of(trainer)
         if outputs and annotation_of(outputs, 0):
-            self._keep(task, outputs, batch, names)
+            self._keep(trainer, task, outputs, batch, names)
         elif self._samples is None:
             some, predictions = _first(batch, MAX_IMAGES), _first(outputs, MAX_IMAGES)
             self._samples = (as_pictures(some["image"]), task.captions(some, predictions, names))
         if len(self._table) < self.table_rows:
             self._table += task.rows(batch, outputs, names)[: self.table_rows - len(self._table)]
 
-    def _keep(self, task: Any, outputs: Any, batch: Any, names: list[str]) -> None:
-        count = min(NUM_PANELS - len(self._kept), len(batch["image"]))
-        if count <= 0:
+    def _keep(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any, names: list[str]) -> None:
+        wanted = _spread(trainer)
+        places = [i for i, n in enumerate(batch["id"].tolist()) if wanted is None or n in wanted]
+        places = places[: NUM_PANELS - len(self._kept)]
+        if not places:
             return
-        some, predictions = _first(batch, count), _first(outputs, count)
+        some, predictions = ({k: [v[i] for i in places] for k, v in d.items()} for d in (batch, outputs))
         captions = task.captions(some, predictions, names)
-        for i in range(count):
+        for i in range(len(places)):
             geometry = some["geometry"][i].cpu().numpy()
             size = _size(geometry)
             new = display_size(size)
@@ -128,7 +131,7 @@ class Pictures(Callback):
             path = str(some["path"][i])
             kept = _Kept(
                 path,
-                None if Path(path).is_file() else as_pictures(some["image"][i : i + 1])[0],
+                None if Path(path).is_file() else as_pictures(some["image"][i][None])[0],
                 geometry,
                 None if truth is None else rescaled(truth, size, new),
                 rescaled(annotation_of(predictions, i), size, new),
@@ -221,6 +224,15 @@ def class_names_of(trainer: pl.Trainer) -> list[str]:
 def palette_of(trainer: pl.Trainer) -> Palette:
     """The datamodule's class colours, or the default ones."""
     return class_palette(class_names_of(trainer), getattr(getattr(trainer, "datamodule", None), "class_colors", None))
+
+
+def _spread(trainer: pl.Trainer) -> set[int] | None:
+    """Numbers of the images that become panels, of those that rank 0 evaluates; None where the data does not say."""
+    records = getattr(getattr(trainer, "datamodule", None), "records", None)
+    if not records:
+        return None
+    mine = range(0, len(records["test" if trainer.testing else "val"]), trainer.world_size)
+    return {mine[i * len(mine) // NUM_PANELS] for i in range(NUM_PANELS)} if mine else None
 
 
 def as_pictures(image: torch.Tensor) -> NDArray[np.uint8]:

@@ -359,3 +359,13 @@ def test_other_ranks_draw_nothing(tmp_path: Path, logged: list[Any]) -> None:
     watcher.on_train_end(trainer, task)
     assert not logged
     assert not (tmp_path / "new").exists()
+
+
+def test_panels_come_from_all_over_the_split() -> None:
+    records = {"val": [{}] * 80, "test": [{}] * 5}
+    trainer: Any = SimpleNamespace(testing=False, world_size=2, datamodule=SimpleNamespace(records=records))
+    assert sorted(callback._spread(trainer) or ()) == list(range(0, 80, 10))
+    trainer.testing = True
+    assert callback._spread(trainer) == {0, 2, 4}  # all that rank 0 has
+    trainer.datamodule.records = {}
+    assert callback._spread(trainer) is None
