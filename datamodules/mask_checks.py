@@ -9,42 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from datamodules.images import ImageError, read_image
-from datamodules.jpeg import parse_jpeg
 from datamodules.mask_formats import Settled
 from datamodules.masks import IGNORE, MAX_CLASSES, Mask, MaskError, MaskFormat, check_size, decode_mask, ranges
 from datamodules.readers import Record
+from datamodules.sizes import image_size
 
 _SHOWN = 10
-
-
-def image_size(path: str) -> tuple[int, int]:
-    """Height and width of an image as it is shown, EXIF orientation applied; from the header where that says it.
-
-    Raises:
-        ImageError: If the file is no image.
-        FileNotFoundError: If there is no such file.
-    """
-    with open(path, "rb") as file:
-        data = file.read(1 << 16)
-    try:
-        if data.startswith(b"\xff\xd8\xff"):
-            header = parse_jpeg(data)
-            turned = header.orientation >= 5
-            return (header.width, header.height) if turned else (header.height, header.width)
-        if data.startswith(b"\x89PNG"):
-            with Image.open(path, formats=("PNG",)) as image:
-                if "exif" not in image.info:
-                    return image.height, image.width
-    except (ValueError, OSError):
-        pass  # a long header, or a damaged one, of which the decoder speaks better
-    height, width = read_image(path).shape[:2]
-    return height, width
-
-
-# The check of all masks.
 
 
 class MaskCheck(NamedTuple):

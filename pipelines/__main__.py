@@ -71,6 +71,10 @@ def _dispatch(args: list[str]) -> int:
         return _fail(problem, status=1)
     if command == "list":
         return listing.main(args[1:])
+    if command == "convert":
+        from pipelines.convert import main as convert
+
+        return convert(args[1:])
     from pipelines.cli import main as run_command
 
     return run_command(args) or 0

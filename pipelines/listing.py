@@ -17,6 +17,7 @@ COMMANDS = {
     "test": "measure a checkpoint on the test set",
     "predict": "write the predictions of a checkpoint for a folder of pictures or a data set",
     "probe": "train scikit-learn's logistic regression on frozen features",
+    "convert": "convert boxes and masks between COCO JSON, VOC XML and YOLO text",
     "list": "show commands, tasks, datamodules and ready configs; `list backbones PATTERN` network names",
 }
 SECTIONS = ("commands", "tasks", "datamodules", "configs", "backbones")

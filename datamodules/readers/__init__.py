@@ -23,6 +23,7 @@ class Listing(NamedTuple):
 
     records: list[Record]
     class_names: list[str]
+    class_ids: list[int] | None = None  # the classes' numbers in the file, where they are not 0..K-1
 
 
 def split_name(word: str) -> str | None:

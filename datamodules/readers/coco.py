@@ -56,7 +56,7 @@ def read_coco(annotations: str | Path, image_root: str | Path | None = None, spl
         ValueError: If the file is no such JSON, an id or a file name occurs twice, or an annotation belongs to no image
             or no category; file, id and fix are named.
     """
-    return _listing(*_read(Path(annotations), image_root, split))
+    return Listing(*_read(Path(annotations), image_root, split))
 
 
 def read_coco_folder(root: str | Path, image_root: str | Path | None = None) -> Listing:
@@ -85,7 +85,7 @@ def read_coco_folder(root: str | Path, image_root: str | Path | None = None) -> 
             raise ValueError(f"'{files[split]}' and '{file}' are both of the {split} split; give one of them by name.")
         files[split] = file
     if not files and len(found) == 1:
-        return _listing(*_read(found[0], image_root, None))
+        return Listing(*_read(found[0], image_root, None))
     if not files:
         others = f" It has {', '.join(f.name for f in found[:5])}." if found else ""
         raise FileNotFoundError(
@@ -106,7 +106,7 @@ def read_coco_folder(root: str | Path, image_root: str | Path | None = None) -> 
                 raise ValueError(
                     f"Image '{record['path']}' is in '{files[other]}' and in '{files[split]}'; remove it from one."
                 )
-    return _listing([record for records, _, _ in parts.values() for record in records], names, ids)
+    return Listing([record for records, _, _ in parts.values() for record in records], names, ids)
 
 
 def _read(file: Path, image_root: str | Path | None, split: str | None) -> _Parts:
@@ -183,12 +183,6 @@ def _build(file: Path, data: dict[str, Any], image_root: str | Path | None, spli
             }
         )
     return records, names, ids
-
-
-def _listing(records: list[Record], names: list[str], ids: list[int]) -> Listing:
-    if "class_ids" in Listing._fields:
-        return Listing(records, names, ids)  # type: ignore[call-arg]
-    return Listing(records, names)
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -289,7 +283,7 @@ def _paths(file: Path, images: list[Any], image_root: str | Path | None, split: 
         roots = [str(folder) for folder in (*folders, *(above / name for name in names), above)]
     root = next((r for r in roots if os.path.isfile(os.path.join(r, first))), roots[0])
     paths = [os.path.join(root, image["file_name"]) for image in images]
-    missing = [i for i, path in enumerate(paths) if not os.path.isfile(path)]
+    missing = _missing(paths)
     if missing:
         image = images[missing[0]]
         looked = paths[missing[0]] if len(roots) == 1 or missing[0] else f"{first} in {', '.join(roots)}"
@@ -298,6 +292,19 @@ def _paths(file: Path, images: list[Any], image_root: str | Path | None, split: 
             f" {len(missing)} of {len(paths)} are missing. Set image_root to the folder where file names start."
         )
     return paths
+
+
+def _missing(paths: list[str]) -> list[int]:
+    """Places of the files that are not there. Folders are listed once: asking for each file is slow over a network."""
+    folders: dict[str, set[str]] = {}
+    missing = []
+    for i, path in enumerate(paths):
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in folders[folder] and not os.path.isfile(path):  # a disk may not tell A from a
+            missing.append(i)
+    return missing
 
 
 def _column(

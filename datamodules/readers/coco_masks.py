@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.images import read_image
+from datamodules.instance_masks import run_lengths
 from datamodules.readers import Listing, Record
 from datamodules.readers.coco import read_coco, read_coco_folder
 
@@ -78,17 +79,12 @@ def _shapes(record: Record, class_of: dict[int, int]) -> dict[str, Any]:
                 f"{where} it has a box but no mask ('segmentation'). Remove it, or train a detector on the boxes."
             )
         try:
-            run = _run_lengths(shape, height, width)
-            area = float(rle.area(run)) if run is not None else 0.0
+            run = run_lengths(shape, height, width)
+            area = float(rle.area(run))
         except Exception as error:  # whatever the compiled code makes of a damaged mask
             raise ValueError(f"{where} its segmentation cannot be read ({error}).") from error
-        if run is None or not area:
+        if not area:
             continue
-        if tuple(run["size"]) != (height, width):
-            raise ValueError(
-                f"{where} its mask is {run['size'][1]} x {run['size'][0]}, the image {width} x {height} pixels (width"
-                " x height). Mend 'size' of the segmentation, or height and width of the image."
-            )
         crowd = bool(record["iscrowd"][i])
         class_ = class_of[label]
         shapes.append((not crowd, -area, run["counts"], -1 - class_ if crowd else class_))
@@ -100,19 +96,6 @@ def _shapes(record: Record, class_of: dict[int, int]) -> dict[str, Any]:
         counts.append(rle.merge(runs)["counts"] if len(runs) > 1 else runs[0]["counts"])
         classes.append(class_)
     return {"size": (height, width), "counts": counts, "classes": classes}
-
-
-def _run_lengths(shape: Any, height: int, width: int) -> dict[str, Any] | None:
-    """Polygons or run lengths as one compressed mask; None if no polygon has three corners."""
-    from faster_coco_eval.core import mask as rle
-
-    if isinstance(shape, dict):
-        if isinstance(shape["counts"], list):
-            return dict(rle.frPyObjects(shape, *shape["size"]))
-        counts = shape["counts"]
-        return {"size": list(shape["size"]), "counts": counts.encode() if isinstance(counts, str) else counts}
-    polygons = [polygon for polygon in shape if len(polygon) >= 6]  # four numbers would be taken for a box
-    return dict(rle.merge(rle.frPyObjects(polygons, height, width))) if polygons else None
 
 
 def render_shapes(shapes: dict[str, Any], num_channels: int | None) -> npt.NDArray[np.uint8]:

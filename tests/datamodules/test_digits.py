@@ -13,7 +13,7 @@ from datamodules.digits import digit_scene, digit_scenes, read_digits
 
 
 def test_digits_are_the_known_ones_with_the_fixed_split():
-    records, class_names = read_digits()
+    records, class_names = read_digits()[:2]
     assert class_names == list("0123456789")
     assert Counter(r["split"] for r in records) == {"train": 1258, "val": 180, "test": 359}
     assert records[12]["path"] == "digits#12"
