@@ -147,7 +147,7 @@ class Segmenter(nn.Module):
             raise ValueError(
                 f"model.architecture: '{self.names[0]}' reduces an image to one value a channel, and its batch norm"
                 f" cannot train on one image ({height} x {width} pixels); set data.batch_size to 2 or more, or take"
-                " unet."
+                " larger crops or another architecture (fpn)."
             ) from error
         logits, aux = result if isinstance(result, tuple) else (result, None)
         logits = logits[..., :height, :width]
@@ -292,13 +292,20 @@ def _on_pyramid(
     weights: dict[str, Any],
 ) -> Segmenter:
     """An architecture of SMP on a feature pyramid."""
-    depth = args["encoder_depth"] = _depth(architecture, backbone, sketch, args.get("encoder_depth"))
+    given = args.get("encoder_depth")
+    depth = args["encoder_depth"] = _depth(architecture, backbone, sketch, given)
     levels = [level for level in range(1, depth + 1) if 2**level in sketch.strides]
+    # A U-Net joins the maps of full size too (Ronneberger et al. 2015), which SMP, made for nets whose stem halves, does
+    # not: for small nets that have them (the CIFAR ResNets) all levels are one further down.
+    full_size = architecture == "unet" and given is None and 1 in sketch.strides and depth < 5
     if architecture in ("pspnet", "deeplabv3"):
         levels = [depth]
     elif architecture == "deeplabv3plus":
         levels = [2, depth]
     strides = [2**level for level in levels]
+    if full_size:
+        depth = args["encoder_depth"] = depth + 1
+        levels, strides = [1, *(level + 1 for level in levels)], [1, *strides]
     output_stride = args.get("encoder_output_stride", defaults.get("encoder_output_stride", STRIDE))
     if strides[-1] > output_stride:
         pyramid = _dilated(architecture, backbone, sketch, strides, output_stride, encoder_args, weights)

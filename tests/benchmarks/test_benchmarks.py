@@ -1,5 +1,6 @@
 """The benchmarks run, refuse wrong arguments and write JSON; their figures are checked where they are robust."""
 
+import functools
 import json
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import gpu, input, loop, startup, tiny
+from benchmarks import gpu, input, loop, segmentation, startup, tiny
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.common import Marks, Row, alternate, per_round, row, table
 from benchmarks.training import MarkedData, ours, write_arrays
@@ -126,6 +127,36 @@ def test_gpu_code_runs_on_a_cpu() -> None:
     )
     assert settings["device"] == "cpu"
     assert [r.name for r in rows if r.goal] == ["ours over the bare loop, synthetic", "from JPEG over synthetic"]
+
+
+def test_segmentation_runs() -> None:
+    settings, rows = segmentation.run(1, warm_up=2, steps=3, metric_size=64, sides=(600, 1000))
+    assert settings["clock"] == "cpu"
+    values = {r.name: r.value for r in rows}
+    over = values["ours"] - values["bare loop"]
+    assert values["ours, over the bare loop"] == pytest.approx(over)
+    assert values["metrics, ours"] > 0
+    if memory := [value for name, value in values.items() if name.endswith("memory beyond them")]:
+        # At least the scores of a window, and less than those of the whole picture and the net's maps.
+        assert all(512 * 512 * 11 * 4 / 1e6 < value < 400 for value in memory), memory
+
+
+def test_segmentation_losses_of_the_bare_loop_are_one() -> None:
+    """The bare loop trains on what ours trains on."""
+    data = segmentation.make_scenes(4, 32, 4)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    logits = torch.randn(4, 11, 32, 32)
+    ours, bare = segmentation.our_loss(logits, batch), segmentation.pixel_loss(logits, batch)
+    assert float(ours) == pytest.approx(float(bare), rel=1e-6)
+
+
+def test_segmentation_gpu_code_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Traced as on a GPU, but not compiled, which takes a minute.
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend="eager"))
+    rows = segmentation.on_device(torch.device("cpu"), 1, "test_resnet", size=32, batch_size=2, warm_up=2, steps=2)
+    assert [r.name for r in rows if r.goal] == ["compiled over eager", "graphs compiled after the warm-up"]
+    assert rows[-1].value == 0
 
 
 @pytest.mark.gpu
