@@ -295,8 +295,8 @@ def _on_pyramid(
     given = args.get("encoder_depth")
     depth = args["encoder_depth"] = _depth(architecture, backbone, sketch, given)
     levels = [level for level in range(1, depth + 1) if 2**level in sketch.strides]
-    # A U-Net joins the maps of full size too (Ronneberger et al. 2015), which SMP, made for nets whose stem halves, does
-    # not: for small nets that have them (the CIFAR ResNets) all levels are one further down.
+    # A U-Net joins the maps of full size too (Ronneberger et al. 2015), which SMP, made for nets whose stem halves,
+    # does not: for small nets that have them (the CIFAR ResNets) all levels are one further down.
     full_size = architecture == "unet" and given is None and 1 in sketch.strides and depth < 5
     if architecture in ("pspnet", "deeplabv3"):
         levels = [depth]
