@@ -468,7 +468,9 @@ def test_matrix_of_architectures_and_encoders() -> None:
 def test_every_architecture_overfits_four_pictures(architecture: str) -> None:
     _, iou = overfit(small(architecture), 40 if architecture == "segnet" else 120, 3e-3)
     print(f"{architecture}: mean IoU {iou:.3f}")
-    assert iou > 0.85  # squares of 21 pixels, and maps of stride 4 or 8 that are enlarged
+    # A border that is off by one pixel all around gives a square of 21 pixels 0.83; fpn's maps of stride 4, enlarged,
+    # come to 0.899.
+    assert iou > 0.85
 
 
 @pytest.mark.slow
