@@ -492,3 +492,13 @@ def test_compiles_as_one_graph(architecture: str) -> None:
     image = torch.randn(2, 3, 61, 64)
     with torch.no_grad():
         assert torch.allclose(torch.compile(net, backend="eager", fullgraph=True)(image), net(image), atol=1e-5)
+
+
+def test_a_unet_joins_the_maps_of_full_size_where_a_small_net_has_them() -> None:
+    net = create_segmenter("unet", "cifar_resnet20", 3, image_size=(32, 32)).eval()
+    assert net.net.encoder.out_channels == [3, 16, 32, 64]
+    assert net.stride_multiple == 4
+    assert net(torch.zeros(1, 3, 31, 33)).shape == (1, 3, 31, 33)
+    given = create_segmenter("unet", "cifar_resnet20", 3, image_size=(32, 32), decoder_args={"encoder_depth": 2})
+    assert given.net.encoder.out_channels == [3, 32, 64]
+    assert create_segmenter("linknet", "cifar_resnet20", 3).net.encoder.out_channels == [3, 32, 64]
