@@ -14,6 +14,7 @@ from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.common import Marks, Row, alternate, per_round, row, table
 from benchmarks.training import MarkedData, ours, write_arrays
 from datamodules.augment import Augment
+from datamodules.base import DataModule
 from tasks import Classification, Optim
 
 
@@ -145,7 +146,7 @@ def test_segmentation_losses_of_the_bare_loop_are_one() -> None:
     """The bare loop trains on what ours trains on."""
     data = segmentation.make_scenes(4, 32, 4)
     data.setup("fit")
-    batch = next(iter(data.train_dataloader()))
+    batch = next(iter(DataModule.train_dataloader(data)))
     logits = torch.randn(4, 11, 32, 32)
     ours, bare = segmentation.our_loss(logits, batch), segmentation.pixel_loss(logits, batch)
     assert float(ours) == pytest.approx(float(bare), rel=1e-6)
