@@ -33,6 +33,7 @@ from pipelines.errors import (
 from pipelines.listing import PROGRAM, config_path
 from pipelines.mistakes import explain
 from pipelines.trainer import Trainer
+from pipelines.wandb_run import WandbRun
 from tasks.base import Task
 
 #: Arguments of a Trainer method that are no flags.
@@ -103,6 +104,17 @@ class CLI(LightningCLI):
         trainer.run_name = self._get(self.config, "name") or "run"
         trainer.runs_dir = Path(self._get(self.config, "runs_dir"))
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it, and close the W&B run behind it: nothing that was logged waits for the end of the process."""
+        failed = True
+        try:
+            super()._run_subcommand(subcommand)
+            failed = False
+        finally:
+            for logger in self.trainer.loggers:
+                if isinstance(logger, WandbRun):
+                    logger.finish(failed)
 
 
 def main(args: list[str]) -> int:

@@ -264,11 +264,15 @@ class WandbRun(WandbLogger):
         _ = self.experiment
 
     @rank_zero_only
-    def finish(self) -> None:
-        """Close the run; otherwise done at the end of the process."""
+    def finish(self, failed: bool = False) -> None:
+        """Close the run; done at the end of a command.
+
+        Args:
+            failed: W&B then shows the run as one that has failed.
+        """
         if self._experiment is not None:
             self._remember(self._step)
-            self._experiment.finish()
+            self._experiment.finish(exit_code=int(failed))
             self._experiment, self._opened = None, False
 
     def save(self) -> None:

@@ -80,6 +80,8 @@ def in_child(work: Callable[[], object], seconds: int = TIMEOUT_SECONDS) -> int:
         except BaseException:
             traceback.print_exc()
         finally:
+            if "wandb" in sys.modules:
+                sys.modules["wandb"].teardown()  # done at a process's exit: its service writes on after `finish`
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
@@ -88,8 +90,10 @@ def in_child(work: Callable[[], object], seconds: int = TIMEOUT_SECONDS) -> int:
 
 def offline_records(path: Path) -> list[Any]:
     """Read a ``.wandb`` file: LevelDB's log format after a header of 7 bytes, in blocks of 32 KiB."""
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
+    wandb.teardown()  # its service writes on for some milliseconds after `finish`
     data, position, parts, records = path.read_bytes(), 7, b"", []
     while position + 7 <= len(data):
         left = 32768 - position % 32768
