@@ -193,16 +193,24 @@ class Task(LightningModule, ABC):
             self.network = None
 
     def forward(self, image: Tensor) -> Any:
-        """Normalise, then run the network: the only normalisation there is.
+        """Normalise, then run the network.
 
         Args:
             image: uint8 (B, C, H, W), or float in [0, 1].
         """
         assert self.network is not None, "configure_model has run"
+        return self.network(self.normalize(image))
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """The only normalisation there is: by the backbone's own mean and deviation.
+
+        Args:
+            image: uint8 (B, C, H, W), or float in [0, 1].
+        """
         scale = 255.0 if image.dtype == torch.uint8 else 1.0
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         image = image.to(dtype=self.mean.dtype, memory_format=memory_format)
-        return self.network(torch.addcmul(-self.mean / self.std, image, 1.0 / (scale * self.std)))
+        return torch.addcmul(-self.mean / self.std, image, 1.0 / (scale * self.std))
 
     def train(self, mode: bool = True) -> Task:
         """Set the mode; what is frozen stays in evaluation mode, though Lightning calls this each epoch."""

@@ -1,0 +1,1 @@
+"""Detector families, one file each: a network on a timm pyramid with `losses` and `detect`."""

@@ -1,0 +1,108 @@
+"""RT-DETR: the form that all detectors have, images on their own, odd sizes, and 16 pictures by heart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from datamodules.digits import digit_scene
+from tasks import Detection
+from tasks.detection.detectors.rtdetr import build_rtdetr
+
+SMALL = {"width": 32, "heads": 4, "ffn_width": 64, "queries": 30, "decoder_layers": 2, "denoising": 20}
+IMAGE = torch.randn(3, 3, 64, 100, generator=torch.Generator().manual_seed(0))
+TARGETS = {
+    "boxes": torch.tensor([[[4.0, 4, 40, 40], [30, 30, 60, 60]], [[10, 20, 60, 60], [0, 0, 0, 0]], [[0.0] * 4] * 2]),
+    "labels": torch.tensor([[0, 1], [2, -1], [-1, -1]]),
+}
+
+
+def make(**arguments):
+    torch.manual_seed(0)
+    return build_rtdetr("test_resnet", 3, **(SMALL | arguments))
+
+
+def test_every_parameter_learns_also_without_boxes():
+    made = make().train()
+    assert all(not name.startswith("detr.model.backbone") for name, _ in made.named_parameters())
+    nothing = {"boxes": torch.zeros(3, 0, 4), "labels": torch.zeros(3, 0, dtype=torch.int64)}
+    for targets in (TARGETS, nothing):
+        made.zero_grad()
+        losses = made.losses(IMAGE, targets)
+        assert set(losses) == {"loss", "class_loss", "l1_loss", "giou_loss"}
+        assert float(losses["loss"]) == pytest.approx(sum(float(v) for k, v in losses.items() if k != "loss"), rel=1e-5)
+        losses["loss"].backward()
+        if targets is TARGETS:
+            assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters())
+        assert made.detr.model.denoising_class_embed.weight.grad is not None
+
+
+def test_an_images_loss_is_its_own_and_its_weight_scales_it():
+    made = make().eval()
+    single = [made.losses(IMAGE[i : i + 1], {k: v[i : i + 1] for k, v in TARGETS.items()})["loss"] for i in range(3)]
+    assert torch.isclose(made.losses(IMAGE, TARGETS)["loss"], torch.stack(single).mean(), rtol=1e-4)
+    weight = torch.tensor([2.0, 0.0, 1.0])
+    weighted = made.losses(IMAGE, TARGETS, weight)["loss"]
+    assert torch.isclose(weighted, (torch.stack(single) * weight).mean(), rtol=1e-4)
+
+
+def test_detections_lie_on_the_canvas_of_any_size():
+    with torch.inference_mode():
+        found = make().eval().detect(IMAGE, score_threshold=0.0, nms_iou=1.0, max_detections=20)
+    for of_image in found:
+        boxes, scores = of_image["boxes"], of_image["scores"]
+        assert 0 < len(boxes) == len(scores) == len(of_image["labels"]) <= 20
+        assert (boxes >= 0).all()
+        assert (boxes <= torch.tensor([100, 64, 100, 64])).all()
+        assert (scores[:-1] >= scores[1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"heads": 5}, "width is 32; it must be a multiple of heads, 5"),
+        ({"queries": 500, "image_size": (64, 64)}, "queries is 500, but the maps .* have only 84 cells"),
+        ({"class_weights": [1, 1, 1]}, "model.class_weights is set, but rtdetr has none"),
+        ({"decoder_layers": 0}, "decoder_layers is 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        make(**arguments)
+
+
+@pytest.mark.slow
+def test_sixteen_pictures_by_heart():
+    scenes = [digit_scene(i, size=64) for i in range(16)]
+    most = max(len(s["labels"]) for s in scenes)
+    boxes, labels = torch.zeros(16, most, 4), torch.full((16, most), -1)
+    for i, scene in enumerate(scenes):
+        boxes[i, : len(scene["labels"])] = torch.from_numpy(scene["boxes"])
+        labels[i, : len(scene["labels"])] = torch.from_numpy(scene["labels"])
+    image = torch.from_numpy(np.stack([s["image"] for s in scenes])).permute(0, 3, 1, 2)
+    batch = {"image": image, "boxes": boxes, "labels": labels}
+    torch.manual_seed(0)
+    args = {"width": 64, "heads": 4, "ffn_width": 128, "queries": 50, "decoder_layers": 3, "denoising": 50}
+    task = Detection("rtdetr", "cifar_resnet20", num_classes=10, in_chans=3, image_size=64, detector_args=args)
+    task.configure_model()
+    task.train()
+    optimizer = torch.optim.AdamW(task.parameters(), lr=5e-4, weight_decay=1e-4)
+    for step in range(400):
+        optimizer.param_groups[0]["lr"] = 5e-4 * min(1, (step + 1) / 40, (400 - step) / 100)
+        optimizer.zero_grad()
+        task.loss(batch)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0)
+        optimizer.step()
+    task.eval()
+    metric = task.build_metrics()
+    with torch.inference_mode():
+        geometry = torch.tensor([[64, 64, 1, 1, 0, 0]] * 16).float()
+        predictions = task.predict({**batch, "geometry": geometry})
+    targets = [{"boxes": torch.from_numpy(s["boxes"]), "labels": torch.from_numpy(s["labels"])} for s in scenes]
+    metric.update(predictions, targets, list(range(16)))
+    reached = float(metric.compute()["map_50"])
+    print(f"AP50 {reached:.3f}")
+    assert reached >= 0.95
