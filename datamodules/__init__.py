@@ -6,12 +6,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datamodules.augment import Augment
+    from datamodules.augment import Augment, DetectionAugment
     from datamodules.classification import ClassificationData
+    from datamodules.detection import DetectionData
     from datamodules.segmentation import SegmentationData
+    from datamodules.semisupervised import SemiSupervised
 
-__all__ = ["Augment", "ClassificationData", "SegmentationData"]
-_MODULES = {"Augment": "augment", "ClassificationData": "classification", "SegmentationData": "segmentation"}
+__all__ = ["Augment", "ClassificationData", "DetectionAugment", "DetectionData", "SegmentationData", "SemiSupervised"]
+_MODULES = {
+    "Augment": "augment",
+    "ClassificationData": "classification",
+    "DetectionAugment": "augment",
+    "DetectionData": "detection",
+    "SegmentationData": "segmentation",
+    "SemiSupervised": "semisupervised",
+}
 
 
 def __getattr__(name: str) -> Any:

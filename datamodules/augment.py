@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from datamodules.custom_transforms import build_transforms
 from datamodules.randaugment import check_magnitude
@@ -31,8 +31,8 @@ class Augment:
         crop_scale: Least and greatest part of the picture's area that random_resized keeps.
         crop_padding: Pixels added on each side before cutting, for pad.
         scale_jitter: Least and greatest factor of the picture's size, for jitter; 1 is evaluation's size.
-        class_crop: Probability that jitter cuts around a pixel of a class chosen among those of the picture, so that
-            rare classes are seen more often; for masks.
+        class_crop: Probability that jitter cuts around a pixel, or an object, of a class chosen among those of the
+            picture, so that rare classes are seen more often; for masks and boxes.
         rand_ops: Operations an image, for the preset rand.
         rand_magnitude: Strength for the preset rand, 0 to 30; 10 is AutoAugment's strongest, noisy student used 27.
         transforms: albumentations transforms in place of a preset, as `{HorizontalFlip: {p: 0.5}}` or
@@ -52,6 +52,8 @@ class Augment:
     rand_magnitude: float = 9.0
     transforms: list[dict[str, Any]] | None = None
 
+    _beside_transforms: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self) -> None:
         """Refuse values out of range, and values that would have no effect."""
         for key in ("hflip", "vflip", "class_crop"):
@@ -70,7 +72,8 @@ class Augment:
         check_magnitude(self.rand_magnitude, "data.augment.rand_magnitude")
         changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
         if self.transforms is not None:
-            unused, reason = set(changed) - {"transforms"}, "transforms replaces all of the preset, so it has no effect"
+            unused = set(changed) - {"transforms", *self._beside_transforms}
+            reason = "transforms replaces all of the preset, so it has no effect"
         elif self.preset == "none":
             unused, reason = set(changed) - {"preset"}, "preset: none does nothing at all, so it has no effect"
         else:
@@ -101,4 +104,63 @@ class Augment:
                 chosen = "set" if self.crop else f"chosen for {canvas[0]} x {canvas[1]} pixels"
                 reason = f"only crop: {user} uses it, and crop: {crop} is {chosen}; leave it out"
                 _refuse(key, getattr(self, key), reason)
+        return crop
+
+
+@dataclass(frozen=True)
+class DetectionAugment(Augment):
+    """Augmentation of pictures with boxes; `datamodules.mixing` tells how pictures are mixed.
+
+    Attributes:
+        mosaic: Probability that a sample is put together from four pictures.
+        mixup: Probability that a sample is laid over another, half and half.
+        copy_paste: Probability that objects of another picture are pasted into a sample; needs `data.masks`.
+        close_mosaic_epochs: The last epochs, which see single pictures: without mosaic, mixup and copy_paste. Left out,
+            a tenth of the epochs, at most 15.
+        canvas_sizes: Sides (of squares), or heights and widths, of the canvas, one of which is drawn for each batch;
+            `data.image_size` stays evaluation's. Multiples of 32 suit all backbones.
+        min_visibility: A box of which less than this part of its area is left after a cut is dropped.
+    """
+
+    mosaic: float = 0.0
+    mixup: float = 0.0
+    copy_paste: float = 0.0
+    close_mosaic_epochs: int | None = None
+    canvas_sizes: list[int | tuple[int, int]] | None = None
+    min_visibility: float = 0.1
+
+    _beside_transforms: ClassVar[tuple[str, ...]] = ("canvas_sizes", "min_visibility")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, and values that would have no effect."""
+        for key in ("mosaic", "mixup", "copy_paste"):
+            if not 0 <= getattr(self, key) <= 1:
+                _refuse(key, getattr(self, key), "it is a probability, 0 to 1")
+        if not 0 <= self.min_visibility <= 1:
+            _refuse("min_visibility", self.min_visibility, "it is a part of a box's area, 0 to 1")
+        if self.canvas_sizes is not None and (not self.canvas_sizes or min(map(min, self.canvases())) < 1):
+            _refuse("canvas_sizes", self.canvas_sizes, "it is a list of sides in pixels, or of [height, width]")
+        if self.close_mosaic_epochs is not None:
+            if self.close_mosaic_epochs < 0:
+                _refuse("close_mosaic_epochs", self.close_mosaic_epochs, "it is a number of epochs, 0 or more")
+            if not self.mixes:
+                reason = "only mosaic, mixup and copy_paste use it, which are 0; leave it out"
+                _refuse("close_mosaic_epochs", self.close_mosaic_epochs, reason)
+        super().__post_init__()
+
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are made of several pictures."""
+        return self.mosaic > 0 or self.mixup > 0 or self.copy_paste > 0
+
+    def canvases(self) -> list[tuple[int, int]]:
+        """Height and width of each of ``canvas_sizes``; none where it is left out."""
+        return [(size, size) if isinstance(size, int) else (size[0], size[1]) for size in self.canvas_sizes or []]
+
+    def crop_for(self, canvas: tuple[int, int], *, dense: bool = False) -> Crop:
+        """As `Augment.crop_for`; pictures are mixed by jitter alone."""
+        crop = super().crop_for(canvas, dense=dense)
+        for key in ("mosaic", "mixup", "copy_paste"):
+            if crop != "jitter" and getattr(self, key):
+                _refuse(key, getattr(self, key), f"it cuts pictures by jitter, and crop is {crop}; leave crop out")
         return crop

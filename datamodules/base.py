@@ -120,6 +120,16 @@ class DataModule(LightningDataModule, ABC):
     def augment(self) -> Augment:
         """The training augmentation's settings."""
 
+    def check_annotations(self, records: list[Record]) -> list[Record]:
+        """Judge the annotations of records whose images can be read; what it raises ends ``setup``."""
+        return records
+
+    def make_dataset(self, split: str, read: Callable[[Record], Record], *, train: bool) -> RecordDataset:
+        """A split's samples, transformed; ``train`` for training's augmentation."""
+        return RecordDataset(
+            self.records[split], read, self.make_transform(train=train), seed=self.run_seed(), stream=split
+        )
+
     def sample_weights(self) -> Sequence[float] | None:
         """Weights for drawing training samples with replacement; None for once each."""
         return None
@@ -156,7 +166,7 @@ class DataModule(LightningDataModule, ABC):
                 "Repair or remove them, or set data.on_corrupt: skip to train without them."
             )
         bad = {path for path, _ in self.skipped}
-        records = [r for r in records if r["path"] not in bad]
+        records = self.check_annotations([r for r in records if r["path"] not in bad])
         self.records = {s: [r for r in records if r["split"] == s] for s in ("train", "val", "test")}
         if not self.records["train"] and stage in ("fit", "probe"):
             raise ValueError("The training split holds no images.")
@@ -290,9 +300,7 @@ class DataModule(LightningDataModule, ABC):
             if split not in self._decoded:
                 self._decoded[split] = DecodedCache.build(self.records[split], read, self.cache_dir)
             read = self._decoded[split].read
-        dataset = RecordDataset(
-            self.records[split], read, self.make_transform(train=train), seed=self.run_seed(), stream=split
-        )
+        dataset = self.make_dataset(split, read, train=train)
         return make_loader(
             dataset,
             sampler,

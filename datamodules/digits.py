@@ -86,8 +86,8 @@ def digit_scene(index: int, seed: int = 0, split: Split = "train", size: int = 1
     """
     _check(size, split)
     rng = np.random.default_rng([seed, _SPLITS.index(split), index, size])
-    glyphs, classes, splits = _digits()
-    choice = [i for i, s in enumerate(splits) if s == split]
+    glyphs, classes, _ = _digits()
+    choice = _numbers(split)
     canvas = _background(rng, size)
     owner = np.zeros((size, size), np.int16)
     labels: list[int] = []
@@ -147,6 +147,12 @@ def _digits() -> tuple[npt.NDArray[np.uint8], list[int], list[str]]:
         for i in indices:
             splits[i] = split
     return images, labels, splits
+
+
+@cache
+def _numbers(split: Split) -> npt.NDArray[np.int64]:
+    """The digits of a split: listing them for each scene took a fifth of its time."""
+    return np.array([i for i, s in enumerate(_digits()[2]) if s == split], np.int64)
 
 
 def _check(size: int, split: str) -> None:

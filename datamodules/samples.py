@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Sample = dict[str, Any]
 
-#: A moved box is dropped when less of its area than this, or less than a pixel of a side, is left on the canvas.
+#: A moved box is dropped when less of its area than this (by default), or less than a pixel of a side, is left.
 MIN_VISIBILITY = 0.1
 PER_BOX_KEYS = ("labels", "iscrowd", "area")
 
@@ -56,7 +56,15 @@ def clip(boxes: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float
     return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
 
 
-def cut(sample: Sample, rows: Span, columns: Span, canvas: tuple[int, int], interpolation: int, fill: float) -> Sample:
+def cut(
+    sample: Sample,
+    rows: Span,
+    columns: Span,
+    canvas: tuple[int, int],
+    interpolation: int,
+    fill: float,
+    min_visibility: float = MIN_VISIBILITY,
+) -> Sample:
     """A part of the picture, resized and put on the canvas, with all that belongs to it; `geometry` is not given."""
     part = np.s_[rows.start : rows.start + rows.part, columns.start : columns.start + columns.part]
     place = View(rows.size, columns.size, rows.offset, columns.offset, canvas)
@@ -74,14 +82,37 @@ def cut(sample: Sample, rows: Span, columns: Span, canvas: tuple[int, int], inte
         corners = (sample["boxes"].reshape(-1, 2, 2) - start) * scale
         inside = np.clip(corners, 0, [columns.size, rows.size]) + np.array([columns.offset, rows.offset])
         before, after = (c.reshape(-1, 4).astype(np.float32) for c in (corners, inside))
-        keep_boxes(out, after, visible(before, after))
+        keep_boxes(out, after, visible(before, after, min_visibility))
     return out
 
 
-def visible(boxes: NDArray[np.float32], clipped: NDArray[np.float32]) -> NDArray[np.int64]:
+def visible(
+    boxes: NDArray[np.float32], clipped: NDArray[np.float32], min_visibility: float = MIN_VISIBILITY
+) -> NDArray[np.int64]:
     """Numbers of the boxes of which enough is left."""
     side, before, after = sides(clipped).min(-1), sides(boxes).prod(-1), sides(clipped).prod(-1)
-    return np.flatnonzero((side >= 1) & (after >= MIN_VISIBILITY * before))
+    return np.flatnonzero((side >= 1) & (after >= (min_visibility - 1e-4) * before))  # rounding is no loss
+
+
+def flip(sample: Sample, horizontal: bool, vertical: bool) -> Sample:
+    """The picture mirrored, with all that belongs to it; the sample itself where neither is asked for."""
+    if not (horizontal or vertical):
+        return sample
+    steps = np.s_[:: -1 if vertical else 1, :: -1 if horizontal else 1]
+    height, width = sample["image"].shape[:2]
+    out = dict(sample)
+    mirrored = cv2.flip(sample["image"], -1 if horizontal and vertical else int(horizontal))
+    out["image"] = mirrored.reshape(sample["image"].shape)  # OpenCV drops a last axis of one
+    if "mask" in sample:
+        out["mask"] = np.ascontiguousarray(sample["mask"][steps])
+    if "masks" in sample:
+        out["masks"] = np.ascontiguousarray(sample["masks"][:, *steps])
+    if "boxes" in sample:
+        x1, y1, x2, y2 = sample["boxes"].T
+        x1, x2 = (width - x2, width - x1) if horizontal else (x1, x2)
+        y1, y2 = (height - y2, height - y1) if vertical else (y1, y2)
+        out["boxes"] = np.stack([x1, y1, x2, y2], axis=1)
+    return out
 
 
 def pixel_of_a_class(mask: NDArray[Any], rng: np.random.Generator) -> tuple[int, int] | None:
@@ -101,6 +132,17 @@ def pixel_of_a_class(mask: NDArray[Any], rng: np.random.Generator) -> tuple[int,
         return None
     row, column = np.unravel_index(int(rng.choice(found)), places.shape)
     return int(row) * step, int(column) * step
+
+
+def middle_of_an_object(sample: Sample, rng: np.random.Generator) -> tuple[int, int] | None:
+    """Row and column of the middle of a random box of one of the picture's classes, each class as likely as another."""
+    single = np.flatnonzero(sample.get("iscrowd", np.zeros(len(sample["boxes"]))) == 0)
+    if not len(single):
+        return None
+    labels = sample["labels"][single]
+    x1, y1, x2, y2 = sample["boxes"][rng.choice(single[labels == rng.choice(np.unique(labels))])]
+    height, width = sample["image"].shape[:2]
+    return min(max(int((y1 + y2) / 2), 0), height - 1), min(max(int((x1 + x2) / 2), 0), width - 1)
 
 
 def keep_boxes(out: Sample, boxes: NDArray[Any], kept: NDArray[np.int64]) -> None:

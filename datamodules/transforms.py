@@ -54,7 +54,9 @@ from datamodules.samples import (
     clip,
     cut,
     cv2_mask,
+    flip,
     keep_boxes,
+    middle_of_an_object,
     pixel_of_a_class,
     shift_mask,
     unshift_mask,
@@ -96,6 +98,7 @@ class Transform:
         dense: bool = False,
         tile: tuple[int, int] | None = None,
         tile_overlap: float = 0.25,
+        min_visibility: float = MIN_VISIBILITY,
     ) -> None:
         """Set up.
 
@@ -112,6 +115,7 @@ class Transform:
             dense: Whether samples have masks or boxes: it decides the crop that is taken by default.
             tile: Height and width of the windows that evaluation adds to a sample, as `tiles`; None for none.
             tile_overlap: Part of a window that neighbours share.
+            min_visibility: A box of which less than this part of its area is left is dropped.
 
         Raises:
             ValueError: A value is out of range, or a setting of `augment` has no effect at this size.
@@ -132,6 +136,7 @@ class Transform:
         self.fill = fill
         self.dense = dense
         self.tile, self.tile_overlap = tile, tile_overlap
+        self.min_visibility = min_visibility
         self._pipelines: dict[tuple[object, ...], A.Compose] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -181,7 +186,7 @@ class Transform:
             return out
         view = evaluation_view(shape, canvas, resize, self.crop_pct)
         out["geometry"] = view.geometry(shape)
-        out["image"] = view.place(image, self.interpolation, self._fill(image))
+        out["image"] = view.place(image, self.interpolation, self.fill_value(image))
         if "mask" in sample:
             mask = cv2_mask(sample["mask"])
             out["mask"] = view.place(mask, cv2.INTER_NEAREST_EXACT, IGNORE).astype(sample["mask"].dtype, copy=False)
@@ -191,7 +196,7 @@ class Transform:
         if "boxes" in sample:
             boxes = boxes_to_canvas(sample["boxes"], out["geometry"]).astype(np.float32)
             clipped = clip(boxes, canvas)
-            keep_boxes(out, clipped, visible(boxes, clipped))
+            keep_boxes(out, clipped, visible(boxes, clipped, self.min_visibility))
         return out
 
     def _train(self, sample: Sample, augment: Augment, seed: int) -> Sample:
@@ -202,23 +207,63 @@ class Transform:
             out = self._evaluate(sample, self._training_resize())
         elif crop == "jitter":
             # A stream of its own, not the one that flips and colours are drawn from.
-            rng = np.random.default_rng([seed, 1])
-            shown = evaluation_view(shape, canvas, self.resize, self.crop_pct)
-            low, high = np.log(augment.scale_jitter)
-            factor = float(np.exp(rng.uniform(low, high)))
-            scale = factor * shown.height / shape[0], factor * shown.width / shape[1]
-            around = None
-            if augment.class_crop and "mask" in sample and rng.random() < augment.class_crop:
-                around = pixel_of_a_class(sample["mask"], rng)
-            rows, columns = random_window(shape, canvas, scale, rng, around)
-            out = cut(sample, rows, columns, canvas, self.interpolation, self._fill(sample["image"]))
+            out = self.jitter(sample, np.random.default_rng([seed, 1]), canvas)
         else:
             out = dict(sample)
+        out = self.finish(out, seed)
+        if augment.transforms is not None and out["image"].shape[:2] != canvas:
+            out = self._evaluate(out, self._training_resize())
+        nominal = [*shape, canvas[1] / shape[1], canvas[0] / shape[0], 0, 0]
+        out["geometry"] = np.array(nominal, dtype=np.float32)
+        return out
+
+    def jitter(
+        self, sample: Sample, rng: np.random.Generator, canvas: tuple[int, int], part: tuple[int, int] | None = None
+    ) -> Sample:
+        """The picture, enlarged or reduced by a random factor of its size on the canvas, and cut at a random place.
+
+        Args:
+            sample: As for a call; not changed.
+            rng: What is drawn from.
+            canvas: Height and width that evaluation would fit the picture into.
+            part: Height and width of what comes out, where it is not the canvas.
+
+        Returns:
+            The sample, without `geometry`.
+        """
+        assert self.augment is not None
+        shape = sample["image"].shape[:2]
+        shown = evaluation_view(shape, canvas, self.resize, self.crop_pct)
+        low, high = np.log(self.augment.scale_jitter)
+        factor = float(np.exp(rng.uniform(low, high)))
+        scale = factor * shown.height / shape[0], factor * shown.width / shape[1]
+        around = None
+        if self.augment.class_crop and rng.random() < self.augment.class_crop:
+            if "mask" in sample:
+                around = pixel_of_a_class(sample["mask"], rng)
+            elif "boxes" in sample:
+                around = middle_of_an_object(sample, rng)
+        rows, columns = random_window(shape, part or canvas, scale, rng, around)
+        fill = self.fill_value(sample["image"])
+        return cut(sample, rows, columns, part or canvas, self.interpolation, fill, self.min_visibility)
+
+    def finish(self, sample: Sample, seed: int) -> Sample:
+        """What comes behind the cut: flips, colours and the like, or the user's own transforms."""
+        augment, out = self.augment, dict(sample)
+        assert augment is not None
+        crop = (
+            None
+            if augment.transforms is not None
+            else augment.crop_for(self.size or out["image"].shape[:2], dense=self.dense)
+        )
+        if augment.preset == "light" and crop in ("jitter", "none") and "boxes" in out:
+            chances = np.random.default_rng(seed).random(2)  # albumentations takes as long as decoding for two flips
+            return flip(out, bool(chances[0] < augment.hflip), bool(chances[1] < augment.vflip))
         # Some operations (Equalize) write into the picture they are given, which may be the caller's, a cached one.
         image = out["image"].copy() if crop in (None, "none") else out["image"]
         pipeline = self._pipeline(crop, image, "boxes" in out)
         if self.size is None:
-            _set_canvas(pipeline, canvas)
+            _set_canvas(pipeline, image.shape[:2])
         # Compose.set_random_seed would seed each of its transforms alike, so that all draw the same numbers: flips were
         # correlated with the size of the crop by -0.43. One shared pair of generators has no such ties.
         pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
@@ -242,19 +287,16 @@ class Transform:
             boxes = np.asarray(moved["bboxes"], dtype=np.float32)
             kept = boxes[:, 4].astype(np.int64) if len(boxes) else np.zeros(0, np.int64)
             keep_boxes(out, clip(boxes[:, :4], out["image"].shape[:2]), kept)
-        if augment.transforms is not None:
-            if out["image"].dtype != image.dtype or out["image"].shape[2:] != image.shape[2:]:
-                raise ValueError(
-                    f"data.augment.transforms turn {image.dtype} {image.shape} (height, width, channels) into"
-                    f" {out['image'].dtype} {out['image'].shape}; the type and the number of channels must stay"
-                )
-            if out["image"].shape[:2] != canvas:
-                out = self._evaluate(out, self._training_resize())
-        nominal = [*shape, canvas[1] / shape[1], canvas[0] / shape[0], 0, 0]
-        out["geometry"] = np.array(nominal, dtype=np.float32)
+        same = out["image"].dtype == image.dtype and out["image"].shape[2:] == image.shape[2:]
+        if augment.transforms is not None and not same:
+            raise ValueError(
+                f"data.augment.transforms turn {image.dtype} {image.shape} (height, width, channels) into"
+                f" {out['image'].dtype} {out['image'].shape}; the type and the number of channels must stay"
+            )
         return out
 
-    def _fill(self, image: NDArray[Any]) -> float:
+    def fill_value(self, image: NDArray[Any]) -> float:
+        """Value of pixels outside the picture, in the image's range."""
         return self.fill if image.dtype == np.uint8 else self.fill / 255
 
     def _pipeline(self, crop: Crop | None, image: NDArray[Any], has_boxes: bool) -> A.Compose:
@@ -267,9 +309,9 @@ class Transform:
                 steps = build_transforms(self.augment.transforms)
             else:
                 size = self.size or (1, 1)  # set for each image by _set_canvas
-                steps = _preset(self.augment, crop, size, self.interpolation, image.shape[2], self._fill(image))
+                steps = _preset(self.augment, crop, size, self.interpolation, image.shape[2], self.fill_value(image))
             steps = steps or [A.NoOp()]  # an empty Compose with boxes warns
-            boxes = A.BboxParams("pascal_voc", min_visibility=MIN_VISIBILITY, min_width=1, min_height=1)
+            boxes = A.BboxParams("pascal_voc", min_visibility=self.min_visibility, min_width=1, min_height=1)
             # The shapes are checked in check_sample, with the file's name.
             self._pipelines[key] = A.Compose(steps, bbox_params=boxes if has_boxes else None, is_check_shapes=False)
         return self._pipelines[key]

@@ -63,8 +63,8 @@ def read_yolo(source: str | Path, class_names: list[str] | None = None) -> Listi
         for name in _CLASS_LISTS:
             if class_names is None and (source / name).is_file():
                 class_names = [n.strip() for n in (source / name).read_text("utf-8").splitlines() if n.strip()]
-    if class_names is not None:
-        names = dict(enumerate(class_names))
+    if class_names is not None and (names is None or [names[i] for i in sorted(names)] != class_names):
+        names = dict(enumerate(class_names))  # the same names as in the YAML keep its numbers, which may have gaps
     _refuse_repeats(sets)
     jobs = [(image, split) for images, split in sets for image in images]
     with ThreadPoolExecutor(8) as pool:
