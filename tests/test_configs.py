@@ -15,6 +15,8 @@ import yaml
 from PIL import Image
 
 from pipelines import cli
+from pipelines.convert import main as convert
+from pipelines.__main__ import main
 from tests.conftest import in_child, write_images
 from tests.ranks import in_ranks
 
@@ -32,6 +34,8 @@ MASKS = {
     "data/camvid": ("{split}", "{split}annot", ("train", "val", "test"), (120, 160), range(12)),
     "data/streets": ("images/{split}", "masks/{split}", ("train", "val"), (60, 80), range(3)),
 }
+# The same for boxes: classes, and the format of the annotations.
+BOXES = {"data/bccd": (["RBC", "WBC", "Platelets"], "voc"), "data/nuclei": (["nucleus"], "coco")}
 SMALL = ["--trainer.accelerator=cpu", "--data.num_workers=0", "--trainer.enable_progress_bar=false"]
 TWO_STEPS = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2"]
 
@@ -52,6 +56,8 @@ def make_data(config: dict) -> None:
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     if config["data"]["class_path"] == "SegmentationData" and data["source"] != "digits":
         write_masks(Path(data["source"]), *MASKS[data["source"]])
+    elif config["data"]["class_path"] == "DetectionData" and data["source"] != "digits":
+        write_boxes(Path(data["source"]), *BOXES[data["source"]])
     elif data["source"] != "digits":
         assert data["source"] in LAYOUTS, f"add the layout of {data['source']} to this test"
         write_images(Path(data["source"]), *LAYOUTS[data["source"]])
@@ -79,6 +85,30 @@ def write_masks(
             Image.fromarray(mask).save(folders[1] / f"{i}.png")
 
 
+def write_boxes(root: Path, classes: list[str], format: str) -> None:
+    """Four pictures a split, with objects that are boxes, and masks that fill these."""
+    rng = np.random.default_rng(0)
+    first = root if format == "coco" else Path("as_coco")
+    (first / "images").mkdir(parents=True)
+    (first / "annotations").mkdir()
+    categories = [{"id": k + 1, "name": name} for k, name in enumerate(classes)]
+    for split in ("train", "val", "test"):
+        images, annotations = [], []
+        for i in range(4):
+            name = f"{split}_{i}.png"
+            Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(first / "images" / name)
+            images.append({"id": i, "file_name": name, "height": 60, "width": 80})
+            for k in range(len(classes)):
+                x, y = (int(v) for v in rng.integers(0, 40, 2))
+                corners = [x, y, x + 20, y, x + 20, y + 15, x, y + 15]
+                annotation = {"id": len(annotations) + 1, "image_id": i, "category_id": k + 1, "iscrowd": 0}
+                annotations.append({**annotation, "bbox": [x, y, 20, 15], "area": 300, "segmentation": [corners]})
+        text = json.dumps({"images": images, "annotations": annotations, "categories": categories})
+        (first / "annotations" / f"instances_{split}.json").write_text(text)
+    if format != "coco":
+        assert convert(["--source", str(first), "--to", format, "--output", str(root)]) == 0
+
+
 def the_run(name: str) -> Path:
     (run,) = (Path("runs") / name).iterdir()
     return run
@@ -89,7 +119,10 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if f.parent.name != "overlays"], ids=name_of)
+OWN_TESTS = ("overlays", "noisy_student")  # folders of configs that are no whole `fit`
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if f.parent.name not in OWN_TESTS], ids=name_of)
 def test_config(path):
     config = yaml.safe_load(path.read_text())
     make_data(config)
@@ -112,6 +145,26 @@ def test_config(path):
     if command[0] == "fit":
         assert checkpoint["global_step"] >= 1
         assert math.isfinite(float(rows(run)[-1]["train/loss"]))
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if f.parent.name == "noisy_student"], ids=name_of)
+def test_noisy_student(path):
+    config = yaml.safe_load(path.read_text())
+    source = config["data"]["init_args"]["source"]
+    if source != "digits":
+        write_images(Path(source), *LAYOUTS[source])
+    command = header_command(path)
+    assert name_of(path) in command
+    shrink = ["--trainer.accelerator=cpu", '--trainer.wandb.mode="off"', "--trainer.limit_val_batches=2", "--seeds=[0]"]
+    shrink += ["--trainer.limit_train_batches=1", "--controls=false", "--labels_per_class=4", "--data.batch_size=4"]
+    assert in_child(lambda: main([*command, *shrink])) == 0
+    root = Path("runs") / path.stem
+    report = json.loads((root / "report.json").read_text())
+    assert [row["name"] for row in report["rows"]] == [
+        "teacher",
+        *(f"student{i + 1}" for i, _ in enumerate(config["students"])),
+    ]
+    assert (root / "seed0" / "student1" / "student.ckpt").exists()
 
 
 def test_every_overlay_has_a_test():

@@ -21,6 +21,9 @@ from datamodules.images import ImageError, read_image
 from pipelines import cli
 from pipelines.__main__ import main
 from tests.conftest import in_child, write_images
+from tests.detection_mistakes import CASES as DETECTION_CASES
+from tests.detection_mistakes import CONFIG as DETECTION
+from tests.detection_mistakes import write_boxes
 
 DOCS = Path(__file__).parents[2] / "docs" / "mistakes.md"
 CONFIG = """\
@@ -271,6 +274,8 @@ CASES = [
     masks("losses without weight", NET, f"{NET}\n    losses: {{dice: 0}}", status=2),
     masks("smoothing that no loss uses", NET, f"{NET}\n    losses: {{dice: 1}}\n    label_smoothing: 0.1", status=2),
     masks("scale of a view out of range", NET, f"{NET}\n    tta_scales: [40]", status=2),
+    # Detection.
+    *(Case(m, old, new, status=status, config=DETECTION) for m, old, new, status in DETECTION_CASES),
 ]
 
 
@@ -300,6 +305,7 @@ def material(tmp_path_factory) -> Path:
     torch.save(timm.create_model("test_vit").state_dict(), root / "vit.pth")
 
     write_masks(root)
+    write_boxes(root)
 
     def train() -> int:
         os.chdir(root)
@@ -336,7 +342,7 @@ def write_masks(root: Path) -> None:
 def row(case: Case, message: str) -> str:
     """The line of the docs' table."""
     written = [case.command if case.command != "fit" else "", case.new, case.flags]
-    if case.config not in (None, CONFIG, SEGMENTATION):
+    if case.config not in (None, CONFIG, SEGMENTATION, DETECTION):
         written.append(str(case.config))
     shown = " ".join(" ".join(written).replace(EPOCHS + "\n", "").split())
     return f"| {case.mistake} | {f'`{shown}`' if shown else ''} | {message.replace(chr(10), '<br>')} |"
