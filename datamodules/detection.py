@@ -11,24 +11,22 @@ import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.augment import DetectionAugment
-from datamodules.base import Cache, DataModule
+from datamodules.base import Cache
 from datamodules.boxes import Format, Policy, check_boxes, find_format, read_boxes
+from datamodules.dense import DenseData
 from datamodules.loading import RecordDataset
-from datamodules.mask_checks import two_sizes
 from datamodules.mixing import MixedDataset
 from datamodules.objects import read_objects, repeat_factors, require_masks, select_classes
 from datamodules.readers import Listing, Record
 from datamodules.readers.voc_boxes import Difficult
 from datamodules.sizes import check_sizes
 from datamodules.splits import hold_out
-from datamodules.tiles import check_tile
 from datamodules.transforms import Transform
 
 DIGIT_CLASSES = [str(k) for k in range(10)]
-NUM_SCENES = {"train": 1000, "val": 200, "test": 200}
 
 
-class DetectionData(DataModule):
+class DetectionData(DenseData):
     """Images and boxes from COCO's, VOC's or YOLO's files, or the digit scenes.
 
     Images without boxes are kept: nothing in them is to be found. Boxes with ``iscrowd`` (groups of objects, VOC's
@@ -81,6 +79,8 @@ class DetectionData(DataModule):
             bad ones out, counted and listed.
         seed: Seed of order and augmentation; the run's ``seed_everything`` by default.
     """
+
+    _side = 512
 
     def __init__(
         self,
@@ -148,13 +148,6 @@ class DetectionData(DataModule):
         self._check_arguments()
 
     def _check_arguments(self) -> None:
-        for key in ("val_fraction", "test_fraction"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(
-                    f"data.{key} is {getattr(self, key)}; it is a part of the images, at least 0 and below 1."
-                )
-        if self.image_size is not None and min(self.canvas()) < 1:
-            raise ValueError(f"data.image_size is {self.image_size}; height and width are at least 1 pixel.")
         if self.class_names is not None and len(set(self.class_names)) < max(1, len(self.class_names)):
             raise ValueError(f"data.class_names is {self.class_names}; name each class once, and at least one.")
         if self.class_ids is not None and len(self.class_ids) != len(self.class_names or self.class_ids):
@@ -163,16 +156,11 @@ class DetectionData(DataModule):
                 " names; each class has one number."
             )
         if self.source == "digits":
-            self._check_digits()
-        elif self.num_scenes is not None:
-            raise ValueError(f"data.num_scenes is set, but data.source is '{self.source}', not 'digits'.")
-        for split, number in (self.num_scenes or {}).items():
-            if split not in NUM_SCENES or number < (1 if split == "train" else 0):
-                raise ValueError(
-                    f"data.num_scenes has '{split}: {number}'; it takes train (1 or more), val and test (0 or more)."
-                )
-        if self.cache == "tensor":
-            raise ValueError("data.cache is 'tensor', which is for whole images only: use data.cache: decoded or none.")
+            for key in ("format", "image_root", "class_ids", "split_file"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"data.{key} is set, but data.source is 'digits', which needs none.")
+            if self.class_names not in (None, DIGIT_CLASSES):
+                raise ValueError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
         if not 0 < self.repeat_threshold <= 1:
             raise ValueError(f"data.repeat_threshold is {self.repeat_threshold}; it is a part of the images, 0 to 1.")
         if self.repeat_threshold != 0.1 and self.balance != "sampler":
@@ -185,33 +173,7 @@ class DetectionData(DataModule):
                 f"data.augment.copy_paste is {self._augment.copy_paste}, but data.masks is false: objects are cut out"
                 " by their masks. Set data.masks: true, or leave it out."
             )
-        self._check_tiles()
-
-    def _check_digits(self) -> None:
-        for key in ("format", "image_root", "class_ids", "split_file"):
-            if getattr(self, key) is not None:
-                raise ValueError(f"data.{key} is set, but data.source is 'digits', which needs none.")
-        if self.class_names not in (None, DIGIT_CLASSES):
-            raise ValueError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
-        if self.cache == "decoded":
-            raise ValueError("data.cache is 'decoded', but the digit scenes are drawn, not decoded: leave it out.")
-        if len(set(self.canvas())) > 1:
-            raise ValueError(f"data.image_size is {self.image_size}; digit scenes are square: give one number.")
-
-    def _check_tiles(self) -> None:
-        if self.tile is None:
-            if self.tile_overlap != 0.25:
-                raise ValueError(f"data.tile_overlap is {self.tile_overlap}, but data.tile is not set.")
-            return
-        check_tile(self.tile, self.tile_overlap)
-        if self.resize != "native":
-            raise ValueError(f"data.tile is set, but data.resize is '{self.resize}': tiles need data.resize: native.")
-        if self._asked_eval_batch not in (None, 1):
-            raise ValueError(
-                f"data.eval_batch_size is {self._asked_eval_batch}, but with data.tile one picture is evaluated at a"
-                " time: leave it out."
-            )
-        self.eval_batch_size = 1
+        self._check_common()
 
     @property
     def augment(self) -> DetectionAugment:
@@ -219,13 +181,6 @@ class DetectionData(DataModule):
         return self._augment
 
     # Listing and checking.
-
-    def setup(self, stage: str | None = None) -> None:
-        """Read and check images and boxes; a second call does nothing. See ``DataModule.setup`` for what it raises."""
-        fresh = not self.records
-        super().setup(stage)
-        if self.predict_source is not None or fresh:
-            self._settle_eval_batch()
 
     def list_records(self) -> Listing:
         """Read the source, keep the asked classes, hold out what the source does not split off.
@@ -235,7 +190,8 @@ class DetectionData(DataModule):
             ValueError: If its files are not as their format has them, or have other classes than the config says.
         """
         if self.source == "digits":
-            return self._list_scenes()
+            self.class_names = list(DIGIT_CLASSES)
+            return Listing(self._scene_records(), self.class_names)
         path = Path(self.source)
         if not path.exists():
             raise FileNotFoundError(
@@ -267,17 +223,6 @@ class DetectionData(DataModule):
         hold_out(listing.records, self.val_fraction, self.test_fraction, self.split_seed, self.split_file)
         return listing
 
-    def _list_scenes(self) -> Listing:
-        size = self.canvas()[0]
-        records: list[Record] = []
-        for split, number in {**NUM_SCENES, **(self.num_scenes or {})}.items():
-            records += [
-                {"image": None, "path": f"digit_scenes#0/{split}/{i}", "scene": (i, 0, split, size), "split": split}
-                for i in range(number)
-            ]
-        self.class_names = list(DIGIT_CLASSES)
-        return Listing(records, self.class_names)
-
     def check_annotations(self, records: list[Record]) -> list[Record]:
         """Compare the images' sizes with the annotations', and judge each box by ``check_boxes``."""
         if self.source == "digits":
@@ -299,22 +244,6 @@ class DetectionData(DataModule):
                 f" {absent[:20]}."
             )
         return records
-
-    def _settle_eval_batch(self) -> None:
-        """Pictures in their own size go one by one, unless all are of one size."""
-        if self.resize != "native" or (self.source == "digits" and self.predict_source is None):
-            return
-        splits = ("predict",) if self.predict_source is not None else ("val", "test")
-        sizes = two_sizes([r for split in splits for r in self.records.get(split, [])])
-        if len(sizes) < 2:
-            return
-        if self._asked_eval_batch not in (None, 1) and self.predict_source is None:
-            raise ValueError(
-                f"data.eval_batch_size is {self._asked_eval_batch}, but data.resize is 'native' and pictures differ in"
-                f" size: {' and '.join(sizes)} (width x height). Leave it out (1 is taken), or set data.resize:"
-                " letterbox."
-            )
-        self.eval_batch_size = 1
 
     # What the loaders take.
 
@@ -368,17 +297,15 @@ class DetectionData(DataModule):
                     " trainer.max_epochs, or data.augment.close_mosaic_epochs: 0."
                 )
             return None
+        if close and close >= epochs:
+            rank_zero_warn(
+                f"data.augment.close_mosaic_epochs is {close} and the run has {epochs} epochs: no pictures are mixed."
+            )
         return max(0, epochs - (min(15, epochs // 10) if close is None else close))
 
     def canvas(self) -> tuple[int, int]:
         """Height and width of a batch; of a training batch alone where ``resize`` is ``native``."""
-        if self.image_size is None:
-            return self.tile or ((128, 128) if self.source == "digits" else (512, 512))
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-    def _resolve_cache(self) -> Cache:
-        return "decoded" if self.cache == "decoded" else "none"
+        return self.tile if self.image_size is None and self.tile is not None else super().canvas()
 
     # Frequencies.
 

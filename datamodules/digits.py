@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import cv2
 import numpy as np
@@ -137,11 +138,13 @@ def digit_scene(index: int, seed: int = 0, split: Split = "train", size: int = 1
 @cache
 def _digits() -> tuple[npt.NDArray[np.uint8], list[int], list[str]]:
     """Images uint8 (1797, 8, 8, 1), labels and splits."""
-    from sklearn.datasets import load_digits
-
-    digits: Any = load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = [int(v) for v in digits.target]
+    # The file that sklearn.datasets.load_digits reads. To import scikit-learn takes seconds in each worker, and fails
+    # there once W&B runs, whose import hook refuses forked processes.
+    spec = find_spec("sklearn")
+    assert spec is not None
+    table = np.loadtxt(Path(str(spec.origin)).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    labels = [int(v) for v in table[:, -1]]
     splits = ["train"] * len(labels)
     for split, indices in json.loads(_INDEX_FILE.read_text()).items():
         for i in indices:

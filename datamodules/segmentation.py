@@ -11,21 +11,20 @@ import numpy.typing as npt
 from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.augment import Augment
-from datamodules.base import Cache, DataModule
-from datamodules.mask_checks import MaskCheck, check_all_masks, check_records, median_frequency, report, two_sizes
+from datamodules.base import Cache
+from datamodules.dense import DenseData
+from datamodules.mask_checks import MaskCheck, check_all_masks, check_records, median_frequency, report
 from datamodules.mask_formats import MaskSettings, Settled, class_palette, settle_format
 from datamodules.masks import MaskFormat, decode_mask, read_sample
 from datamodules.readers import Listing, Record
 from datamodules.readers.mask_sources import is_coco_source, read_mask_source
 from datamodules.splits import hold_out
-from datamodules.tiles import check_tile
 from datamodules.transforms import Transform
 
 DIGIT_CLASSES = ["background", *(str(k) for k in range(10))]
-NUM_SCENES = {"train": 1000, "val": 200, "test": 200}
 
 
-class SegmentationData(DataModule):
+class SegmentationData(DenseData):
     """Images and masks from folders, path patterns, VOC's or COCO's files, or the digit scenes.
 
     Args:
@@ -154,13 +153,6 @@ class SegmentationData(DataModule):
         self._check_arguments()
 
     def _check_arguments(self) -> None:
-        for key in ("val_fraction", "test_fraction"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(
-                    f"data.{key} is {getattr(self, key)}; it is a part of the images, at least 0 and below 1."
-                )
-        if self.image_size is not None and min(self.canvas()) < 1:
-            raise ValueError(f"data.image_size is {self.image_size}; height and width are at least 1 pixel.")
         if self.source == "digits":
             for key in ("images", "masks", "colors", "class_values", "ignore_values", "split_file"):
                 if getattr(self, key) is not None:
@@ -169,32 +161,7 @@ class SegmentationData(DataModule):
                 raise ValueError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
             if self.multi_label or self.mask_format != "auto":
                 raise ValueError("data.multi_label and data.mask_format are for files; leave them out for the digits.")
-            if self.cache == "decoded":
-                raise ValueError("data.cache is 'decoded', but the digit scenes are drawn, not decoded: leave it out.")
-            if len(set(self.canvas())) > 1:
-                raise ValueError(f"data.image_size is {self.image_size}; digit scenes are square: give one number.")
-        elif self.num_scenes is not None:
-            raise ValueError(f"data.num_scenes is set, but data.source is '{self.source}', not 'digits'.")
-        for split, number in (self.num_scenes or {}).items():
-            if split not in NUM_SCENES or number < (1 if split == "train" else 0):
-                raise ValueError(
-                    f"data.num_scenes has '{split}: {number}'; it takes train (1 or more), val and test (0 or more)."
-                )
-        if self.cache == "tensor":
-            raise ValueError("data.cache is 'tensor', which is for whole images only: use data.cache: decoded or none.")
-        if self.tile is None:
-            if self.tile_overlap != 0.25:
-                raise ValueError(f"data.tile_overlap is {self.tile_overlap}, but data.tile is not set.")
-            return
-        check_tile(self.tile, self.tile_overlap)
-        if self.resize != "native":
-            raise ValueError(f"data.tile is set, but data.resize is '{self.resize}': tiles need data.resize: native.")
-        if self._asked_eval_batch not in (None, 1):
-            raise ValueError(
-                f"data.eval_batch_size is {self._asked_eval_batch}, but with data.tile one picture is evaluated at a"
-                " time: leave it out."
-            )
-        self.eval_batch_size = 1
+        self._check_common()
 
     @property
     def augment(self) -> Augment:
@@ -209,8 +176,6 @@ class SegmentationData(DataModule):
         super().setup(stage)
         if self.predict_source is None and fresh:
             self.skipped = self.skipped + self._bad_masks
-        if self.predict_source is not None or fresh:
-            self._settle_eval_batch()
 
     def list_records(self) -> Listing:
         """Read the source, find out what its masks hold, check them, and hold out what the source does not split off.
@@ -220,7 +185,8 @@ class SegmentationData(DataModule):
             ValueError: If masks are missing or do not fit the classes or their images, naming up to 10 of them.
         """
         if self.source == "digits":
-            return self._list_scenes()
+            self.class_names = list(DIGIT_CLASSES)
+            return Listing(self._scene_records(), self.class_names)
         if is_coco_source(self.source, by_pattern=self.images is not None or self.masks is not None):
             for key in ("images", "masks", "class_values", "ignore_values", "mask_format"):
                 if getattr(self, key) not in (None, "auto"):
@@ -249,33 +215,6 @@ class SegmentationData(DataModule):
         self.class_colors = class_palette(checked.settled, self._settings, len(self.class_names))
         return Listing(checked.records, self.class_names)
 
-    def _list_scenes(self) -> Listing:
-        size = self.canvas()[0]
-        records: list[Record] = []
-        for split, number in {**NUM_SCENES, **(self.num_scenes or {})}.items():
-            records += [
-                {"image": None, "path": f"digit_scenes#0/{split}/{i}", "scene": (i, 0, split, size), "split": split}
-                for i in range(number)
-            ]
-        self.class_names = list(DIGIT_CLASSES)
-        return Listing(records, self.class_names)
-
-    def _settle_eval_batch(self) -> None:
-        """Pictures in their own size go one by one, unless all are of one size."""
-        if self.resize != "native" or (self.source == "digits" and self.predict_source is None):
-            return
-        splits = ("predict",) if self.predict_source is not None else ("val", "test")
-        sizes = two_sizes([r for split in splits for r in self.records.get(split, [])])
-        if len(sizes) < 2:
-            return
-        if self._asked_eval_batch not in (None, 1) and self.predict_source is None:
-            raise ValueError(
-                f"data.eval_batch_size is {self._asked_eval_batch}, but data.resize is 'native' and pictures differ in"
-                f" size: {' and '.join(sizes)} (width x height). Leave it out (1 is taken), or set data.resize:"
-                " letterbox."
-            )
-        self.eval_batch_size = 1
-
     # What the loaders take.
 
     def make_reader(self) -> Callable[[Record], Record]:
@@ -300,16 +239,6 @@ class SegmentationData(DataModule):
             tile=self.tile,
             tile_overlap=self.tile_overlap,
         )
-
-    def canvas(self) -> tuple[int, int]:
-        """Height and width of a training batch, and of evaluation's unless ``resize`` is ``native``."""
-        if self.image_size is None:
-            return (128, 128) if self.source == "digits" else (256, 256)
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-    def _resolve_cache(self) -> Cache:
-        return "decoded" if self.cache == "decoded" else "none"
 
     # Frequencies.
 

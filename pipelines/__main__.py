@@ -75,6 +75,10 @@ def _dispatch(args: list[str]) -> int:
         from pipelines.convert import main as convert
 
         return convert(args[1:])
+    if command == "noisy-student":
+        from pipelines.noisy_student.machine import main as noisy_student
+
+        return noisy_student(args[1:])
     from pipelines.cli import main as run_command
 
     return run_command(args) or 0

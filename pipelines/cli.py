@@ -17,7 +17,9 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 import datamodules.classification
-import datamodules.segmentation  # noqa: F401 - the parser knows the classes that were imported by their short names
+import datamodules.detection
+import datamodules.segmentation
+import datamodules.semisupervised  # noqa: F401 - the parser knows the classes that were imported by their short names
 import tasks  # noqa: F401
 from datamodules.base import DataModule
 from pipelines.checkpoint_io import read_checkpoint_config
@@ -53,7 +55,7 @@ NOISE = (
     ".*was called before the ``update`` method.*",  # a rank may have no images; the states of all are summed
     ".*sync_dist=True.*",  # metrics are the same on all ranks already: their states were summed
 )
-FROM_CHECKPOINT = ("validate", "test", "predict")
+FROM_CHECKPOINT = ("validate", "test", "predict", "pseudo_label")
 HOUSE = Path(__file__).parents[1]
 OUR_PACKAGES = tuple(str(HOUSE / name) for name in ("pipelines", "tasks", "datamodules"))
 
@@ -174,7 +176,8 @@ def complete(args: list[str]) -> list[str]:
     Raises:
         UsageError: If a config or checkpoint does not exist, or nothing says what to run.
     """
-    command, rest = args[0], list(args[1:])
+    command, rest = args[0].replace("-", "_"), list(args[1:])  # the name of a method of the Trainer
+    args = [command, *rest]
     if "--help" in rest or "-h" in rest or any(a.endswith(".help") for a in rest):
         return args
     configs: list[Path] = []
@@ -190,13 +193,14 @@ def complete(args: list[str]) -> list[str]:
             rest[i] = f"--config={path}"
         else:
             rest[i], rest[i + 1] = "--config", str(path)
-    if not configs and command in FROM_CHECKPOINT:
+    needs_none = command in FROM_CHECKPOINT or (command == "probe" and _value(rest, "--ckpt_path") is not None)
+    if not configs and needs_none:
         checkpoint = _value(rest, "--ckpt_path")
         if checkpoint in (None, "best", "last"):
             if _value(rest, "--name") is None:
                 raise UsageError(
-                    f"{command} needs to know which model: give --ckpt_path FILE, or --config FILE (its newest run's"
-                    " best checkpoint is taken)."
+                    f"{command.replace('_', '-')} needs to know which model: give --ckpt_path FILE, or --config FILE"
+                    " (its newest run's best checkpoint is taken)."
                 )
             from pipelines.run import find_checkpoint
 

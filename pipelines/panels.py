@@ -42,6 +42,7 @@ BACKGROUND_NAMES = ("background", "_background_", "__background__", "bg")
 MAX_SIDE = 480  # of a tile in a panel; larger images are reduced to it
 MIN_SIDE = 192  # smaller ones are enlarged by a whole number to about this many pixels
 ALPHA = 0.55
+MAX_TAGS = 40  # boxes in an image up to which each has its name and score; more tags would hide what they name
 
 
 class Sample(NamedTuple):
@@ -239,17 +240,22 @@ def draw_boxes(
     order = order[labels[order] >= 0]
     for i in order if masks is not None else ():
         assert masks is not None
-        area = (masks == i + 1).any(0) if masks.dtype == np.int16 else masks[i] != 0
-        _tint(picture, area.astype(np.uint8), _one_color(palette[labels[i]]), ALPHA)
+        window = _window(boxes[i], picture.shape)  # a whole picture for each of 500 objects would take seconds
+        area = (masks[:, *window] == i + 1).any(0) if masks.dtype == np.int16 else masks[i][window] != 0
+        if area.any():
+            _tint(picture[window], area.astype(np.uint8), _one_color(palette[labels[i]]), ALPHA)
     canvas = Image.fromarray(picture)
     draw = ImageDraw.Draw(canvas)
     font = text_font()
     width = 1 + max(canvas.size) // 400
+    tagged = len(order) <= MAX_TAGS
     for i in order:
         label = int(labels[i])
         color = tuple(int(v) for v in palette[label])
         x1, y1, x2, y2 = (float(v) for v in boxes[i])
         draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=width)
+        if not tagged:
+            continue
         text = _name(label, class_names) + ("" if scores is None else f" {float(scores[i]):.2f}")
         long, high = font.getlength(text) + 4, FONT_SIZE + 3
         left = min(max(0.0, x1), max(0.0, canvas.width - long))
@@ -258,6 +264,13 @@ def draw_boxes(
         bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
         draw.text((left + 2, top), text, fill=INK if bright else BACKGROUND, font=font)
     return np.asarray(canvas)
+
+
+def _window(box: NDArray[Any], shape: Sequence[int]) -> tuple[slice, slice]:
+    """Rows and columns of a box, and two pixels around it: rescaling rounds masks otherwise than boxes."""
+    x1, y1, x2, y2 = np.nan_to_num(np.asarray(box, np.float64)).tolist()
+    rows = slice(max(0, int(y1) - 2), max(0, min(int(y2) + 3, shape[0])))
+    return rows, slice(max(0, int(x1) - 2), max(0, min(int(x2) + 3, shape[1])))
 
 
 def error_picture(image: NDArray[Any], truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> Picture:

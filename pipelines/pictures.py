@@ -128,12 +128,12 @@ def confusion_matrix_figure(matrix: ArrayLike, class_names: Sequence[str], title
         raise ValueError(f"confusion matrix: ({size}, {size}) wanted for {size} class names, got {counts.shape}")
     totals = counts.sum(axis=1, keepdims=True)
     share = counts / np.maximum(totals, 1)
-    names = [_short(name, 24) for name in class_names]
+    names = [short(name, 24) for name in class_names]
     cell = 0.75 if size <= 4 else 0.52 if size <= MAX_NUMBERS else max(0.105, 9.0 / size)
     letters = max(map(len, names))
     margin = 0.9 + 0.085 * letters
     side = max(cell * size, 2.4)
-    figure = _figure(side + margin + 1.1, side + margin + 0.5)
+    figure = new_figure(side + margin + 1.1, side + margin + 0.5)
     axes = figure.add_axes(
         (
             margin / figure.get_figwidth(),
@@ -181,7 +181,7 @@ def confusion_matrix_figure(matrix: ArrayLike, class_names: Sequence[str], title
     )
     figure.colorbar(drawn, cax=bar_axes).ax.tick_params(labelsize=7)
     bar_axes.set_ylabel("share of the true class", fontsize=8)
-    return _rendered(figure)
+    return rendered(figure)
 
 
 def reliability_diagram(
@@ -208,7 +208,7 @@ def reliability_diagram(
     weight = number / max(1.0, number.sum())
     if error is None:
         error = float(np.sum(weight[used] * np.abs(stated[used] - right[used])))
-    figure = _figure(4.6, 5.4)
+    figure = new_figure(4.6, 5.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     edges = np.linspace(0, 1, len(stated) + 1)
     width = 1 / len(stated)
@@ -221,7 +221,7 @@ def reliability_diagram(
     upper.legend(fontsize=8, loc="upper left")
     lower.bar(edges[:-1], weight, width, align="edge", color="#bbbbbb", edgecolor="white")
     lower.set(xlabel="confidence", ylabel="share")
-    return _rendered(figure, tight=True)
+    return rendered(figure, tight=True)
 
 
 def iou_bars(values: ArrayLike, class_names: Sequence[str], title: str | None = None) -> Picture:
@@ -246,7 +246,7 @@ def iou_bars(values: ArrayLike, class_names: Sequence[str], title: str | None = 
     iou, absent = iou[order], np.isnan(iou[order])
     cell = 0.26 if size <= 40 else max(0.12, 10.4 / size) if size <= 240 else 29 / size
     font = min(9.0, 50 * cell)
-    figure = _figure(5.6, max(cell * size, 0.6) + 1)
+    figure = new_figure(5.6, max(cell * size, 0.6) + 1)
     axes = figure.subplots()
     places = np.arange(size)
     axes.barh(places, np.where(absent, 1, 0), 0.72, color="#eeeeee")
@@ -256,7 +256,7 @@ def iou_bars(values: ArrayLike, class_names: Sequence[str], title: str | None = 
         inside: dict[str, Any] = {"ha": "right", "color": "white"} if x > 0.5 else {"color": "#777777"}
         axes.text(x + (-0.01 if x > 0.5 else 0.01), place, text, va="center", fontsize=font * 0.9, **inside)
     step = math.ceil(size / 240)
-    axes.set_yticks(places[::step], [_short(class_names[k], 32) for k in order[::step]], fontsize=max(5.0, font))
+    axes.set_yticks(places[::step], [short(class_names[k], 32) for k in order[::step]], fontsize=max(5.0, font))
     axes.tick_params(axis="y", length=0)
     axes.set(xlim=(0, 1), ylim=(size - 0.4, -0.6), xlabel="IoU")
     axes.spines[["top", "right"]].set_visible(False)
@@ -264,10 +264,11 @@ def iou_bars(values: ArrayLike, class_names: Sequence[str], title: str | None = 
     mean = float(iou[~absent].mean()) if occur else math.nan
     axes.axvline(mean, color="#e45756", linestyle="--", linewidth=1)
     axes.set_title(title or f"mean IoU {mean:.3f} of {occur} classes", fontsize=10)
-    return _rendered(figure, tight=True)
+    return rendered(figure, tight=True)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches that needs no display."""
     # Not pyplot: it keeps figures alive, and looks for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -277,7 +278,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _rendered(figure: Figure, tight: bool = False) -> Picture:
+def rendered(figure: Figure, tight: bool = False) -> Picture:
+    """Its pixels, with a margin around what is drawn."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = figure.canvas
@@ -298,7 +300,8 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in str(text))
 
 
-def _short(text: str, length: int) -> str:
+def short(text: str, length: int) -> str:
+    """The text in one line of at most ``length`` characters, as matplotlib takes it."""
     # A dollar sign would start a formula in matplotlib.
     text = printable(text)
     text = text if len(text) <= length else text[: length - 1] + "…"

@@ -16,13 +16,22 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from datamodules.base import DataModule
 from pipelines.callbacks.checkpoints import KeepBest, SaveLast
 from pipelines.callbacks.pictures import Pictures
 from pipelines.callbacks.predictions import PredictionWriter
 from pipelines.callbacks.progress import ProgressBar
 from pipelines.callbacks.run_files import RunFiles
-from pipelines.checkpoint_io import AtomicCheckpointIO, check_fits, global_step_of, newest_good_checkpoint
+from pipelines.checkpoint_io import (
+    AtomicCheckpointIO,
+    check_fits,
+    global_step_of,
+    newest_good_checkpoint,
+    open_checkpoint,
+)
 from pipelines.loggers import MetricsCSV, wandb_logger
+from pipelines.noisy_student.selection import Selection
+from pipelines.noisy_student.student import task_config, write_student
 from pipelines.run import (
     checkpoint_config,
     find_checkpoint,
@@ -36,6 +45,8 @@ from pipelines.run import (
     write_environment,
 )
 from pipelines.wandb_run import Wandb
+from tasks.base import Task
+from tasks.noisy_student import NoisyStudent
 
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"]
 
@@ -154,6 +165,11 @@ class Trainer(pl.Trainer):
             )
         run, checkpoint = self._find_resume(resume)
         if ckpt_path is not None:
+            if isinstance(model, NoisyStudent):
+                raise ValueError(
+                    f"--ckpt_path {ckpt_path} would start the student from another model's state; a noisy student"
+                    " starts from scratch. Leave it out; --resume auto continues a student's own run."
+                )
             checkpoint = self._find_checkpoint(ckpt_path)
         if checkpoint is not None:
             self._expect_weights(model)
@@ -176,6 +192,8 @@ class Trainer(pl.Trainer):
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, _str(checkpoint))
         for logger in self.loggers:
             logger.finalize("success")
+        if isinstance(model, NoisyStudent) and self.run_dir is not None:
+            write_student(self.run_dir / "checkpoints")
         files.summary(self)
 
     def validate(  # type: ignore[override]
@@ -253,6 +271,7 @@ class Trainer(pl.Trainer):
         model: pl.LightningModule,
         datamodule: pl.LightningDataModule,
         C: float = 0.1,
+        ckpt_path: str | None = None,
     ) -> None:
         """Fit a logistic regression on frozen features, fold it into the head, evaluate and save it.
 
@@ -260,6 +279,7 @@ class Trainer(pl.Trainer):
             model: A classification task, usually with pretrained weights.
             datamodule: The data; its training images are taken without augmentation.
             C: Inverse of the regularisation's strength, scikit-learn's.
+            ckpt_path: Take the features of this checkpoint, such as a ``student.ckpt``; the model's own by default.
         """
         from pipelines.probe import fit_head
 
@@ -268,7 +288,13 @@ class Trainer(pl.Trainer):
                 f"probe runs on one device, but there are {self.world_size} (trainer.devices times num_nodes). Add"
                 " --trainer.devices 1 --trainer.num_nodes 1."
             )
+        checkpoint = None if ckpt_path is None else self._find_checkpoint(ckpt_path)
+        if checkpoint is not None:
+            self._expect_weights(model)
         self._prepare(model, datamodule, "probe")
+        if checkpoint is not None:
+            check_fits(checkpoint, model)
+            model.load_state_dict(open_checkpoint(checkpoint)["state_dict"])
         files = self._start_run(model, datamodule, None, None)
         fit_head(self, model, datamodule, C)
         super().validate(model, datamodule=datamodule, verbose=False)
@@ -279,7 +305,65 @@ class Trainer(pl.Trainer):
             self.save_checkpoint(self.run_dir / "checkpoints" / f"{name}.ckpt")
         files.summary(self)
 
+    def pseudo_label(
+        self,
+        model: pl.LightningModule,
+        datamodule: pl.LightningDataModule,
+        source: str,
+        output: str,
+        ckpt_path: str | None = None,
+        teachers: list[str] = [],  # noqa: B006 - never changed
+        selection: Selection | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        """Label a pool of images with a teacher: class probabilities as a ``.parquet`` list that any run can read.
+
+        The teacher sees clean images in evaluation mode, with its averaged weights where it has some. Ranks share the
+        pool; the same command goes on where a killed one ended, and does nothing where the file is complete.
+
+        Args:
+            model: The teacher.
+            datamodule: Its data: how it reads and resizes images.
+            source: The pool: a folder with its sub-folders, or a ``.csv`` or ``.parquet`` list with a column ``path``.
+            output: The ``.parquet`` file to write.
+            ckpt_path: The teacher: a file, ``best`` or ``last``; ``best`` of the newest run of this name by default.
+            teachers: Further checkpoints; the labels are the mean of all teachers' probabilities.
+            selection: Also write the labels worth teaching, as ``selected.parquet`` beside the output.
+            batch_size: Images a step; that of the data by default.
+        """
+        from pipelines.noisy_student.labelling import Teacher, label_pool, load_teacher, pool_records, write_selection
+
+        if Path(output).suffix != ".parquet":
+            raise ValueError(f"--output {output} must end in .parquet: that is the list that is written.")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"--batch_size is {batch_size}; it must be at least 1.")
+        records = pool_records(source)
+        checkpoint = self._find_checkpoint(ckpt_path)
+        assert isinstance(datamodule, DataModule)
+        assert isinstance(model, Task)
+        all_teachers = [Teacher(checkpoint, model, datamodule), *(load_teacher(path) for path in teachers)]
+        needs_validation = selection is not None and selection.precision is not None
+        for teacher in all_teachers:
+            self._prepare_teacher(teacher, batch_size, needs_validation)
+        labels = label_pool(self, all_teachers, records, Path(output))
+        if selection is not None:
+            write_selection(self, all_teachers, labels, selection, Path(output))
+        rank_zero_info(f"{len(labels.paths)} labelled images are in {output}.")
+
     # What the commands share.
+
+    def _prepare_teacher(self, teacher: Any, batch_size: int | None, needs_validation: bool) -> None:
+        data = teacher.data
+        if batch_size is not None:
+            data.eval_batch_size = batch_size
+        data.trainer = self
+        known = data.class_names is not None and getattr(data, "image_size", 0) is not None
+        if needs_validation or not known:  # else the checkpoint's config says it all, and its data is not needed
+            data.setup("validate" if needs_validation else "predict")
+        self._expect_weights(teacher.task)
+        teacher.task.resolve(data.spec(), str(teacher.checkpoint))
+        teacher.task.configure_model()
+        check_fits(teacher.checkpoint, teacher.task)
 
     def _print_metrics(self) -> None:
         lines = [f"  {name:<20}  {float(value):.4f}" for name, value in sorted(self.callback_metrics.items())]
@@ -368,7 +452,8 @@ class Trainer(pl.Trainer):
         if self.config is not None:
             resolved = datamodule.resolved() if datamodule is not None and hasattr(datamodule, "resolved") else {}
             config = run_config(self.config, dict(model.hparams), resolved)
-        files = RunFiles(directory, None if config is None else checkpoint_config(config))
+        carried = None if config is None else checkpoint_config(task_config(config, model, datamodule))
+        files = RunFiles(directory, carried)
         self.callbacks[:0] = [files]
         # Ranks above 0 learn the directory from rank 0 once the ranks are connected; until then nothing is written.
         checkpoints = (directory or Path(self.runs_dir)) / "checkpoints"

@@ -7,13 +7,16 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from datamodules.digits import read_digits
 from datamodules.readers import Listing, Record, did_you_mean, sort_classes, split_name
 
 _ROLES = ("path", "label", "labels", "probabilities", "split", "weight")
 _LABELS = ("label", "labels", "probabilities")
+_EMBEDDED = "digits#"  # how the paths of the embedded images begin
 _CLASS_COLUMN = "p_"  # one numeric column per class: p_cat, p_dog, ...
 
 Where = Callable[[int], str]  # index of a row -> "FILE, line N"
@@ -22,8 +25,8 @@ Where = Callable[[int], str]  # index of a row -> "FILE, line N"
 def read_list(file: str | Path, image_root: str | Path | None = None, columns: dict[str, str] | None = None) -> Listing:
     """Read a ``.csv`` or ``.parquet`` list, one image a row.
 
-    Columns: ``path``; one kind of label (below); optional ``split`` (``train``, ``val``, ``test``; empty leaves the
-    image to be split) and ``weight`` (at least 0).
+    Columns: ``path`` (a file, or ``digits#12`` for an embedded digit); one kind of label (below); optional ``split``
+    (``train``, ``val``, ``test``; empty leaves the image to be split) and ``weight`` (at least 0).
 
     - ``label``: one class, a name or an integer. The record's label is an int.
     - ``labels``: any number of classes, separated by ``;`` or ``|``, or a list in parquet. K floats, 0 or 1.
@@ -70,7 +73,7 @@ def read_list(file: str | Path, image_root: str | Path | None = None, columns: d
         ]
     splits = _splits(table[names["split"]], where) if "split" in names else [None] * len(paths)
     records: list[Record] = [
-        {"image": path, "path": path, "label": label, "split": split}
+        {"image": _image(path), "path": path, "label": label, "split": split}
         for path, label, split in zip(paths, labels, splits, strict=True)
     ]
     if "weight" in names:
@@ -79,6 +82,41 @@ def read_list(file: str | Path, image_root: str | Path | None = None, columns: d
             if record["weight"] < 0:
                 raise ValueError(f"{where(i)}: weight is {value}; it must be at least 0.")
     return Listing(records, class_names)
+
+
+def read_paths(file: str | Path, image_root: str | Path | None = None) -> list[Record]:
+    """The images of a list, whatever else it says of them: records with ``image`` and ``path`` alone.
+
+    Args:
+        file: A ``.csv`` or ``.parquet`` list with a column ``path``.
+        image_root: Where relative paths start; the list's own folder by default.
+
+    Raises:
+        FileNotFoundError: If the list or an image is missing.
+        ValueError: If it has no column ``path`` or no rows.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"List '{file}' does not exist (looked in {Path.cwd()}).")
+    table, where = _load(file)
+    if "path" not in table:
+        near = did_you_mean("path", table)
+        raise ValueError(f"'{file}' has no column 'path' (it has: {', '.join(table)}).{near}")
+    if not table["path"]:
+        raise ValueError(f"'{file}' has no rows.")
+    paths = _paths(table["path"], Path(image_root) if image_root is not None else file.parent, where)
+    return [{"image": _image(path), "path": path} for path in paths]
+
+
+@cache
+def _embedded() -> dict[str, Any]:
+    """Path -> pixels of the embedded digits."""
+    return {record["path"]: record["image"] for record in read_digits().records}
+
+
+def _image(path: str) -> Any:
+    """A file stays a path; ``digits#12`` is the pixels of the embedded digit."""
+    return _embedded()[path] if path.startswith(_EMBEDDED) else path
 
 
 def _load(file: Path) -> tuple[dict[str, list[Any]], Where]:
@@ -170,8 +208,12 @@ def _paths(cells: list[Any], root: Path, where: Where) -> list[str]:
     for i, cell in enumerate(cells):
         if not isinstance(cell, str) or not cell:
             raise ValueError(f"{where(i)}: the path is empty.")
-        paths.append(str(root / cell))
-    missing = [i for i, path in enumerate(paths) if not os.path.isfile(path)]
+        paths.append(cell if cell.startswith(_EMBEDDED) else str(root / cell))
+    missing = [
+        i
+        for i, path in enumerate(paths)
+        if not (path in _embedded() if path.startswith(_EMBEDDED) else os.path.isfile(path))
+    ]
     if missing:
         i = missing[0]
         raise FileNotFoundError(

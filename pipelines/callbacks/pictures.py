@@ -16,6 +16,8 @@ from pytorch_lightning.callbacks import Callback
 
 from datamodules.geometry import mask_to_original
 from datamodules.images import read_image
+from pipelines.callbacks.detections import drawable
+from pipelines.detection_figures import detection_figures
 from pipelines.loggers import log_image, log_table
 from pipelines.panels import (
     Annotation,
@@ -54,6 +56,7 @@ class _Kept(NamedTuple):
     truth: Annotation | None
     prediction: Annotation
     caption: str
+    found: dict[str, Any] | None = None  # all objects of a detector: the thresholds come with the validation's end
 
 
 class Pictures(Callback):
@@ -129,26 +132,33 @@ class Pictures(Callback):
             new = display_size(size)
             truth = annotation_of(some["target"][i]) if "target" in some else None
             path = str(some["path"][i])
+            found = {key: values[i] for key, values in predictions.items()} if hasattr(task, "shown") else None
             kept = _Kept(
                 path,
                 None if Path(path).is_file() else as_pictures(some["image"][i][None])[0],
                 geometry,
                 None if truth is None else rescaled(truth, size, new),
-                rescaled(annotation_of(predictions, i), size, new),
+                rescaled(annotation_of(predictions, i), size, new) if found is None else {},
                 captions[i],
+                found,
             )
             self._kept.append(kept)
 
-    def _draw_panels(self, trainer: pl.Trainer, stage: str) -> None:
+    def _draw_panels(self, trainer: pl.Trainer, task: Any, stage: str) -> None:
         if not self._kept or not trainer.is_global_zero:
             return
-        samples = []
+        samples, names = [], class_names_of(trainer)
         for kept in self._kept:
+            prediction, caption = kept.prediction, kept.caption
             size = display_size(_size(kept.geometry))
+            if kept.found is not None:
+                shown = task.shown({key: [value] for key, value in kept.found.items()})
+                caption = task.captions({"path": [kept.path]}, shown, names)[0]
+                prediction = rescaled(drawable(shown, 0), _size(kept.geometry), size)
             image = original_image(kept.path, kept.canvas, kept.geometry)
             image = np.full((1, 1, 3), 128, np.uint8) if image is None else image
-            samples.append(Sample(resized(image, size), kept.truth, kept.prediction, kept.caption))
-        picture = panels(samples, palette_of(trainer), class_names_of(trainer))
+            samples.append(Sample(resized(image, size), kept.truth, prediction, caption))
+        picture = panels(samples, palette_of(trainer), names)
         self._save(trainer, f"{stage}_panels", picture)
         if trainer.state.fn == "fit":
             folder = self.directory / f"{stage}_panels"
@@ -162,7 +172,7 @@ class Pictures(Callback):
         names = class_names_of(trainer)
         if self._samples is not None:
             self._save(trainer, f"{stage}_predictions", image_grid(*self._samples))
-        self._draw_panels(trainer, stage)
+        self._draw_panels(trainer, task, stage)
         metrics = task.eval_metrics
         if hasattr(metrics, "confusion"):
             self._save(trainer, f"{stage}_confusion_matrix", confusion_matrix_figure(_array(metrics.confusion), names))
@@ -170,6 +180,10 @@ class Pictures(Callback):
         if iou is not None:
             values = [np.nan if value is None else float(value) for value in iou]
             self._save(trainer, f"{stage}_class_iou", iou_bars(values, names))
+        report = metrics.report() if hasattr(metrics, "report") else None
+        if report is not None:
+            for name, picture in detection_figures(report, names, palette_of(trainer)).items():
+                self._save(trainer, f"{stage}_{name}", picture)
         if hasattr(metrics, "calibration"):
             self._save(trainer, f"{stage}_calibration", reliability_diagram(*(b.numpy() for b in metrics.calibration)))
         if self._table:
@@ -201,7 +215,7 @@ class Pictures(Callback):
         elif not trainer.sanity_checking:
             self._validations += 1
             if self._validations & (self._validations - 1) == 0:  # a power of two
-                self._draw_panels(trainer, "val")
+                self._draw_panels(trainer, pl_module, "val")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the last validation."""

@@ -7,11 +7,11 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import Callback
 
 from datamodules.images import IMAGE_SUFFIXES
 from datamodules.splits import common_folder
+from pipelines.callbacks.detections import BoxFormat, drawable, entry_of, write_coco, write_csv, write_yolo
 from pipelines.callbacks.pictures import as_pictures, class_names_of, original_image, palette_of
 from pipelines.panels import Annotation, Palette, drawn, label_png, label_pngs, rescaled, resized
 from pipelines.pictures import contact_sheet
@@ -40,16 +41,26 @@ class PredictionWriter(Callback):
     255), and ``overlays/NAME.jpg``, the original image with the classes over it. NAME is the image's path below the
     common folder of all images, without its suffix, see ``output_names``; the table has it in the column ``mask``.
 
+    Where they have ``boxes``, ``predict`` writes those above the score threshold in the formats asked for, and
+    ``overlays/NAME.jpg``; ``test`` writes all of them as COCO results, see ``pipelines.callbacks.detections``.
+
     Args:
         directory: Where to write; only rank 0's counts, the other ranks are told it.
+        box_formats: What ``predict`` writes boxes as.
 
     Raises:
+        ValueError: If there is no such format.
         OSError: If something cannot be written, naming it.
     """
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, directory: Path | None, box_formats: Sequence[BoxFormat] = ("coco",)) -> None:
         super().__init__()
+        unknown = [name for name in box_formats if name not in get_args(BoxFormat)]
+        if unknown or not box_formats:
+            raise ValueError(f"--box_formats is {list(box_formats)}; it takes {', '.join(get_args(BoxFormat))}.")
         self.directory = directory or Path()
+        self.box_formats = box_formats
+        self._has_boxes = False
         self._names: list[str] | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._jobs: list[Future[None]] = []
@@ -58,13 +69,14 @@ class PredictionWriter(Callback):
         """Tell all ranks rank 0's directory."""
         self.directory = Path(trainer.strategy.broadcast(str(self.directory)))
 
-    def _part(self, rank: int) -> Path:
-        return self.directory / f".predictions.{rank}.jsonl"
+    def _part(self, rank: int, kind: str = "predictions") -> Path:
+        return self.directory / f".{kind}.{rank}.jsonl"
 
     def _start(self, trainer: pl.Trainer) -> None:
         with _writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._part(trainer.global_rank).write_text("")
+            for kind in ("predictions", "objects"):
+                self._part(trainer.global_rank, kind).write_text("")
 
     def _add(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: dict[str, Any]) -> None:
         if not len(batch["image"]):
@@ -76,25 +88,71 @@ class PredictionWriter(Callback):
         files: list[str | None] = [None] * len(rows)
         if trainer.state.fn == "predict" and "mask" in outputs:
             files = [self._name(trainer, number, path) for number, path in zip(numbers, batch["path"], strict=True)]
-            self._submit(trainer, files, outputs, batch)
+            self._submit(trainer, files, batch, _write_mask, [np.asarray(mask.cpu()) for mask in outputs["mask"]])
             several = outputs["mask"][0].ndim == 3
             rows = [{**row, "mask": f"masks/{n}{'_*' * several}.png"} for row, n in zip(rows, files, strict=True)]
+        elif "boxes" in outputs:
+            files = [self._name(trainer, number, path) for number, path in zip(numbers, batch["path"], strict=True)]
+            self._add_objects(trainer, task, files, outputs, batch)
         part = self._part(trainer.global_rank)
         with _writing(part), open(part, "a", encoding="utf-8") as file:
             for entry in zip(numbers, rows, captions, files, strict=True):
                 file.write(json.dumps(entry) + "\n")
 
-    # Masks and overlays.
+    # Masks, boxes and overlays.
+
+    def _records(self, trainer: pl.Trainer) -> list[dict[str, Any]]:
+        records = getattr(getattr(trainer, "datamodule", None), "records", None) or {}
+        return next((records[s] for s in ("predict", "test", "val") if records.get(s)), [])
 
     def _name(self, trainer: pl.Trainer, number: int, path: str) -> str:
         """What the files of an image are called; from the whole list, so that all ranks agree."""
         if self._names is None:
-            records = getattr(getattr(trainer, "datamodule", None), "records", None) or {}
-            split: list[dict[str, Any]] = next((records[s] for s in ("predict", "test", "val") if records.get(s)), [])
-            self._names = output_names([record["path"] for record in split])
+            self._names = output_names([record["path"] for record in self._records(trainer)])
         return self._names[number] if number < len(self._names) else _safe(path)
 
-    def _submit(self, trainer: pl.Trainer, files: Sequence[Any], outputs: Any, batch: dict[str, Any]) -> None:
+    def _add_objects(self, trainer: pl.Trainer, task: Any, files: Sequence[Any], outputs: Any, batch: Any) -> None:
+        """Note a batch's objects, those that ``predict`` shows or all of ``test``'s, in this rank's file."""
+        self._has_boxes = True
+        predicting = trainer.state.fn == "predict"
+        if predicting and hasattr(task, "shown"):
+            outputs = task.shown(outputs)
+        sizes = [(round(height), round(width)) for height, width in batch["geometry"][:, :2].tolist()]
+        part = self._part(trainer.global_rank, "objects")
+        with _writing(part), open(part, "a", encoding="utf-8") as file:
+            for i, (number, path) in enumerate(zip(batch["id"].tolist(), batch["path"], strict=True)):
+                file.write(json.dumps([number, path, files[i], entry_of(outputs, i, sizes[i])]) + "\n")
+        if predicting:
+            found = [drawable(outputs, i) for i in range(len(files))]
+            self._submit(trainer, files, batch, _write_boxes, found)
+
+    def _write_objects(self, trainer: pl.Trainer) -> None:
+        """Merge the ranks' objects into the files that were asked for."""
+        datamodule = getattr(trainer, "datamodule", None)
+        parts = [self._part(rank, "objects") for rank in range(trainer.world_size)]
+        classes = int(getattr(trainer.lightning_module, "num_classes", None) or 0)
+        names = class_names_of(trainer) or [str(k) for k in range(classes)]
+        testing = trainer.state.fn != "predict"
+        with _writing(self.directory):
+            if "coco" in self.box_formats or testing:
+                records = self._records(trainer)
+                write_coco(
+                    self.directory,
+                    parts,
+                    class_names=names,
+                    class_ids=getattr(datamodule, "class_ids", None),
+                    image_ids={i: record["image_id"] for i, record in enumerate(records) if "image_id" in record},
+                    folder=common_folder(record["path"] for record in records) if records else "",
+                    results_only=testing,
+                )
+            if "yolo" in self.box_formats and not testing:
+                write_yolo(self.directory, parts, names)
+            if "csv" in self.box_formats and not testing:
+                write_csv(self.directory, parts, names)
+
+    def _submit(
+        self, trainer: pl.Trainer, files: Sequence[Any], batch: Any, work: Callable[..., None], found: Sequence[Any]
+    ) -> None:
         """Write a batch in threads while the device works on the next; waits for the batch before."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0))), "predictions")
@@ -102,10 +160,9 @@ class PredictionWriter(Callback):
         jobs = []
         for i, (name, path) in enumerate(zip(files, batch["path"], strict=True)):
             canvas = None if Path(path).is_file() else as_pictures(batch["image"][i : i + 1])[0]
-            mask = np.asarray(outputs["mask"][i].cpu())
             geometry = batch["geometry"][i].cpu().numpy()
-            job = (self.directory, name, mask, palette, class_names, path, canvas, geometry)
-            jobs.append(self._pool.submit(_write_mask, *job))
+            job = (self.directory, name, found[i], palette, class_names, path, canvas, geometry)
+            jobs.append(self._pool.submit(work, *job))
         self._wait()
         self._jobs = jobs
 
@@ -130,6 +187,10 @@ class PredictionWriter(Callback):
             entries += [json.loads(line) for line in part.read_text(encoding="utf-8").splitlines()]
             part.unlink()
         entries.sort(key=lambda entry: entry[0])
+        if self._has_boxes:
+            self._write_objects(trainer)
+        for rank in range(trainer.world_size):
+            self._part(rank, "objects").unlink()
         columns = list(dict.fromkeys(key for _, row, *_ in entries for key in row))
         table = self.directory / "predictions.csv"
         with _writing(table), open(table, "w", newline="", encoding="utf-8") as file:
@@ -233,6 +294,22 @@ def _write_mask(
     image = original_image(path, canvas, geometry)
     if image is not None:
         _write_overlay(image, {"mask": mask}, palette, class_names, directory / "overlays" / f"{name}.jpg")
+
+
+def _write_boxes(
+    directory: Path,
+    name: str,
+    found: dict[str, Any],
+    palette: Palette,
+    class_names: Sequence[str],
+    path: str,
+    canvas: NDArray[np.uint8] | None,
+    geometry: NDArray[np.float32],
+) -> None:
+    """Write the overlay of one image's boxes; runs in a thread."""
+    image = original_image(path, canvas, geometry)
+    if image is not None:
+        _write_overlay(image, found, palette, class_names, directory / "overlays" / f"{name}.jpg")
 
 
 def _write_overlay(

@@ -211,7 +211,8 @@ class CocoMetrics(Metric):
     def per_class(self) -> dict[str, list[Any]]:
         """Columns by class number, as of the last `compute` (none before), on all ranks; NaN without annotations.
 
-        `ap`, `ap_50`, `ap_75`, `ar` (recall with the most detections), `f1` and its `threshold`, for masks with
+        `ap`, `ap_50`, `ap_75`, `ar` (recall with the most detections), `f1` and its `threshold`, and at that
+        threshold `number_correct` and `number_{kind}` of each kind of errors (see `error_kinds`), for masks with
         `mask_` before the name; `boxes`, the number of annotations that are no crowds.
         """
         return {} if self._outcome is None else self._outcome.per_class
@@ -288,6 +289,7 @@ class CocoMetrics(Metric):
         values |= {"f1": _mean(np.asarray(f1)), "ap_dsb": ap_dsb(matching, used.per_class)}
         columns = {name: column.tolist() for name, column in by_class.items()}
         columns |= {"ar": reached[:, 0, -1].tolist(), "f1": f1, "threshold": list(used.per_class)}
+        columns |= {f"number_{kind}": n.tolist() for kind, n in error_kinds(matching, used.per_class).items()}
         return values, columns, best
 
 

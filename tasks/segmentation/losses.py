@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -129,7 +130,8 @@ def segmentation_loss(
         elif name == "cross_entropy" and multiclass:
             labels, ignore = (target, -100) if soft else (mask.long(), IGNORE)
             value = F.cross_entropy(logits, labels, class_weights, None, ignore, None, "none", label_smoothing)
-            parts[name] = _mean_of_valid(value.unsqueeze(1), valid)
+            # With hard targets torch gives ignored pixels a loss of 0 itself.
+            parts[name] = _mean_of_valid(value.unsqueeze(1) if soft else value, valid, zero=not soft)
         else:
             if name == "focal":
                 value = focal_loss_with_logits(logits, target, gamma=focal_gamma, alpha=None, reduction="none")
@@ -142,7 +144,7 @@ def segmentation_loss(
             parts[name] = _mean_of_valid(value, valid)
 
     means = {name: (part if weight is None else part * weight).mean() for name, part in parts.items()}
-    total = torch.stack([losses[name] * value for name, value in means.items()]).sum()
+    total = reduce(torch.add, [losses[name] * value for name, value in means.items()])
     return {"loss": total} | (means if len(means) > 1 else {})
 
 
@@ -157,9 +159,13 @@ def _target_maps(mask: Tensor, soft_mask: Tensor | None, valid: Tensor, num_maps
     return (mask.unsqueeze(1) == classes.view(1, -1, 1, 1)).float()
 
 
-def _mean_of_valid(value: Tensor, valid: Tensor) -> Tensor:
-    """Mean of each image's valid values, (B,); 0, with gradients of 0, where there are none."""
-    return torch.where(valid, value, 0.0).flatten(1).sum(1) / valid.flatten(1).sum(1).clamp_min(1)
+def _mean_of_valid(value: Tensor, valid: Tensor, zero: bool = False) -> Tensor:
+    """Mean of each image's valid values, (B,); 0, with gradients of 0, where there are none.
+
+    With `zero` all others are 0 already; `value` may lack the axis of classes then.
+    """
+    value = value if zero else torch.where(valid, value, 0.0)
+    return value.flatten(1).sum(1) / valid.flatten(1).sum(1).clamp_min(1)
 
 
 def _overlap_loss(

@@ -11,8 +11,8 @@ from torch import Tensor
 STRIP = 1 << 24
 #: Windows in one forward pass.
 WINDOWS = 4
-#: Columns of windows that are blended together; the windows at a band's border are run twice.
-BAND = 8
+#: Columns of windows that are blended together; the last ones of a band are run again for the next band.
+BAND = 6
 
 Spans = Sequence[tuple[int, int]]
 Scorer = Callable[[Tensor], Tensor]
@@ -80,8 +80,9 @@ def labels_by_tiles(scorer: Scorer, image: Tensor, windows: Tensor, several: boo
     """Labels of a picture that is scored window by window; where windows overlap their scores are blended.
 
     The outer quarter of an overlap counts for nothing, since a net sees too little around it; between, the weight
-    rises linearly. Beyond the image and the labels, memory holds the scores of one band of windows and does not grow
-    with the picture: bands are ``BAND`` windows wide and are worked off from top to bottom.
+    rises linearly. Labels are decided as soon as no other window adds to a pixel. Beyond the image and the labels,
+    memory holds the scores of a few windows and of the overlaps that wait for their other half; it does not grow with
+    the picture, since this is cut into bands ``BAND`` windows wide, which are worked off from top to bottom.
 
     Args:
         scorer: The net, with test-time augmentation where that is wanted.
@@ -96,54 +97,63 @@ def labels_by_tiles(scorer: Scorer, image: Tensor, windows: Tensor, several: boo
     columns = sorted({(x1, x2) for _, x1, _, x2 in windows.tolist()})
     labels: Tensor | None = None
     for first in range(0, len(columns), BAND):
-        # The windows beside the band are run too: they blend with its first and last.
-        beside = columns[max(0, first - 1) : first + BAND + 1]
-        left = columns[first][0]
-        right = columns[first + BAND][0] if first + BAND < len(columns) else columns[-1][1]
-        for top, scores in _rows_of_band(scorer, image, rows, columns, beside, left, right):
+        for top, left, scores in _blended(scorer, image, rows, columns, first):
             decided = labels_of(scores, several)
             if labels is None:
                 labels = decided.new_empty((*decided.shape[:-2], *image.shape[1:]))
-            labels[..., top : top + decided.shape[-2], left:right] = decided
+            labels[..., top : top + decided.shape[-2], left : left + decided.shape[-1]] = decided
     assert labels is not None, "a picture has at least one window"
     return labels
 
 
-def _rows_of_band(
-    scorer: Scorer, image: Tensor, rows: Spans, columns: Spans, beside: Spans, left: int, right: int
-) -> Iterator[tuple[int, Tensor]]:
-    """First row and blended scores float32 (K, h, right - left) of the parts of a band, from top to bottom."""
-    across = [_ramps(columns, span, image.device)[max(0, left - span[0]) : right - span[0]] for span in beside]
-    kept: Tensor | None = None  # scores of rows that the windows below will add to
-    for number, span in enumerate(rows):
-        down = _ramps(rows, span, image.device)[:, None]
-        band: Tensor | None = None
-        for place, weights, scores in _windows_of_row(scorer, image, span, beside, across):
-            if band is None:
-                band = scores.new_zeros((len(scores), span[1] - span[0], right - left))
-            start = max(left, place[0])
-            part = scores[:, :, start - place[0] : min(right, place[1]) - place[0]]
-            band[:, :, start - left : start - left + part.shape[2]] += part * (down * weights)
-        assert band is not None, "a row has at least one window"
-        if kept is not None:
-            band[:, : kept.shape[1]] += kept
-        end = rows[number + 1][0] if number + 1 < len(rows) else span[1]
-        yield span[0], band[:, : end - span[0]]
-        kept = band[:, end - span[0] :].clone()
+def _blended(
+    scorer: Scorer, image: Tensor, rows: Spans, columns: Spans, first: int
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Top, left and blended scores float32 (K, h, w) of the parts of the band that begins with column ``first``.
+
+    What a window shares with the one to its right and with the row below is kept until those have added theirs.
+    """
+    left = columns[first][0]
+    width = (columns[first + BAND][0] if first + BAND < len(columns) else columns[-1][1]) - left
+    # The window to the left is run again, for its share in the band's first overlap.
+    band = columns[max(0, first - 1) : first + BAND]
+    across = [_ramps(columns, span, image.device) for span in band]
+    overlap = rows[0][1] - rows[1][0] if len(rows) > 1 else 0
+    below: Tensor | None = None  # (K, overlap, width): what the rows so far have of those beneath
+    for number, (top, bottom) in enumerate(rows):
+        down = _ramps(rows, (top, bottom), image.device)[:, None]
+        end = rows[number + 1][0] if number + 1 < len(rows) else bottom  # no later row adds above it
+        beside: Tensor | None = None  # (K, h, overlap): what the windows so far have of the next one's columns
+        for (start, stop), weights, scores in _windows_of_row(scorer, image, (top, bottom), band, across):
+            part = scores * (down * weights)
+            del scores  # or it would keep those of all windows of its pass while the next pass runs
+            if beside is not None:
+                part[:, :, : beside.shape[2]] += beside
+            done = min([x1 for x1, _ in columns if x1 > start], default=stop) - start
+            beside = part[:, :, done:].clone()
+            if start < left:
+                continue
+            part = part[:, :, :done]
+            if below is None:
+                below = part.new_zeros((len(part), overlap, width))
+            shared = below[:, :, start - left : start - left + done]
+            part[:, :overlap] += shared
+            if end < bottom:
+                shared.copy_(part[:, end - top :])
+            yield top, start, part[:, : end - top]
 
 
 def _windows_of_row(
-    scorer: Scorer, image: Tensor, row: tuple[int, int], beside: Spans, across: Sequence[Tensor]
+    scorer: Scorer, image: Tensor, row: tuple[int, int], band: Spans, across: Sequence[Tensor]
 ) -> Iterator[tuple[tuple[int, int], Tensor, Tensor]]:
     """Place, weights along the row, and scores of each window of a row; several windows in one pass of the net."""
-    for first in range(0, len(beside), WINDOWS):
-        group = list(zip(beside[first : first + WINDOWS], across[first : first + WINDOWS], strict=True))
+    for first in range(0, len(band), WINDOWS):
+        group = list(zip(band[first : first + WINDOWS], across[first : first + WINDOWS], strict=True))
         widths = {right - left for (left, right), _ in group}
         for width in sorted(widths, reverse=True):  # the last window of a row may be narrower
             same = [(place, weights) for place, weights in group if place[1] - place[0] == width]
             images = torch.stack([image[:, row[0] : row[1], left:right] for (left, right), _ in same])
-            for (place, weights), scores in zip(same, scorer(images), strict=True):
-                yield place, weights, scores
+            yield from ((*one, scores) for one, scores in zip(same, scorer(images), strict=True))
 
 
 def _ramps(spans: Spans, span: tuple[int, int], device: torch.device) -> Tensor:

@@ -284,7 +284,7 @@ def test_the_stream_resumes_with_any_number_of_workers(coco):
 def test_mosaic_ends_before_the_run(coco, augment, trainer, passes):
     data = ready(source=str(coco), augment=DetectionAugment(mosaic=0.5, **augment))
     defaults = {"max_steps": -1, "accumulate_grad_batches": 1, "world_size": 1, "global_rank": 0, "num_devices": 1}
-    data.trainer = SimpleNamespace(**defaults, overfit_batches=0, **trainer)
+    data.trainer = SimpleNamespace(**{**defaults, "overfit_batches": 0, **trainer})
     dataset = data.train_dataloader().dataset
     assert isinstance(dataset, MixedDataset)
     assert dataset.mixed_passes == passes
@@ -318,10 +318,10 @@ def test_pictures_in_their_own_size_and_tiles(tmp_path):
         batches = list(data.predict_dataloader())
         assert [(len(b["image"]), *b["image"].shape[2:]) for b in batches] == sizes
         assert all("boxes" not in b and "target" not in b for b in batches)
+    path = source / "annotations/instances_val.json"
+    save(source / "images/val1.png", (50, 60))
+    path.write_text(path.read_text().replace('val1.png", "height": 40', 'val1.png", "height": 50'))
     with pytest.raises(ValueError, match=r"data.eval_batch_size is 2, but data.resize is 'native' and pictures differ"):
-        path = source / "annotations/instances_val.json"
-        save(source / "images/val1.png", (50, 60))
-        path.write_text(path.read_text().replace('val1.png", "height": 40', 'val1.png", "height": 50'))
         ready(source=str(source), resize="native", eval_batch_size=2)
 
 

@@ -176,11 +176,13 @@ def test_a_report_is_taken_at_the_thresholds_in_use() -> None:
     boxes, masks = metric.report("bbox"), metric.report()
     assert boxes is not None
     assert masks is not None
-    assert masks.thresholds == metric.thresholds["segm"] != boxes.thresholds
+    assert masks.thresholds == metric.thresholds["segm"]
     assert masks.used.tolist() == masks.thresholds.per_class
     per_class = metric.per_class()
     assert [c.average_precision() for c in boxes.curves] == pytest.approx(per_class["ap_50"], nan_ok=True)
     assert (boxes.confusion.sum(1)[:-1] == per_class["boxes"]).all()
+    for kind, counts in masks.errors.items():
+        assert per_class[f"mask_number_{kind}"] == counts.tolist()
     assert boxes.confusion.trace() == boxes.errors["correct"].sum() > 0
     metric.at = {"bbox": boxes.thresholds, "segm": Thresholds([2.0] * case.num_classes, 2.0, [], 0.0)}
     unseen, low = metric.report(), metric.report(thresholds=0.0)

@@ -1,0 +1,239 @@
+"""Two datamodules in one: labelled images, and unlabelled ones whose labels are a teacher's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from datamodules.augment import Augment
+from datamodules.base import DataModule
+from datamodules.loading import Record, Resumable, TensorLoader, TrainLoader, key_seed
+from datamodules.readers import Listing
+from datamodules.transforms import Transform
+
+
+class SemiSupervised(DataModule):
+    """Labelled and unlabelled images side by side: training batches are ``{"labeled": batch, "unlabeled": batch}``.
+
+    Everything but training (validation, test, prediction, class names, image size) is the labelled datamodule's.
+    The unlabelled one is any datamodule over images with pseudo-labels in the ordinary form, for example the parquet
+    list of ``pseudo-label``; its validation and test splits are not used. Its images are shuffled and augmented from
+    keys of their own, so that neither stream disturbs the other.
+
+    Args:
+        labeled: The labelled images.
+        unlabeled: The images with pseudo-labels; classes and image size must be those of ``labeled``. Left out, there
+            is no such half: for a control that trains on labels only, for as many steps.
+        ratio: Unlabelled images for each labelled one of a batch; in place of ``unlabeled.batch_size``.
+        steps_per_epoch: Optimiser batches an epoch; one pass over the unlabelled images (the labelled ones without
+            them) by default. A stream that ends before the epoch does goes on to its next pass.
+    """
+
+    def __init__(
+        self,
+        labeled: DataModule,
+        unlabeled: DataModule | None = None,
+        ratio: int = 1,
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size=labeled.batch_size,
+            eval_batch_size=labeled.eval_batch_size,
+            num_workers=labeled.num_workers,
+            cache="none",
+            cache_dir=None,
+            on_corrupt="error",
+            seed=labeled.seed,
+        )
+        if ratio < 1:
+            raise ValueError(f"data.ratio is {ratio}; it must be a whole number of at least 1.")
+        if steps_per_epoch is not None and steps_per_epoch < 1:
+            raise ValueError(f"data.steps_per_epoch is {steps_per_epoch}; it must be at least 1.")
+        self.labeled, self.unlabeled = labeled, unlabeled
+        self.ratio, self.steps_per_epoch = ratio, steps_per_epoch
+        if unlabeled is not None:
+            unlabeled.batch_size = ratio * labeled.batch_size
+        self.source = getattr(labeled, "source", type(labeled).__name__)
+
+    # All but training is the labelled datamodule's.
+
+    def setup(self, stage: str | None = None) -> None:
+        """Set both up; a second call does nothing.
+
+        Raises:
+            ValueError: If the two differ in their classes, image size or channels, naming both.
+        """
+        for part in self._parts().values():
+            part.trainer = self.trainer
+        self.labeled.predict_source = self.predict_source
+        self.labeled.setup(stage)
+        self.records, self.skipped = self.labeled.records, self.labeled.skipped
+        self.class_names = self.labeled.class_names
+        if self.predict_source is None and self.unlabeled is not None and stage in ("fit", "probe", None):
+            self._setup_unlabeled(self.unlabeled, stage)
+
+    def _setup_unlabeled(self, unlabeled: DataModule, stage: str | None) -> None:
+        if unlabeled.seed is None:
+            unlabeled.seed = key_seed(self.labeled.run_seed(), "unlabeled")
+        if unlabeled.class_names is None:
+            # In the order of the labelled classes, whatever the order in the file.
+            unlabeled.class_names = copy.copy(self.class_names)
+        unlabeled.setup(stage)
+        mine, theirs = self.labeled.spec(), unlabeled.spec()
+        for key in ("num_classes", "in_chans", "image_size"):
+            if mine.get(key) != theirs.get(key):
+                raise ValueError(
+                    f"data.unlabeled has {key} {theirs.get(key)}, but data.labeled has {mine.get(key)}: give both the"
+                    " same."
+                )
+        if unlabeled.class_names != self.class_names:
+            raise ValueError(
+                f"data.unlabeled has the classes {unlabeled.class_names}, but data.labeled has"
+                f" {self.class_names}: label the images again with a teacher of these classes."
+            )
+
+    def _parts(self) -> dict[str, DataModule]:
+        parts = {"labeled": self.labeled, "unlabeled": self.unlabeled}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def list_records(self) -> Listing:
+        """The labelled images."""
+        return self.labeled.list_records()
+
+    def make_reader(self) -> Callable[[Record], Record]:
+        """The labelled datamodule's."""
+        return self.labeled.make_reader()
+
+    def make_transform(self, *, train: bool) -> Transform:
+        """The labelled datamodule's."""
+        return self.labeled.make_transform(train=train)
+
+    @property
+    def augment(self) -> Augment:
+        """The labelled datamodule's."""
+        return self.labeled.augment
+
+    def canvas(self) -> tuple[int, int]:
+        """Height and width of a batch."""
+        return self.labeled.canvas()
+
+    def spec(self) -> dict[str, Any]:
+        """What the model takes from the data."""
+        return self.labeled.spec()
+
+    def resolved(self) -> dict[str, Any]:
+        """Nothing: the arguments that turn out are those of the two datamodules."""
+        return {}
+
+    def val_dataloader(self) -> Any:
+        """The labelled datamodule's."""
+        return self.labeled.val_dataloader()
+
+    def test_dataloader(self) -> Any:
+        """The labelled datamodule's."""
+        return self.labeled.test_dataloader()
+
+    def train_features_dataloader(self) -> Any:
+        """The labelled training images."""
+        return self.labeled.train_features_dataloader()
+
+    def predict_dataloader(self) -> Any:
+        """The labelled datamodule's."""
+        return self.labeled.predict_dataloader()
+
+    # Training.
+
+    def train_dataloader(self) -> Any:
+        """Pairs of batches of this rank, resumable at any batch."""
+        streams = {name: part.train_dataloader() for name, part in self._parts().items()}
+        loader = PairedLoader(streams, self.steps_per_epoch or len(list(streams.values())[-1]))
+        if self._restored is not None:
+            loader.load_state_dict(self._restored)
+        self._train_loader = loader  # type: ignore[assignment]
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the pairs have come, and both datamodules' own states."""
+        loader = self._train_loader
+        return {
+            "train": None if loader is None else loader.state_dict(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them back; the position of both streams follows from the number of pairs."""
+        self._restored = state_dict.get("train")
+        for name, part in self._parts().items():
+            part.load_state_dict({**state_dict.get(name, {}), "train": None})
+
+    # Lightning calls these hooks of the outer datamodule only.
+
+    def prepare_data(self) -> None:
+        """Both datamodules'."""
+        for part in self._parts().values():
+            part.prepare_data()
+
+    def teardown(self, stage: str) -> None:
+        """Both datamodules'."""
+        for part in self._parts().values():
+            part.teardown(stage)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Both datamodules'."""
+        for part in self._parts().values():
+            part.on_exception(exception)
+
+
+class PairedLoader(Resumable):
+    """One batch of each stream a step; an epoch has a fixed number of steps, and each stream goes on through it.
+
+    Step ``i`` of epoch ``e`` takes batch ``e * steps + i`` of every stream, counted through its passes. So the position
+    of all streams is one number, and a resumed run continues each where it was.
+
+    Args:
+        streams: Name -> a datamodule's training loader.
+        steps: Steps an epoch.
+    """
+
+    def __init__(self, streams: dict[str, TrainLoader | TensorLoader], steps: int) -> None:
+        self.streams, self.steps, self.epoch = streams, steps, 0
+        self._open: dict[str, Iterator[Any]] = {}
+        self._position = -1  # batches taken from the open streams
+
+    @property
+    def sampler(self) -> PairedLoader:
+        """Itself: Lightning looks for ``set_epoch`` on a loader's sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this before each."""
+        self.epoch = epoch
+
+    def _epoch(self) -> int:
+        return self.epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        done = self._first_batch()
+        start = self.epoch * self.steps + done
+        if start != self._position:  # else the workers have the next batches ready
+            self._open = {name: _from(stream, start) for name, stream in self.streams.items()}
+            self._position = start
+        for _ in range(done, self.steps):
+            pair = {name: next(stream) for name, stream in self._open.items()}
+            self._position += 1
+            self._done += 1
+            yield pair
+
+
+def _from(loader: TrainLoader | TensorLoader, batch: int) -> Iterator[Any]:
+    """Batches number ``batch``, ``batch + 1``, ... of a stream without an end: pass after pass."""
+    pass_, skip = divmod(batch, len(loader))
+    while True:
+        loader.batch_sampler.set_epoch(pass_)  # type: ignore[union-attr]
+        loader.load_state_dict({"epoch": pass_, "batches": skip})
+        yield from loader
+        pass_, skip = pass_ + 1, 0

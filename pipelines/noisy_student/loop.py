@@ -1,0 +1,196 @@
+"""The loop itself: for each seed teacher, labels, selection, student, and so on; then the controls and the report."""
+
+from __future__ import annotations
+
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datamodules.base import DataModule
+from pipelines.noisy_student import stages
+from pipelines.noisy_student.labelling import read_labels
+from pipelines.noisy_student.machine import Output, Outputs, digest_of, only_one, run_stage, say, write_json
+from pipelines.noisy_student.report import write_report
+from pipelines.noisy_student.settings import (
+    Settings,
+    Student,
+    merged,
+    outcome,
+    plain,
+    student_config,
+    teacher_config,
+)
+
+
+class Model(NamedTuple):
+    """A trained model of the account."""
+
+    name: str
+    outputs: Outputs
+    accuracy: float  # on validation
+
+
+class SeedRun(NamedTuple):
+    """What one seed left."""
+
+    seed: int
+    data: Outputs
+    models: list[Model]  # the teacher, the generations, the controls
+    selections: list[Outputs]  # one a generation
+    final: int  # the generation that is best on validation, from 1; 0 where none beats the teacher
+    relabelled: Outputs  # the last student's labels of the pool
+
+
+def run(settings: Settings) -> Path:
+    """Run the loop, or go on with it.
+
+    Args:
+        settings: What the config says.
+
+    Returns:
+        The run directory, with ``report.json`` and ``report.html``.
+    """
+    root = (Path(settings.runs_dir) / str(settings.name)).resolve()
+    with only_one(root):
+        write_json(root / "settings.json", plain(settings))
+        data = stages.read_data(settings)
+        runs = [run_seed(root / f"seed{seed}", settings, data, seed) for seed in settings.seeds]
+        write_report(root, settings, runs)
+    say(f"the account is in {root / 'report.html'}")
+    return root
+
+
+def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> SeedRun:
+    """All stages of one seed."""
+    stage = partial(_stage, root)
+    found = stage("data", stages.data_settings(settings, data, seed), {}, stages.make_data, settings, data, seed)
+    truth = stages.read_truth(found["truth"].path)
+    models = [_teacher(root, settings, found, truth, seed)]
+    selections: list[Outputs] = []
+    final = 0
+    for number, student in enumerate(settings.students, 1):
+        teacher = models[-1].outputs
+        name = "teacher" if number == 1 else "student"
+        labels = stage(
+            f"labels{number}",
+            {},
+            {"teacher": teacher[name], "pool": found["pool"]},
+            stages.label,
+            settings,
+            teacher[name].path,
+            found["pool"].path,
+        )
+        selected = stage(
+            f"selection{number}",
+            {**_part(settings, "selection"), "seed": seed},
+            {"labels": labels["labels"], "validation": teacher["val"], "truth": found["truth"]},
+            stages.choose,
+            settings.selection,
+            labels["labels"].path,
+            teacher["val"].path,
+            truth,
+            seed,
+        )
+        selections.append(selected)
+        name = f"student{number}"
+        models.append(_student(root, settings, student, name, found, truth, selected, stage_seed(seed, number)))
+        if models[-1].accuracy > models[final].accuracy:
+            final = number
+        gain = models[-1].accuracy - models[-2].accuracy
+        if number < len(settings.students) and gain <= settings.min_gain:
+            say(f"{root.name}: generation {number} gained {gain:+.4f} on validation: it is the last")
+            break
+    last = len(selections)
+    student = settings.students[last - 1]
+    controls = []
+    if settings.controls:
+        again = partial(_student, root, settings, student, found=found, truth=truth, seed=stage_seed(seed, last))
+        controls.append(again(name="labels_only", selected=None, steps_of=selections[-1]))
+        controls.append(again(name="no_noise", selected=selections[-1], noise=False))
+    relabelled = stage(
+        "relabelled",
+        {},
+        {"teacher": models[last].outputs["student"], "pool": found["pool"]},
+        stages.label,
+        settings,
+        models[last].outputs["student"].path,
+        found["pool"].path,
+    )
+    return SeedRun(seed, found, [*models, *controls], selections, final, relabelled)
+
+
+def stage_seed(seed: int, generation: int) -> int:
+    """The seed of a training: another one for each generation, the same for a student and its controls."""
+    return zlib.crc32(f"{seed}/{generation}".encode()) & 0x7FFFFFFF
+
+
+def _stage(root: Path, name: str, settings: dict[str, Any], inputs: Outputs, work: Any, *arguments: Any) -> Outputs:
+    return run_stage(root / name, settings, inputs, lambda directory: work(directory, *arguments))
+
+
+def _part(settings: Settings, *names: str) -> dict[str, Any]:
+    values = plain(settings)
+    return {name: values[name] for name in names}
+
+
+def _teacher(root: Path, settings: Settings, data: Outputs, truth: dict[str, Any], seed: int) -> Model:
+    given = settings.teacher.checkpoint
+    if given is not None:
+        read = {"checkpoint": Output(Path(given), digest_of(Path(given))), "split": data["split"]}
+        outputs = _stage(root, "teacher", {}, read, _given_teacher, settings, Path(given))
+    else:
+        config = teacher_config(settings, data["split"].path, stage_seed(seed, 0))
+        known = outcome(config) | _part(settings, "checkpoint")
+        outputs = _stage(root, "teacher", known, {"split": data["split"]}, stages.train, settings, config, "teacher")
+    return Model("teacher", outputs, stages.accuracy(outputs["val"].path, truth["val"]))
+
+
+def _given_teacher(directory: Path, settings: Settings, checkpoint: Path) -> dict[str, str]:
+    from pipelines.noisy_student.student import export
+
+    export(checkpoint, directory / "teacher.ckpt")
+    return {"teacher": "teacher.ckpt", **stages.score(directory, directory / "teacher.ckpt", settings)}
+
+
+def _student(
+    root: Path,
+    settings: Settings,
+    student: Student,
+    name: str,
+    found: Outputs,
+    truth: dict[str, Any],
+    selected: Outputs | None,
+    seed: int,
+    *,
+    noise: bool = True,
+    steps_of: Outputs | None = None,
+) -> Model:
+    """A student, or with ``steps_of`` or without ``noise`` one of its controls."""
+    pseudo = selected or steps_of
+    assert pseudo is not None
+    steps = student.steps_per_epoch or steps_per_epoch(settings, student, pseudo)
+    config = student_config(
+        settings,
+        student,
+        found["split"].path,
+        None if selected is None else selected["selected"].path,
+        truth["class_names"],
+        steps,
+        seed,
+        noise=noise,
+    )
+    known = outcome(config) | _part(settings, "checkpoint")
+    read = {"split": found["split"]} | ({} if selected is None else {"selected": selected["selected"]})
+    outputs = _stage(root, name, known, read, stages.train, settings, config, "student")
+    return Model(name, outputs, stages.accuracy(outputs["val"].path, truth["val"]))
+
+
+def steps_per_epoch(settings: Settings, student: Student, selected: Outputs) -> int:
+    """Batches of one pass over the selected images, over all devices."""
+    data = merged(settings.data, {"init_args": student.data})  # type: ignore[arg-type]
+    trainer = merged(settings.trainer, student.trainer)  # type: ignore[arg-type]
+    counts = [trainer.get(key, 1) for key in ("devices", "num_nodes")]
+    world = max(1, int(counts[0]) if str(counts[0]).isdigit() else 1) * int(counts[1])
+    batch = int(data["init_args"].get("batch_size", 32)) * student.ratio * world
+    return max(1, len(read_labels(selected["selected"].path).paths) // batch)

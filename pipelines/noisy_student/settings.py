@@ -1,0 +1,317 @@
+"""The config of the loop: what it may say, and the configs of the single commands that follow from it."""
+
+from __future__ import annotations
+
+import copy
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from datamodules.base import DataModule
+from pipelines.errors import Keys, Mistake, UsageError, place_of, sources
+from pipelines.mistakes import Context, _check_keys, _find_class
+from pipelines.noisy_student.selection import Selection
+from pipelines.trainer import Trainer
+from tasks.base import Task
+
+#: Arguments of a student that are noise; without noise they are 0.
+MODEL_NOISE = ("drop_rate", "drop_path_rate", "mixup", "cutmix", "erasing", "color_jitter")
+#: Settings of the trainer that change nothing in what comes out: changing them repeats nothing.
+COSMETIC = ("wandb", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "logger")
+COSMETIC += ("save_every_minutes", "save_every_n_steps", "num_sanity_val_steps", "profiler", "default_root_dir")
+#: Arguments of the labelled data that say where it comes from; the pseudo-labels come from their own list.
+SOURCE_ARGUMENTS = ("source", "image_root", "columns", "val_fraction", "test_fraction", "split_seed", "split_file")
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The first teacher.
+
+    Attributes:
+        model: The task, as in any config.
+        data: Arguments of the data that differ from those of the loop, for example `augment`.
+        trainer: Arguments of the trainer that differ.
+        checkpoint: A trained teacher, in place of all of these.
+    """
+
+    model: Task | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    trainer: Trainer = field(default_factory=dict)  # type: ignore[assignment]
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class Student:
+    """One generation.
+
+    Attributes:
+        model: The task, with its noise; as large as the teacher, or larger.
+        data: Arguments of the data that differ from those of the loop: the noise on the input in `augment`.
+        trainer: Arguments of the trainer that differ.
+        ratio: Unlabelled images for each labelled one of a batch.
+        steps_per_epoch: Optimiser batches an epoch; one pass over the selected images by default.
+        loss: See `tasks.NoisyStudent`; so are the others.
+        unlabeled_weight: The same.
+        labels: The same.
+        temperature: The same.
+        smoothing: The same.
+    """
+
+    model: Task
+    data: dict[str, Any] = field(default_factory=dict)
+    trainer: Trainer = field(default_factory=dict)  # type: ignore[assignment]
+    ratio: int = 1
+    steps_per_epoch: int | None = None
+    loss: Literal["paper", "code"] = "paper"
+    unlabeled_weight: float = 1.0
+    labels: Literal["soft", "hard"] = "soft"
+    temperature: float = 1.0
+    smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of the loop.
+
+    Attributes:
+        data: The labelled images, as in any config.
+        teacher: The first teacher.
+        students: One generation each.
+        pool: The unlabelled images: a folder, or a list with a column `path`.
+        labels_per_class: Only so many training images of each class keep their labels, the others join the pool; to
+            see on a labelled set what unlabelled images would be worth.
+        selection: Which pseudo-labels are taught.
+        trainer: Arguments of the trainer for all trainings.
+        checkpoint: Which checkpoint of a training goes on: `last`, or `best` on the validation split.
+        controls: Also train the last student on labels only, and without noise, for as many steps.
+        seeds: The whole loop is run for each; the account has their mean and spread.
+        overlap: What to do with validation and test images in the pool: `error`, `remove` or `allow`.
+        min_gain: A generation that gains less than this on validation (accuracy) is the last.
+        launch: Words before the command of a training or labelling, which then runs in a process of its own, for
+            example `[srun]` or `[torchrun, --nproc-per-node, '8']`.
+        name: Name of the run directory; the config's stem by default.
+        runs_dir: Folder of all runs.
+    """
+
+    data: DataModule
+    teacher: Teacher
+    students: list[Student]
+    pool: str | None = None
+    labels_per_class: int | None = None
+    selection: Selection = field(default_factory=Selection)
+    trainer: Trainer = field(default_factory=dict)  # type: ignore[assignment]
+    checkpoint: Literal["last", "best"] = "last"
+    controls: bool = False
+    seeds: list[int] = field(default_factory=lambda: [0])
+    overlap: Literal["error", "remove", "allow"] = "error"
+    min_gain: float = 0.0
+    launch: list[str] | None = None
+    name: str | None = None
+    runs_dir: str = "runs"
+
+
+HINTS = typing.get_type_hints(Settings)
+
+
+def read_settings(args: list[str]) -> Settings:
+    """Read configs and flags (``--teacher.trainer.max_steps 100``), later ones over earlier ones.
+
+    Args:
+        args: The command ``noisy-student`` and its words.
+
+    Raises:
+        UsageError: Naming file, line, key, value and fix.
+    """
+    values: dict[str, Any] = {}
+    source = None
+    classes: dict[Keys, type] = {}  # named so far: flags speak of them
+    try:
+        found = sources(args)
+        if not any(s.file for s in found):
+            raise UsageError("noisy-student needs a config: --config FILE, for example noisy_student/digits.")
+        for source in found:
+            _check_keys(source.values, HINTS, (), Context(HINTS, classes, "" if source.file else "--"))
+            _check_parts(source.values)
+            values = merged(values, source.values if source.file else _nested(source.values))
+    except Mistake as mistake:
+        where = place_of(source.file, mistake.keys) if source is not None and source.file else ""
+        raise UsageError(f"{where}{mistake}") from None
+    first = next(s.file for s in found if s.file)
+    values.setdefault("name", Path(str(first)).stem)
+    for key in ("data", "teacher", "students"):
+        if not values.get(key):
+            raise UsageError(f"{first} has no '{key}:'; noisy-student needs data, teacher and students.")
+    for i, student in enumerate(values["students"]):
+        if not student.get("model"):
+            raise UsageError(f"{first}: students.{i} has no 'model:'; a student is a task, as in any config.")
+    settings = Settings(
+        **{
+            **values,
+            "teacher": Teacher(**values["teacher"]),
+            "students": [Student(**student) for student in values["students"]],
+            "selection": Selection(**values.get("selection") or {}),
+        }
+    )
+    _check_settings(settings)
+    return settings
+
+
+def _nested(flag: dict[str, Any]) -> dict[str, Any]:
+    """``--data.batch_size 8`` speaks of the arguments of the class that the config names."""
+
+    def inside(value: Any) -> Any:
+        is_part = isinstance(value, dict) and not {"class_path", "init_args"} & value.keys()
+        return {"init_args": value} if is_part else value
+
+    out = dict(flag)
+    if "data" in out:
+        out["data"] = inside(out["data"])
+    if isinstance(out.get("teacher"), dict) and "model" in out["teacher"]:
+        out["teacher"] = {**out["teacher"], "model": inside(out["teacher"]["model"])}
+    return out
+
+
+def _check_parts(values: Mapping[str, Any]) -> None:
+    """The data arguments of teacher and students are those of the data's class."""
+    data = values.get("data")
+    named = data.get("class_path") if isinstance(data, dict) else None
+    cls = _find_class(str(named), DataModule) if named else None
+    parts: list[tuple[Keys, Any]] = [(("teacher",), values.get("teacher"))]
+    parts += [(("students", i), part) for i, part in enumerate(values.get("students") or ())]
+    for keys, part in parts:
+        if cls is not None and isinstance(part, dict) and isinstance(part.get("data"), dict):
+            _check_keys(part["data"], cls, (*keys, "data"), Context(HINTS, {}))
+
+
+def _check_settings(settings: Settings) -> None:
+    if settings.pool is None and settings.labels_per_class is None:
+        raise UsageError(
+            "pool is not set: give the folder or the list of the unlabelled images, or labels_per_class to hide a part"
+            " of the labels."
+        )
+    if settings.pool is not None and not Path(settings.pool).exists():
+        raise UsageError(f"pool '{settings.pool}' does not exist in {Path.cwd()}. Give a folder or a list of images.")
+    if settings.labels_per_class is not None and settings.labels_per_class < 1:
+        raise UsageError(f"labels_per_class is {settings.labels_per_class}; it must be at least 1.")
+    if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
+        raise UsageError(f"seeds is {settings.seeds}; give at least one, and none twice.")
+    if (settings.teacher.model is None) == (settings.teacher.checkpoint is None):
+        raise UsageError("teacher needs either model: (it is trained) or checkpoint: FILE (it is trained already).")
+    if settings.teacher.checkpoint is not None and not Path(settings.teacher.checkpoint).is_file():
+        raise UsageError(f"teacher.checkpoint {settings.teacher.checkpoint} does not exist.")
+    taught = _pretrained(settings.teacher.model)
+    for i, student in enumerate(settings.students):
+        if student.ratio < 1:
+            raise UsageError(f"students.{i}.ratio is {student.ratio}; it must be a whole number of at least 1.")
+        mine = _pretrained(student.model)
+        if settings.teacher.model is not None and mine not in (False, taught):
+            raise UsageError(
+                f"students.{i}.model.pretrained is {mine!r}, but the teacher's is {taught!r}: a student starts from"
+                " scratch (false) or from the same weights as the teacher did, never from the teacher."
+            )
+
+
+def _pretrained(model: Any) -> Any:
+    return (model or {}).get("init_args", {}).get("pretrained", False)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values, those of ``over`` before those of ``base``; lists are replaced."""
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        out[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """The settings as nested plain values, for manifests and the saved config."""
+    if is_dataclass(settings) and not isinstance(settings, type):
+        return {f.name: plain(getattr(settings, f.name)) for f in fields(settings)}
+    if isinstance(settings, list):
+        return [plain(value) for value in settings]  # type: ignore[return-value]
+    return copy.deepcopy(settings)  # type: ignore[no-any-return]
+
+
+# The configs of single commands.
+
+
+def labelled_data(settings: Settings, part: Teacher | Student, split_file: Path) -> dict[str, Any]:
+    """The labelled images of one training."""
+    data = copy.deepcopy(dict(settings.data))  # type: ignore[call-overload]
+    arguments = {**data.get("init_args", {}), **part.data, "split_file": str(split_file)}
+    return {"class_path": data["class_path"], "init_args": arguments}
+
+
+def _trainer(settings: Settings, part: Teacher | Student) -> dict[str, Any]:
+    """The trainer of one training; all trainings of the loop are one group in W&B."""
+    group = {"wandb": {"group": settings.name}}
+    return merged(merged(group, settings.trainer), part.trainer)  # type: ignore[arg-type]
+
+
+def teacher_config(settings: Settings, split_file: Path, seed: int) -> dict[str, Any]:
+    """``fit`` of the first teacher."""
+    return {
+        "seed_everything": seed,
+        "model": settings.teacher.model,
+        "data": labelled_data(settings, settings.teacher, split_file),
+        "trainer": _trainer(settings, settings.teacher),
+    }
+
+
+def student_config(
+    settings: Settings,
+    student: Student,
+    split_file: Path,
+    selected: Path | None,
+    class_names: list[str],
+    steps_per_epoch: int,
+    seed: int,
+    *,
+    noise: bool = True,
+) -> dict[str, Any]:
+    """``fit`` of a student; without ``selected`` of the control on labels only, for as many steps.
+
+    Args:
+        settings: The loop's.
+        student: The generation.
+        split_file: Splits of the labelled images.
+        selected: The list of pseudo-labels.
+        class_names: In the order of the labelled data.
+        steps_per_epoch: The same for a student and its controls.
+        seed: The run's.
+        noise: False removes all noise: from the model's arguments and the augmentation of both halves.
+    """
+    model: dict[str, Any] = copy.deepcopy(dict(student.model))  # type: ignore[call-overload]
+    labeled = labelled_data(settings, student, split_file)
+    if not noise:
+        arguments = model.setdefault("init_args", {})
+        arguments.update({key: 0.0 for key in MODEL_NOISE if key in arguments})
+        labeled["init_args"]["augment"] = {"preset": "none"}
+    data: dict[str, Any] = {"labeled": labeled, "ratio": student.ratio, "steps_per_epoch": steps_per_epoch}
+    if selected is not None:
+        arguments = {k: v for k, v in labeled["init_args"].items() if k not in SOURCE_ARGUMENTS}
+        arguments |= {"source": str(selected), "class_names": class_names, "val_fraction": 0.0}
+        data["unlabeled"] = {"class_path": labeled["class_path"], "init_args": arguments}
+    how = {k: getattr(student, k) for k in ("loss", "unlabeled_weight", "labels", "temperature", "smoothing")}
+    return {
+        "seed_everything": seed,
+        "model": {"class_path": "NoisyStudent", "init_args": {"student": model, **how}},
+        "data": {"class_path": "SemiSupervised", "init_args": data},
+        "trainer": _trainer(settings, student),
+    }
+
+
+def outcome(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a command's config that its outcome depends on, without paths of files that go in by digest."""
+    config = copy.deepcopy(dict(config))
+    arguments = config["data"]["init_args"]
+    for half in (config["data"], arguments.get("labeled"), arguments.get("unlabeled")):
+        if half is not None:
+            half["init_args"].pop("split_file", None)
+    if arguments.get("unlabeled") is not None:
+        arguments["unlabeled"]["init_args"].pop("source")
+    config["trainer"] = {key: value for key, value in config["trainer"].items() if key not in COSMETIC}
+    return config

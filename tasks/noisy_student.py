@@ -1,0 +1,266 @@
+"""The student of noisy student training: any task, taught by labelled and pseudo-labelled images together.
+
+Xie et al. 2020, https://arxiv.org/abs/1911.04252. The method is offline: the teacher has labelled the images before,
+and is not in memory here. The noise is in the arguments of the student (``drop_rate``, ``drop_path_rate``) and of the
+data (``augment``). Note that the paper speaks of stochastic depth by its survival: 0.8 is ``drop_path_rate: 0.2``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tasks.base import Batch, Task
+
+
+class NoisyStudent(Task):
+    """Trains a student on ``{"labeled": batch, "unlabeled": batch}``; its checkpoints are the student's own.
+
+    Both halves go through the network as one batch, which matters for batch norm. Labels of the unlabelled half are
+    ordinary targets, so that every task can be a student. The student starts from scratch, or from the same pretrained
+    weights as the teacher did; never from the teacher.
+
+    Args:
+        student: The task, with the noise of the model among its arguments.
+        loss: ``paper`` is the mean over all images of both halves; ``code``, as in the authors' public code, is the
+            mean over the labelled plus the ratio times the mean over the unlabelled: (1 + ratio) times as much, so in
+            effect another learning rate.
+        unlabeled_weight: Multiplies the loss of the unlabelled images, beside the above.
+        labels: ``soft`` takes the teacher's probabilities as they are, ``hard`` its most likely class.
+        temperature: Soft labels are sharpened (below 1) or flattened (above 1): p^(1/T), normalised.
+        smoothing: Part of a hard pseudo-label that is spread over all classes; the code has 0.1.
+    """
+
+    def __init__(
+        self,
+        student: Task,
+        loss: Literal["paper", "code"] = "paper",
+        unlabeled_weight: float = 1.0,
+        labels: Literal["soft", "hard"] = "soft",
+        temperature: float = 1.0,
+        smoothing: float = 0.0,
+    ) -> None:
+        if isinstance(student, NoisyStudent):
+            raise ValueError("model.student is a NoisyStudent; give an ordinary task, for example Classification.")
+        if unlabeled_weight < 0:
+            raise ValueError(f"model.unlabeled_weight is {unlabeled_weight}; it must be 0 or more.")
+        if temperature <= 0:
+            raise ValueError(f"model.temperature is {temperature}; it must be above 0 (1 leaves the labels alone).")
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"model.smoothing is {smoothing}; it must be at least 0 and below 1.")
+        if labels == "hard" and temperature != 1:
+            raise ValueError(f"model.temperature is {temperature}, but model.labels is 'hard', which has none.")
+        if labels == "soft" and smoothing:
+            raise ValueError(f"model.smoothing is {smoothing}, but model.labels is 'soft': soft labels need none.")
+        super().__init__(
+            num_classes=student.num_classes,
+            backbone=student.backbone,
+            optim=student.optim,
+            in_chans=student.in_chans,
+            image_size=student.image_size,
+            freeze_backbone=student.freeze_backbone,
+            unfreeze_at_epoch=student.unfreeze_at_epoch,
+            freeze_norm=student.freeze_norm,
+            channels_last=student.channels_last,
+            compile=student.compile_network,
+        )
+        _own_arguments(student)
+        self.student = student
+        self.loss_scale = loss
+        self.unlabeled_weight = unlabeled_weight
+        self.labels = labels
+        self.temperature, self.smoothing = temperature, smoothing
+        # Checkpoints are the student's: the same names, so that `test` and the next generation take them unchanged.
+        self.register_state_dict_post_hook(_without_prefix)
+        self.register_load_state_dict_pre_hook(_with_prefix)
+
+    # The student's network; it is registered once, as the student's.
+
+    def resolve(self, spec: dict[str, Any], source: str) -> None:
+        """Take what was left out from the data."""
+        self.student.resolve(spec, source)
+        for key in spec:
+            if hasattr(self, key):
+                setattr(self, key, getattr(self.student, key))
+
+    def configure_model(self) -> None:
+        """Build the student's network, once."""
+        if self.student.network is None:
+            self.student.load_pretrained = self.load_pretrained
+            self.student.configure_model()
+        # Seen here, registered there: assigning a module would register it twice.
+        self.__dict__["network"] = self.student.network
+        self.__dict__["eval_metrics"] = self.student.eval_metrics
+        self.monitor, self.mode = self.student.monitor, self.student.mode
+        self.train(self.training)
+
+    def build_network(self) -> nn.Module:
+        """The student's."""
+        return self.student.build_network()
+
+    def build_metrics(self) -> nn.Module:
+        """The student's."""
+        return self.student.build_metrics()
+
+    def head_names(self) -> set[str]:
+        """The student's."""
+        return self.student.head_names()
+
+    def check_training(
+        self, *, batch_size: int | None, has_validation: bool, has_end: bool, monitors: Sequence[str] = ()
+    ) -> None:
+        """The student's checks, and: there is one kind of label."""
+        if getattr(self.student, "multi_label", False):
+            raise ValueError("model.student has several labels an image; noisy student needs one label an image.")
+        self.student.check_training(
+            batch_size=batch_size, has_validation=has_validation, has_end=has_end, monitors=monitors
+        )
+
+    def forward(self, image: Tensor) -> Any:
+        """The student's."""
+        return self.student(image)
+
+    # The pure methods.
+
+    def augment(self, batch: Batch) -> Batch:
+        """The student's own augmentation of each half, then one batch of both."""
+        if "labeled" not in batch:
+            raise ValueError(
+                "model is a NoisyStudent, but the batch has no labelled and unlabelled half. Use data.class_path:"
+                " SemiSupervised."
+            )
+        labeled = self.student.augment(batch["labeled"])
+        if "unlabeled" not in batch:  # a control
+            return labeled
+        return self.join(labeled, self.student.augment(batch["unlabeled"]))
+
+    def join(self, labeled: Batch, unlabeled: Batch) -> Batch:
+        """One batch of both halves, the labelled first; ``weight`` carries the scale of the loss.
+
+        Args:
+            labeled: A batch of B images.
+            unlabeled: A batch of U images with pseudo-labels; they are made soft or hard here.
+
+        Returns:
+            A batch of B + U images. Its mean loss is ``loss``'s: the weights are 1 for ``paper``, (B + U) / B for
+            ``code``, where U / B is the ratio.
+        """
+        unlabeled = self.pseudo_targets(unlabeled)
+        size, rest = len(labeled["image"]), len(unlabeled["image"])
+        scale = (size + rest) / size if self.loss_scale == "code" else 1.0
+        joined = join_batches(labeled, unlabeled, self.num_classes)
+        weights = [
+            batch["weight"] if "weight" in batch else batch["image"].new_ones(n, dtype=torch.float32)
+            for batch, n in ((labeled, size), (unlabeled, rest))
+        ]
+        return {**joined, "weight": torch.cat([scale * weights[0], scale * self.unlabeled_weight * weights[1]])}
+
+    def pseudo_targets(self, batch: Batch) -> Batch:
+        """Soft or hard labels from the teacher's probabilities; batches without them are left alone."""
+        label = batch.get("label")
+        if label is None or not label.is_floating_point():
+            return batch
+        if self.labels == "hard":
+            label = F.one_hot(label.argmax(1), label.shape[1]).to(label.dtype)
+            label = label * (1 - self.smoothing) + self.smoothing / label.shape[1]
+        elif self.temperature != 1:
+            label = (label.clamp_min(1e-12).log() / self.temperature).softmax(1)
+        return {**batch, "label": label}
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The student's, of a joined batch."""
+        return self.student.loss(batch)
+
+    def predict(self, batch: Batch) -> dict[str, Any]:
+        """The student's."""
+        return self.student.predict(batch)
+
+    def update_metrics(self, batch: Batch, predictions: dict[str, Any]) -> None:
+        """The student's."""
+        self.student.update_metrics(batch, predictions)
+
+    def rows(self, batch: Batch, predictions: dict[str, Any], class_names: list[str]) -> list[dict[str, Any]]:
+        """The student's."""
+        return self.student.rows(batch, predictions, class_names)
+
+    def captions(self, batch: Batch, predictions: dict[str, Any] | None, class_names: list[str]) -> list[str]:
+        """The student's."""
+        return self.student.captions(batch, predictions, class_names)
+
+    # Lightning's hooks.
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Both halves of a training batch."""
+        if "labeled" not in batch:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        move = super().transfer_batch_to_device
+        return {name: move(half, device, dataloader_idx) for name, half in batch.items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As an ordinary task's, with the student's arguments."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["hyper_parameters"] = {**self.student.hparams, "pretrained": False}
+
+
+def join_batches(first: Batch, second: Batch, num_classes: int | None) -> Batch:
+    """One batch of two; keys that only one has are left out.
+
+    Class numbers beside soft labels become one-hot; annotations of different number (boxes) are filled up to the
+    longer, with zeros, or -1 for ``labels``.
+
+    Args:
+        first: A batch of B images.
+        second: A batch of U images of the same size.
+        num_classes: K, for one-hot labels.
+    """
+    joined: Batch = {}
+    for key in first:
+        if key not in second:
+            continue
+        a, b = first[key], second[key]
+        if isinstance(a, list):
+            joined[key] = [*a, *b]
+            continue
+        if key == "label" and a.is_floating_point() != b.is_floating_point():
+            a, b = (x if x.is_floating_point() else F.one_hot(x, int(num_classes or 0)).float() for x in (a, b))
+        if a.is_floating_point() != b.is_floating_point():  # an augmented image beside one of bytes
+            a, b = (x if x.is_floating_point() else x.float() / 255 for x in (a, b))
+        if a.ndim > 1 and key in ("boxes", "labels", "iscrowd", "masks"):
+            most = max(a.shape[1], b.shape[1])
+            a, b = (_filled(x, most, -1 if key == "labels" else 0) for x in (a, b))
+        joined[key] = torch.cat([a, b.to(a.dtype)])
+    return joined
+
+
+def _filled(x: Tensor, most: int, value: int) -> Tensor:
+    missing = x.new_full((len(x), most - x.shape[1], *x.shape[2:]), value)
+    return torch.cat([x, missing], 1)
+
+
+def _own_arguments(student: Task) -> None:
+    """Give the student its own hyper-parameters: Lightning's command line stores the outermost module's in each.
+
+    https://github.com/Lightning-AI/pytorch-lightning/blob/master/src/lightning/pytorch/cli.py (_InstantiatorFn)
+    """
+    given = student.hparams.get("student")
+    if isinstance(given, dict):
+        mine = {"_class_path": given["class_path"], **given.get("init_args", {}), "optim": student.hparams["optim"]}
+        student.hparams.clear()
+        student.hparams.update(mine)
+
+
+PREFIX = "student."
+
+
+def _without_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    for name in [name for name in state_dict if name.startswith(prefix + PREFIX)]:
+        state_dict[prefix + name.removeprefix(prefix + PREFIX)] = state_dict.pop(name)
+
+
+def _with_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name in [n for n in state_dict if n.startswith(prefix) and not n.startswith(prefix + PREFIX)]:
+        state_dict[prefix + PREFIX + name.removeprefix(prefix)] = state_dict.pop(name)

@@ -1,0 +1,349 @@
+"""The loop: stages that are never repeated, kills that change nothing, checkpoints that are ordinary, the account."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from datamodules import ClassificationData
+from pipelines import cli
+from pipelines.errors import UsageError
+from pipelines.noisy_student import machine, stages
+from pipelines.noisy_student.settings import read_settings
+from pipelines.noisy_student.statistics import estimate
+from tasks import NoisyStudent
+from tests.conftest import in_child, write_images
+
+CONFIG = """
+data:
+  class_path: ClassificationData
+  init_args: {{source: {source}, image_size: 32, batch_size: 4, num_workers: 0, augment: {{preset: none}}}}
+labels_per_class: 4
+teacher:
+  model:
+    class_path: Classification
+    init_args: {{backbone: test_resnet, optim: {{lr: 3.0e-3}}}}
+  trainer: {{max_epochs: 3}}
+students:
+  - model:
+      class_path: Classification
+      init_args: {{backbone: test_resnet, drop_rate: 0.2, drop_path_rate: 0.1, optim: {{lr: 3.0e-3}}}}
+    data: {{augment: {{preset: rand, crop: none, rand_magnitude: 5}}}}
+    ratio: 2
+    trainer: {{max_epochs: 2, save_every_n_steps: 2}}
+selection: {{balance: true}}
+controls: true
+trainer:
+  accelerator: cpu
+  num_sanity_val_steps: 0
+  enable_progress_bar: false
+  enable_model_summary: false
+  wandb: {{mode: "off"}}
+"""
+STAGES = ["data", "labels1", "labels_only", "no_noise", "relabelled", "selection1", "student1", "teacher"]
+
+
+def loop(runs: str | Path, config: Path, *flags: str) -> int:
+    return machine.main(["--config", str(config), "--runs_dir", str(runs), "--name", "loop", *flags])
+
+
+def digests(runs: str | Path) -> dict[str, dict]:
+    """Stage -> digests of what it left; no times."""
+    found = Path(runs, "loop", "seed0").glob("*/manifest.json")
+    manifests = {p.parent.name: json.loads(p.read_text()) for p in found if not p.parent.name.endswith(".replaced")}
+    return {name: {k: v["digest"] for k, v in m["outputs"].items()} for name, m in sorted(manifests.items())}
+
+
+def stage(runs: str | Path, name: str) -> Path:
+    return Path(runs, "loop", "seed0", name)
+
+
+def count_opened(limit: int | None, result: Path | None = None) -> None:
+    """Kill this process when it opens, renames or makes its `limit`-th file; or count them into a file."""
+    seen = [0]
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event in ("open", "os.rename", "os.mkdir"):
+            seen[0] += 1
+            if seen[0] == limit:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if result is not None and seen[0] % 50 == 0:
+                counts.write(f"{seen[0]}\n")
+                counts.flush()
+
+    counts = open(result, "w") if result is not None else sys.stdout  # noqa: SIM115
+    sys.addaudithook(hook)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A finished, undisturbed loop in `whole`, its config, its data, and the number of files it opened."""
+    root = tmp_path_factory.mktemp("loop")
+    counts = {f"{split}/{name}": n for split, n in (("train", 12), ("val", 4), ("test", 5)) for name in ("ant", "bee")}
+    write_images(root / "pictures", counts, (32, 32))
+    (root / "loop.yaml").write_text(CONFIG.format(source=root / "pictures"))
+
+    def work() -> int:
+        count_opened(None, root / "opened.txt")
+        return loop(root / "whole", root / "loop.yaml")
+
+    assert in_child(work) == 0
+    return root
+
+
+def test_every_stage_leaves_its_files_and_the_report_says_what_they_hold(world):
+    assert list(digests(world / "whole")) == STAGES
+    root = world / "whole" / "loop"
+    report = json.loads((root / "report.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["teacher", "student1", "labels_only", "no_noise"]
+    truth = json.loads((stage(world / "whole", "data") / "truth.json").read_text())
+    assert (report["labelled"], report["pool"], report["images"]) == (8, 16, 10)
+    for row in report["rows"]:
+        right = stages.right(stage(world / "whole", row["name"]) / "test.parquet", truth["test"])
+        assert row["mean"] == pytest.approx(right.mean())
+        assert row["low"] <= row["mean"] <= row["high"]
+    means = {row["name"]: row["mean"] for row in report["rows"]}
+    gains = {row["name"]: row["mean"] for row in report["differences"]}
+    assert gains["unlabelled data"] == pytest.approx(means["student1"] - means["labels_only"])
+    assert gains["noise"] == pytest.approx(means["student1"] - means["no_noise"])
+    assert gains["size, noise, steps"] == pytest.approx(means["labels_only"] - means["teacher"])
+    account = report["pseudo_labels"][0][0]
+    assert account["precision"] is not None  # the truth of hidden labels is known
+    assert len(set(account["taught_as"].values()) - {0}) == 1  # balanced
+    page = (root / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "http" not in page  # one file, no links
+    # A student and its controls take the same number of steps.
+    names = ("student1", "labels_only", "no_noise")
+    steps = {torch.load(stage(world / "whole", n) / "student.ckpt", weights_only=True)["global_step"] for n in names}
+    assert len(steps) == 1
+
+
+def test_the_same_command_repeats_nothing(world, capfd):
+    """Nor does one that differs in what is shown and saved only."""
+    before = {p: p.stat().st_mtime_ns for p in (world / "whole").rglob("*.ckpt")}
+    shown = ["--trainer.log_every_n_steps", "7", "--trainer.enable_model_summary", "true"]
+    assert in_child(lambda: loop(world / "whole", world / "loop.yaml", *shown)) == 0
+    assert {p: p.stat().st_mtime_ns for p in (world / "whole").rglob("*.ckpt")} == before
+    assert capfd.readouterr().out.count("done before") == len(STAGES)
+
+
+def test_a_changed_config_restarts_what_depends_on_it_and_says_so(world, capfd):
+    shutil.copytree(world / "whole", "changed")
+    flags = ["--selection.per_class", "9", "--controls", "false"]
+    assert in_child(lambda: loop("changed", world / "loop.yaml", *flags)) == 0
+    said = capfd.readouterr().out
+    assert "seed0/selection1: selection.per_class was None and is 9; done again" in said
+    assert re.search(r"seed0/student1: .*; done again", said)
+    assert all(f"seed0/{name}: done before" in said for name in ("data", "teacher", "labels1"))
+    old, new = digests(world / "whole"), digests("changed")
+    assert {n for n in old if old[n] != new[n]} == {"selection1", "student1", "relabelled"}
+    assert stage("changed", "student1.replaced").is_dir()
+
+
+def disturbed(world: Path, kills: int, seed: int) -> None:
+    """Kill the loop at random moments, always go on with the same command, and compare what it leaves."""
+    total = int((world / "opened.txt").read_text().split()[-1])
+    rng = np.random.default_rng(seed)
+
+    def work(limit: int | None) -> int:
+        count_opened(limit)
+        return loop("cut", world / "loop.yaml")
+
+    statuses = [in_child(lambda: work(limit)) for limit in rng.integers(1, total // 2, kills).tolist()]  # noqa: B023
+    assert -signal.SIGKILL in statuses
+    assert in_child(lambda: work(None)) == 0
+    assert digests("cut") == digests(world / "whole")
+    assert list(Path("cut").rglob(".*.parquet.parts-*")) == []
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_outputs(world):
+    disturbed(world, kills=3, seed=0)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_outputs(world):
+    disturbed(world, kills=20, seed=1)
+
+
+def test_a_student_killed_inside_an_epoch_goes_on_exactly(world):
+    shutil.copytree(world / "whole", "cut")
+    shutil.rmtree(stage("cut", "student1"))
+
+    def work() -> int:
+        steps, original = [], NoisyStudent.training_step
+
+        def step(self, batch, batch_idx):
+            steps.append(1)
+            if len(steps) == 4:  # saved behind 2 steps of an epoch of 4
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self, batch, batch_idx)
+
+        NoisyStudent.training_step = step
+        return loop("cut", world / "loop.yaml")
+
+    assert in_child(work) == -signal.SIGKILL
+    (saved,) = stage("cut", "student1").rglob("last.ckpt")
+    assert torch.load(saved, weights_only=True)["global_step"] == 2
+    assert in_child(lambda: loop("cut", world / "loop.yaml")) == 0
+    assert digests("cut") == digests(world / "whole")
+
+
+def test_a_students_checkpoint_is_an_ordinary_one(world):
+    student = stage(world / "whole", "student1") / "student.ckpt"
+    carried = yaml.safe_load(torch.load(student, weights_only=True)["config"])
+    assert carried["model"]["class_path"].endswith("Classification")
+    quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    off = ["--trainer.wandb.mode", '"off"']
+
+    def work() -> int:
+        pool = str(world / "pictures" / "test" / "ant")
+        statuses = [
+            cli.main(["test", "--ckpt_path", str(student), "--name", "t", *quiet]),
+            cli.main(["predict", "--ckpt_path", str(student), "--source", pool, "--output", "p", *quiet]),
+            cli.main(["probe", "--ckpt_path", str(student), "--name", "probe", *quiet, *off]),
+        ]
+        return sum(statuses)
+
+    assert in_child(work) == 0
+    tested = json.loads(next(Path("runs/t").rglob("test.json")).read_text())
+    report = json.loads((world / "whole" / "loop" / "report.json").read_text())
+    row = next(row for row in report["rows"] if row["name"] == "student1")
+    assert tested["test/accuracy"] == pytest.approx(row["mean"])
+    assert len(Path("p/predictions.csv").read_text().splitlines()) == 1 + 5
+    assert (Path("runs/probe/0/checkpoints/best.ckpt")).exists()
+
+
+def test_no_student_starts_from_its_teacher(world, capfd):
+    config = stage(world / "whole", "student1") / "config.yaml"
+    assert "teacher" not in config.read_text()
+    teacher = stage(world / "whole", "teacher") / "teacher.ckpt"
+    words = ["fit", "--config", str(config), "--name", "warm", "--ckpt_path", str(teacher)]
+    assert in_child(lambda: cli.main(words)) == 2
+    assert "a noisy student starts from scratch" in capfd.readouterr().err
+    # The net as it starts is that of the run's seed alone, whatever the teacher's weights are.
+    first, student = (
+        torch.load(p, weights_only=True)["state_dict"]
+        for p in (teacher, stage(world / "whole", "student1") / "student.ckpt")
+    )
+    assert not torch.equal(first["network.fc.weight"], student["network.fc.weight"])
+
+
+def test_pool_hygiene_is_by_content(tmp_path):
+    """The same pixels under another name and in another format."""
+    write_images(tmp_path / "pictures", {"train/a": 2, "val/a": 2, "train/b": 2, "val/b": 2}, (32, 32))
+    data = ClassificationData(str(tmp_path / "pictures"), image_size=32, batch_size=2)
+    data.setup("fit")
+    evaluated = data.records["val"]
+    pixels = cv2.imread(evaluated[1]["path"])
+    cv2.imwrite(str(tmp_path / "innocent.bmp"), pixels)
+    cv2.imwrite(str(tmp_path / "other.bmp"), 255 - pixels)
+    pool = [{"image": str(tmp_path / n), "path": str(tmp_path / n)} for n in ("innocent.bmp", "other.bmp")]
+    with pytest.raises(UsageError, match=rf"1 of 2 images of the pool .*innocent.bmp is {evaluated[1]['path']}"):
+        stages.without_overlap(pool, evaluated, data, "error")
+    assert stages.without_overlap(pool, evaluated, data, "remove") == pool[1:]
+
+
+def test_a_launched_stage_is_a_command_of_its_own():
+    recorder = [sys.executable, "-c", "import sys, json; json.dump(sys.argv[1:], open('argv.json', 'w'))"]
+    stages.run_command(["fit", "--config", "x.yaml"], recorder)
+    assert json.loads(Path("argv.json").read_text()) == [sys.executable, "-m", "pipelines", "fit", "--config", "x.yaml"]
+    with pytest.raises(machine.StageError, match=r"`fit` ended with status 3"):
+        stages.run_command(["fit"], [sys.executable, "-c", "import sys; sys.exit(3)"])
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    held = 0
+    for trial in range(40):
+        effect = rng.normal(0.03, 0.01, 8)  # of each seed
+        values = (rng.random((8, 300)) < 0.5 + effect[:, None]).astype(int) - (rng.random((8, 300)) < 0.5)
+        found = estimate(values, seed=trial)
+        held += found["low"] <= 0.03 <= found["high"]
+        assert found["mean"] == pytest.approx(values.mean())
+        assert found["t_low"] < found["mean"] < found["t_high"]
+    assert held >= 34
+    assert estimate(np.ones((1, 50)))["sd"] is None
+
+
+def test_ranks_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert machine.main(["--config", "x.yaml"]) == 2
+    assert "is one process, but LOCAL_RANK is set" in capsys.readouterr().err
+
+
+WRONG = [
+    (
+        "labels_per_class: 4",
+        "labels_per_classs: 4",
+        "line 5: unknown key labels_per_classs; did you mean labels_per_class?",
+    ),
+    ("labels_per_class: 4", "", "pool is not set: give the folder or the list"),
+    ("labels_per_class: 4", "labels_per_class: 0", "labels_per_class is 0; it must be at least 1"),
+    ("labels_per_class: 4", "pool: nowhere", "pool 'nowhere' does not exist"),
+    ("ratio: 2", "ratio: 0", "students.0.ratio is 0"),
+    ("ratio: 2", "ratio: two", "students.ratio is 'two'; it must be a whole number"),
+    ("ratio: 2", "raito: 2", "did you mean students.ratio?"),
+    ("balance: true", "precision: 95", "selection.precision is 95; it must be above 0 and below 1"),
+    ("balance: true", "per_class: 5", "needs selection.balance: true"),
+    ("preset: rand, crop", "presett: rand, crop", "unknown key"),
+    ("drop_rate: 0.2,", "pretrained: teacher.pth,", "a student starts from scratch (false) or from the same weights"),
+    ("controls: true", "controls: true\nseeds: [0, 0]", "give at least one, and none twice"),
+    ("controls: true", "controls: true\noverlap: yes", "overlap is True; it must be one of error, remove, allow"),
+    (
+        "  trainer: {max_epochs: 3}",
+        "  checkpoint: x.ckpt",
+        "teacher needs either model: (it is trained) or checkpoint:",
+    ),
+    ("controls: true", "controls: true\ncheckpoint: first", "checkpoint is 'first'; it must be one of last, best"),
+    (
+        "class_path: Classification\n    init_args: {{backbone: test_resnet, optim",
+        "class_path: Classificaton\n    init_args: {{backbone: test_resnet, optim",
+        "did you mean Classification?",
+    ),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), WRONG, ids=[new.strip()[-24:] for _, new, _ in WRONG])
+def test_wrong_configs_end_with_one_message(tmp_path, old, new, message):
+    assert old in CONFIG
+    path = tmp_path / "loop.yaml"
+    path.write_text(CONFIG.replace(old, new).format(source="digits"))
+    with pytest.raises((UsageError, ValueError)) as caught:
+        read_settings(["noisy-student", "--config", str(path)])
+    assert message in str(caught.value)
+
+
+def test_flags_speak_of_what_the_config_names(tmp_path):
+    path = tmp_path / "loop.yaml"
+    path.write_text(CONFIG.format(source="digits"))
+    flags = ["--data.val_fraction", "0.3", "--teacher.model.backbone", "lenet5", "--selection.threshold", "0.5"]
+    settings = read_settings(["noisy-student", "--config", str(path), *flags])
+    assert settings.data["init_args"]["val_fraction"] == 0.3
+    assert settings.data["init_args"]["source"] == "digits"
+    assert settings.teacher.model["init_args"]["backbone"] == "lenet5"
+    assert settings.selection.threshold == 0.5
+    assert settings.selection.balance
+    with pytest.raises(UsageError, match=r"--data.val_fractoin; did you mean --data.val_fraction"):
+        read_settings(["noisy-student", "--config", str(path), "--data.val_fractoin", "0.3"])
+
+
+def test_what_the_data_lacks_is_said_before_anything_is_trained(tmp_path, capsys):
+    write_images(tmp_path / "few", {"a": 10, "b": 5}, (32, 32))
+    path = tmp_path / "loop.yaml"
+    path.write_text(CONFIG.format(source=tmp_path / "few").replace("labels_per_class: 4", "labels_per_class: 8"))
+    assert loop("runs", path, "--data.val_fraction", "0.2") == 2
+    assert "labels_per_class is 8, but class 'b' has 4 training images" in capsys.readouterr().err
+    assert loop("runs", path, "--data.val_fraction", "0") == 2
+    assert "has no validation split" in capsys.readouterr().err
