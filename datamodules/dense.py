@@ -99,10 +99,11 @@ class DenseData(DataModule):
             )
         self.eval_batch_size = 1
 
-    def _scene_records(self) -> list[Record]:
+    def _scene_records(self, *more: int) -> list[Record]:
+        """Records of digit scenes; ``more`` are further arguments of ``digit_scene``."""
         size = self.canvas()[0]
         return [
-            {"image": None, "path": f"digit_scenes#0/{split}/{i}", "scene": (i, 0, split, size), "split": split}
+            {"image": None, "path": f"digit_scenes#0/{split}/{i}", "scene": (i, 0, split, size, *more), "split": split}
             for split, number in {**NUM_SCENES, **(self.num_scenes or {})}.items()
             for i in range(number)
         ]

@@ -14,6 +14,7 @@ from datamodules.augment import DetectionAugment
 from datamodules.base import Cache
 from datamodules.boxes import Format, Policy, check_boxes, find_format, read_boxes
 from datamodules.dense import DenseData
+from datamodules.digits import MAX_DIGITS
 from datamodules.loading import RecordDataset
 from datamodules.mixing import MixedDataset
 from datamodules.objects import read_objects, repeat_factors, require_masks, select_classes
@@ -48,6 +49,7 @@ class DetectionData(DenseData):
             ``error`` refuses them, naming file and box, ``fix`` clips and swaps, and drops what cannot be mended,
             ``drop`` drops them all.
         num_scenes: Digit scenes of each split; 1,000, 200 and 200 by default.
+        scene_digits: Most digits of a scene, which has at least one; 6 by default.
         val_fraction: Part of the training images held out for validation where the source has no validation split.
         test_fraction: The same for a test split.
         split_seed: Seed of the held-out parts.
@@ -94,6 +96,7 @@ class DetectionData(DenseData):
         masks: bool = False,
         check_boxes: Literal["error", "fix", "drop"] = "error",
         num_scenes: dict[str, int] | None = None,
+        scene_digits: int | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.0,
         split_seed: int = 0,
@@ -131,7 +134,7 @@ class DetectionData(DenseData):
         self.voc_difficult: Difficult = voc_difficult
         self.masks = masks
         self.check_boxes: Policy = check_boxes
-        self.num_scenes = num_scenes
+        self.num_scenes, self.scene_digits = num_scenes, scene_digits
         self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
         self.split_file = split_file
         self.image_size = image_size
@@ -161,6 +164,10 @@ class DetectionData(DenseData):
                     raise ValueError(f"data.{key} is set, but data.source is 'digits', which needs none.")
             if self.class_names not in (None, DIGIT_CLASSES):
                 raise ValueError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
+        elif self.scene_digits is not None:
+            raise ValueError(f"data.scene_digits is set, but data.source is '{self.source}', not 'digits'.")
+        if self.scene_digits is not None and self.scene_digits < 1:
+            raise ValueError(f"data.scene_digits is {self.scene_digits}; a scene has at least 1 digit.")
         if not 0 < self.repeat_threshold <= 1:
             raise ValueError(f"data.repeat_threshold is {self.repeat_threshold}; it is a part of the images, 0 to 1.")
         if self.repeat_threshold != 0.1 and self.balance != "sampler":
@@ -191,7 +198,7 @@ class DetectionData(DenseData):
         """
         if self.source == "digits":
             self.class_names = list(DIGIT_CLASSES)
-            return Listing(self._scene_records(), self.class_names)
+            return Listing(self._scene_records(self.scene_digits or MAX_DIGITS), self.class_names)
         path = Path(self.source)
         if not path.exists():
             raise FileNotFoundError(

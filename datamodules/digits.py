@@ -19,7 +19,7 @@ Split = Literal["train", "val", "test"]
 
 _SPLITS = ("train", "val", "test")
 _INDEX_FILE = Path(__file__).with_name("digits_split.json")
-_MAX_DIGITS = 6
+MAX_DIGITS = 6
 _VISIBLE = 0.35  # opacity from which a pixel counts as the digit's
 _MAX_COVERED = 0.15  # part of a digit that others may cover, or that may lie on others
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -69,12 +69,12 @@ class DigitScenes(Sequence[Record]):
         return digit_scene(index % self.num, self.seed, self.split, self.size)
 
 
-def digit_scene(index: int, seed: int = 0, split: Split = "train", size: int = 128) -> Record:
-    """One picture with 1 to 6 digits on a textured background, annotated for every task.
+def digit_scene(index: int, seed: int = 0, split: Split = "train", size: int = 128, most: int = MAX_DIGITS) -> Record:
+    """One picture with 1 to ``most`` digits on a textured background, annotated for every task.
 
     Only digits of ``split`` are used. Each is 3 to 6 times its 8 pixels high at ``size`` 128 (in proportion at other
     sizes), of random colour, darker or brighter than what is behind it; at most 15 % of a digit is covered or
-    lies on others. The scene is a function of ``(seed, split, index, size)`` alone.
+    lies on others. The scene is a function of the arguments alone.
 
     Returns:
         A record: ``image`` uint8 (H, W, 3) RGB; ``boxes`` float32 (N, 4), x1 y1 x2 y2 pixel edges, tight around the
@@ -93,7 +93,7 @@ def digit_scene(index: int, seed: int = 0, split: Split = "train", size: int = 1
     owner = np.zeros((size, size), np.int16)
     labels: list[int] = []
     areas: list[int] = []
-    for _ in range(int(rng.integers(1, _MAX_DIGITS + 1))):
+    for _ in range(int(rng.integers(1, most + 1))):
         source = int(rng.choice(choice))
         side = max(12, round(8 * float(rng.uniform(3, 6)) * size / 128))
         glyph = glyphs[source][..., 0].astype(np.float32) / 255

@@ -426,3 +426,15 @@ def test_every_argument_can_be_set_from_a_config(coco):
     assert (data.canvas(), data.tile) == ((64, 96), (64, 96))
     shapes = {tuple(islice(data.train_dataloader(), 1).__next__()["image"].shape) for _ in range(2)}
     assert shapes <= {(2, 3, 64, 64), (2, 3, 64, 96)}
+
+
+def test_scenes_of_one_digit():
+    data = DetectionData(scene_digits=1, num_scenes={"train": 8, "val": 4, "test": 0}, image_size=64, batch_size=4)
+    data.num_workers = 0
+    data.setup("fit")
+    for batch in data.train_dataloader():
+        assert batch["labels"].shape == (4, 1)
+    with pytest.raises(ValueError, match="scene_digits is 0; a scene has at least 1 digit"):
+        DetectionData(scene_digits=0)
+    with pytest.raises(ValueError, match=r"scene_digits is set, but data\.source is 'x', not 'digits'"):
+        DetectionData("x", scene_digits=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import sys
 from collections import Counter
 
 import numpy as np
@@ -24,6 +25,16 @@ def test_digits_are_the_known_ones_with_the_fixed_split():
     pixels = hashlib.sha256(b"".join(r["image"].tobytes() for r in records)).hexdigest()
     split = hashlib.sha256(repr([(r["label"], r["split"]) for r in records]).encode()).hexdigest()
     assert (pixels[:16], split[:16]) == ("b41ca9fd335466ee", "e164d5b288283e9c")
+
+
+def test_scikit_learn_is_not_imported_for_them(monkeypatch):
+    """In a worker its import costs seconds, and with W&B running the import hook fails in forked processes."""
+    import datamodules.digits as module
+
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # an import of it would fail
+    images, labels, splits = module._digits.__wrapped__()
+    assert images.shape == (1797, 8, 8, 1)
+    assert len(labels) == len(splits) == 1797
 
 
 @pytest.fixture(scope="module")
