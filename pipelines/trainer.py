@@ -18,6 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from datamodules.base import DataModule
 from pipelines.callbacks.checkpoints import KeepBest, SaveLast
+from pipelines.callbacks.detections import BoxFormat
 from pipelines.callbacks.pictures import Pictures
 from pipelines.callbacks.predictions import PredictionWriter
 from pipelines.callbacks.progress import ProgressBar
@@ -192,7 +193,7 @@ class Trainer(pl.Trainer):
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, _str(checkpoint))
         for logger in self.loggers:
             logger.finalize("success")
-        if isinstance(model, NoisyStudent) and self.run_dir is not None:
+        if isinstance(model, NoisyStudent) and self.run_dir is not None and self.is_global_zero:
             write_student(self.run_dir / "checkpoints")
         files.summary(self)
 
@@ -245,8 +246,13 @@ class Trainer(pl.Trainer):
         ckpt_path: str | None = None,
         source: str | None = None,
         output: str | None = None,
+        box_formats: list[BoxFormat] = ["coco"],  # noqa: B006 - never changed
     ) -> None:
-        """Predict images; write ``predictions.csv``, a contact sheet and, for masks, ``masks/`` and ``overlays/``.
+        """Predict images; write ``predictions.csv``, a contact sheet, and what masks and boxes need.
+
+        Masks: ``masks/`` and ``overlays/``. Boxes: ``overlays/``, and what ``box_formats`` names: ``coco`` is
+        ``predictions.json`` (COCO's results) and ``annotations.json`` (the same as a data set), ``yolo`` is
+        ``labels/``, ``csv`` is ``boxes.csv``.
 
         Args:
             model: The task.
@@ -255,13 +261,14 @@ class Trainer(pl.Trainer):
             ckpt_path: A file, ``best`` or ``last``; ``best`` of the newest run of this name by default.
             source: A folder (with its sub-folders) or an image file; the test split of the data by default.
             output: Where to write; ``predict`` in the run directory by default.
+            box_formats: What boxes are written as: ``coco``, ``yolo``, ``csv``, or several.
         """
         if source is not None and not Path(source).exists():
             raise FileNotFoundError(f"--source {source} does not exist in {Path.cwd()}. Give a folder or an image.")
         if datamodule is not None:
             datamodule.predict_source = source  # type: ignore[attr-defined]
         checkpoint = self._start_evaluation(model, datamodule, ckpt_path, "predict", output)
-        writer = PredictionWriter(Path(output) if output else self.run_dir and self.run_dir / "predict")
+        writer = PredictionWriter(Path(output) if output else self.run_dir and self.run_dir / "predict", box_formats)
         self.callbacks.append(writer)
         super().predict(model, dataloaders, datamodule, False, str(checkpoint))
         rank_zero_info(f"Predictions are in {writer.directory}.")

@@ -26,11 +26,13 @@ from datamodules.images import find_images
 from datamodules.loading import Record, RecordDataset, make_loader
 from datamodules.readers.lists import read_paths
 from pipelines.checkpoint_io import read_checkpoint_config
+from pipelines.noisy_student.machine import digest_of
 from pipelines.noisy_student.selection import Selection, Validation, select
 from tasks.base import Task
 
 Key = tuple[int, int, int]
 CHUNK_BATCHES = 16  # batches a file: what a kill costs
+VIEW = ("image_size", "in_chans", "dtype", "resize", "crop_pct", "interpolation", "eval_batch_size")
 COLUMN = "p_"  # how the reader of lists knows a column of class probabilities
 
 
@@ -111,10 +113,11 @@ def label_pool(
     class_names = _common_classes(teachers)
     paths = [record["path"] for record in records]
     digest = _digest(teachers, paths)
+    parts = output.with_name(f".{output.name}.parts-{digest}")
     if (known := _read_if(output, digest)) is not None:
         rank_zero_info(f"{output} holds these labels already.")
+        shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed behind its last line
         return known
-    parts = output.with_name(f".{output.name}.parts-{digest}")
     for number, teacher in enumerate(teachers):
         pool = Pool(teacher.data, records, parts / str(number))
         writer = ChunkWriter(pool)
@@ -185,6 +188,7 @@ class Pool(pl.LightningDataModule):
 
     def __init__(self, data: DataModule, records: Sequence[Record], parts: Path) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may find nothing left to do
         self.data, self.records, self.parts = data, records, parts
         self.batch_size = data.eval_batch_size
         self.chunk = CHUNK_BATCHES * self.batch_size
@@ -347,9 +351,9 @@ def _common_classes(teachers: Sequence[Teacher]) -> list[str]:
 
 
 def _digest(teachers: Sequence[Teacher], paths: Sequence[str]) -> str:
-    """Of the teachers' files, the images' names and how they are cut into batches."""
+    """Of the teachers' weights and views of the images, the images' names, and how they are cut into batches."""
     digest = hashlib.sha256(json.dumps(list(paths)).encode())
     for teacher in teachers:
-        digest.update(hashlib.sha256(teacher.checkpoint.read_bytes()).digest())
-        digest.update(f"{teacher.data.eval_batch_size} {CHUNK_BATCHES}".encode())
+        view = {key: getattr(teacher.data, key, None) for key in VIEW} | {"tta": getattr(teacher.task, "tta", None)}
+        digest.update(f"{digest_of(teacher.checkpoint)} {view} {CHUNK_BATCHES}".encode())
     return digest.hexdigest()[:16]

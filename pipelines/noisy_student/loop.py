@@ -66,7 +66,7 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
     stage = partial(_stage, root)
     found = stage("data", stages.data_settings(settings, data, seed), {}, stages.make_data, settings, data, seed)
     truth = stages.read_truth(found["truth"].path)
-    models = [_teacher(root, settings, found, truth, seed)]
+    models = [_teacher(root, settings, data, found, truth, seed)]
     selections: list[Outputs] = []
     final = 0
     for number, student in enumerate(settings.students, 1):
@@ -94,7 +94,8 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
         )
         selections.append(selected)
         name = f"student{number}"
-        models.append(_student(root, settings, student, name, found, truth, selected, stage_seed(seed, number)))
+        trained = _student(root, settings, data, student, name, found, truth, selected, stage_seed(seed, number))
+        models.append(trained)
         if models[-1].accuracy > models[final].accuracy:
             final = number
         gain = models[-1].accuracy - models[-2].accuracy
@@ -105,7 +106,8 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
     student = settings.students[last - 1]
     controls = []
     if settings.controls:
-        again = partial(_student, root, settings, student, found=found, truth=truth, seed=stage_seed(seed, last))
+        known = {"found": found, "truth": truth, "seed": stage_seed(seed, last)}
+        again = partial(_student, root, settings, data, student, **known)
         controls.append(again(name="labels_only", selected=None, steps_of=selections[-1]))
         controls.append(again(name="no_noise", selected=selections[-1], noise=False))
     relabelled = stage(
@@ -134,28 +136,25 @@ def _part(settings: Settings, *names: str) -> dict[str, Any]:
     return {name: values[name] for name in names}
 
 
-def _teacher(root: Path, settings: Settings, data: Outputs, truth: dict[str, Any], seed: int) -> Model:
+def _teacher(
+    root: Path, settings: Settings, data: DataModule, found: Outputs, truth: dict[str, Any], seed: int
+) -> Model:
     given = settings.teacher.checkpoint
     if given is not None:
-        read = {"checkpoint": Output(Path(given), digest_of(Path(given))), "split": data["split"]}
-        outputs = _stage(root, "teacher", {}, read, _given_teacher, settings, Path(given))
+        read = {"checkpoint": Output(Path(given), digest_of(Path(given))), "split": found["split"]}
+        outputs = _stage(root, "teacher", {}, read, stages.take_teacher, settings, data, Path(given))
     else:
-        config = teacher_config(settings, data["split"].path, stage_seed(seed, 0))
+        config = teacher_config(settings, found["split"].path, stage_seed(seed, 0))
         known = outcome(config) | _part(settings, "checkpoint")
-        outputs = _stage(root, "teacher", known, {"split": data["split"]}, stages.train, settings, config, "teacher")
+        read = {"split": found["split"]}
+        outputs = _stage(root, "teacher", known, read, stages.train, settings, data, config, "teacher")
     return Model("teacher", outputs, stages.accuracy(outputs["val"].path, truth["val"]))
-
-
-def _given_teacher(directory: Path, settings: Settings, checkpoint: Path) -> dict[str, str]:
-    from pipelines.noisy_student.student import export
-
-    export(checkpoint, directory / "teacher.ckpt")
-    return {"teacher": "teacher.ckpt", **stages.score(directory, directory / "teacher.ckpt", settings)}
 
 
 def _student(
     root: Path,
     settings: Settings,
+    data: DataModule,
     student: Student,
     name: str,
     found: Outputs,
@@ -182,7 +181,7 @@ def _student(
     )
     known = outcome(config) | _part(settings, "checkpoint")
     read = {"split": found["split"]} | ({} if selected is None else {"selected": selected["selected"]})
-    outputs = _stage(root, name, known, read, stages.train, settings, config, "student")
+    outputs = _stage(root, name, known, read, stages.train, settings, data, config, "student")
     return Model(name, outputs, stages.accuracy(outputs["val"].path, truth["val"]))
 
 

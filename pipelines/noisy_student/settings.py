@@ -19,8 +19,10 @@ from tasks.base import Task
 #: Arguments of a student that are noise; without noise they are 0.
 MODEL_NOISE = ("drop_rate", "drop_path_rate", "mixup", "cutmix", "erasing", "color_jitter")
 #: Settings of the trainer that change nothing in what comes out: changing them repeats nothing.
-COSMETIC = ("wandb", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "logger")
-COSMETIC += ("save_every_minutes", "save_every_n_steps", "num_sanity_val_steps", "profiler", "default_root_dir")
+COSMETIC = (
+    *("wandb", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "logger", "profiler"),
+    *("save_every_minutes", "save_every_n_steps", "num_sanity_val_steps", "default_root_dir"),
+)
 #: Arguments of the labelled data that say where it comes from; the pseudo-labels come from their own list.
 SOURCE_ARGUMENTS = ("source", "image_root", "columns", "val_fraction", "test_fraction", "split_seed", "split_file")
 
@@ -306,12 +308,12 @@ def student_config(
 
 def outcome(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a command's config that its outcome depends on, without paths of files that go in by digest."""
-    config = copy.deepcopy(dict(config))
-    arguments = config["data"]["init_args"]
-    for half in (config["data"], arguments.get("labeled"), arguments.get("unlabeled")):
+    part: dict[str, Any] = copy.deepcopy(dict(config))
+    arguments = part["data"]["init_args"]
+    for half in (part["data"], arguments.get("labeled"), arguments.get("unlabeled")):
         if half is not None:
             half["init_args"].pop("split_file", None)
     if arguments.get("unlabeled") is not None:
         arguments["unlabeled"]["init_args"].pop("source")
-    config["trainer"] = {key: value for key, value in config["trainer"].items() if key not in COSMETIC}
-    return config
+    part["trainer"] = {key: value for key, value in part["trainer"].items() if key not in COSMETIC}
+    return part

@@ -161,12 +161,13 @@ def _write_paths(file: Path, paths: Sequence[str]) -> None:
 # Training.
 
 
-def train(directory: Path, settings: Settings, config: dict[str, Any], name: str) -> dict[str, str]:
+def train(directory: Path, settings: Settings, data: DataModule, config: dict[str, Any], name: str) -> dict[str, str]:
     """One ``fit``, and the model's probabilities for the validation and test images.
 
     Args:
         directory: The stage's; a run that was killed is continued.
         settings: The loop's.
+        data: The loop's labelled data.
         config: Of the command.
         name: Of the checkpoint that is left, ``teacher`` or ``student``.
     """
@@ -176,21 +177,35 @@ def train(directory: Path, settings: Settings, config: dict[str, Any], name: str
     run_command(["fit", "--config", str(file), *place, "--resume", "auto"], settings.launch)
     run = runs_of(directory.parent, directory.name)[-1]
     export(run / "checkpoints" / f"{settings.checkpoint}.ckpt", directory / f"{name}.ckpt")
-    return {name: f"{name}.ckpt", **score(directory, directory / f"{name}.ckpt", settings)}
+    return {name: f"{name}.ckpt", **score(directory, settings, data, directory / f"{name}.ckpt")}
 
 
-def score(directory: Path, checkpoint: Path, settings: Settings) -> dict[str, str]:
-    """Write ``val.parquet`` and ``test.parquet``: a model's probabilities, like the labels of a pool."""
+def take_teacher(directory: Path, settings: Settings, data: DataModule, checkpoint: Path) -> dict[str, str]:
+    """A teacher that is trained already, in place of ``train``."""
+    export(checkpoint, directory / "teacher.ckpt")
+    return {"teacher": "teacher.ckpt", **score(directory, settings, data, directory / "teacher.ckpt")}
+
+
+def score(directory: Path, settings: Settings, data: DataModule, checkpoint: Path) -> dict[str, str]:
+    """Write ``val.parquet`` and ``test.parquet``: a model's probabilities, like the labels of a pool.
+
+    Raises:
+        UsageError: If the model knows other classes than the data.
+    """
     teacher = load_teacher(checkpoint)
+    if teacher.data.class_names != data.class_names:
+        raise UsageError(
+            f"teacher.checkpoint {checkpoint} knows the classes {teacher.data.class_names}, but the data has"
+            f" {data.class_names}."
+        )
     trainer = _plain_trainer(settings)
     teacher.data.trainer = trainer
-    teacher.data.setup("validate")
     teacher.task.load_pretrained = False
     teacher.task.resolve(teacher.data.spec(), str(checkpoint))
     teacher.task.configure_model()
     files = {}
     for split in ("val", "test"):
-        if records := teacher.data.records[split]:
+        if records := data.records[split]:
             label_pool(trainer, [teacher], records, directory / f"{split}.parquet")
             files[split] = f"{split}.parquet"
     return files
@@ -270,8 +285,8 @@ def accuracy(file: Path, truth: Sequence[int]) -> float:
 
 def right(file: Path, truth: Sequence[int]) -> NDArray[np.bool_]:
     """Whether each image is classified rightly, bool (N,)."""
-    guess = read_labels(file).probabilities.argmax(1)
-    return np.equal(guess, np.array(truth, np.int64))
+    found: NDArray[np.bool_] = read_labels(file).probabilities.argmax(1) == np.array(truth, np.int64)
+    return found
 
 
 def read_truth(file: Path) -> dict[str, Any]:

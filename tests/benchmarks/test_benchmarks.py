@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import gpu, input, loop, segmentation, startup, tiny
+from benchmarks import detection, gpu, input, loop, segmentation, startup, tiny
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.common import Marks, Row, alternate, per_round, row, table
 from benchmarks.training import MarkedData, ours, write_arrays
@@ -128,6 +129,15 @@ def test_gpu_code_runs_on_a_cpu() -> None:
     )
     assert settings["device"] == "cpu"
     assert [r.name for r in rows if r.goal] == ["ours over the bare loop, synthetic", "from JPEG over synthetic"]
+
+
+def test_detection_runs() -> None:
+    settings, rows = detection.run(1, warm_up=1, steps=2, images=20)
+    names = [row.name for row in rows]
+    assert {f"{family}, ours over torchvision's" for family in ("fcos", "retinanet", "faster_rcnn")} <= set(names)
+    assert "evaluation, pycocotools over ours" in names
+    assert all(math.isfinite(row.value) and row.value > 0 for row in rows)
+    assert settings["backbone"] == "resnet18"
 
 
 def test_segmentation_runs() -> None:

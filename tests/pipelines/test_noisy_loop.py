@@ -255,6 +255,18 @@ def test_pool_hygiene_is_by_content(tmp_path):
     assert stages.without_overlap(pool, evaluated, data, "remove") == pool[1:]
 
 
+def test_a_teacher_that_is_trained_already_is_taken(world):
+    """Its checkpoint carries its data's splits; it is judged on the loop's."""
+    config = yaml.safe_load((world / "loop.yaml").read_text())
+    teacher = stage(world / "whole", "teacher") / "teacher.ckpt"
+    config |= {"teacher": {"checkpoint": str(teacher)}, "controls": False, "labels_per_class": 5}
+    Path("taken.yaml").write_text(yaml.safe_dump(config))
+    assert in_child(lambda: loop("taken", Path("taken.yaml"))) == 0
+    ours, theirs = digests("taken"), digests(world / "whole")
+    assert {k: ours["teacher"][k] for k in ("teacher", "val", "test")} == theirs["teacher"]
+    assert not list(stage("taken", "teacher").rglob("last.ckpt"))  # nothing was trained
+
+
 def test_a_launched_stage_is_a_command_of_its_own():
     recorder = [sys.executable, "-c", "import sys, json; json.dump(sys.argv[1:], open('argv.json', 'w'))"]
     stages.run_command(["fit", "--config", "x.yaml"], recorder)

@@ -92,6 +92,9 @@ def test_two_ranks_label_exactly_as_one(world):
     assert in_ranks(lambda: label(world, "two.parquet", *two)) == [0, 0]
     assert pq.read_table("one.parquet").equals(pq.read_table("two.parquet"))
     assert sorted(p.name for p in Path().glob("*one*")) == ["one.parquet"]  # no parts are left
+    idle = [*two, "--batch_size=32"]  # one chunk for two ranks
+    assert in_ranks(lambda: label(world, "idle.parquet", *idle)) == [0, 0]
+    assert len(read_labels(Path("idle.parquet")).paths) == 23
 
 
 def test_a_killed_labelling_goes_on_and_a_finished_one_is_not_repeated(world, monkeypatch):

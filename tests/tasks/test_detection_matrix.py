@@ -1,4 +1,6 @@
-"""Eight families of backbones under three detectors learn four pictures by heart; docs/detection_matrix.md has the table.
+"""Eight families of backbones under three detectors learn four pictures by heart.
+
+docs/detection_matrix.md has the table:
 
     python -m pytest -m slow -s tests/tasks/test_detection_matrix.py
 """
@@ -71,6 +73,6 @@ def test_four_pictures_by_heart(backbone, detector):
     targets = [{"boxes": torch.from_numpy(s["boxes"]), "labels": torch.from_numpy(s["labels"])} for s in scenes]
     metric.update(predictions, targets, list(range(4)))
     reached = float(metric.compute()["map_50"])
-    strides = task.network.backbone.strides
-    print(f"| {backbone} | {detector} | {strides} | {reached:.3f} | {time.process_time() - started:.0f} s |", flush=True)
+    strides, seconds = task.network.backbone.strides, time.process_time() - started
+    print(f"| {backbone} | {detector} | {strides} | {reached:.3f} | {seconds:.0f} s |", flush=True)
     assert reached >= 0.9
