@@ -102,7 +102,7 @@ class Maps(nn.Module):
         return {str(i): x for i, x in enumerate(self.fpn(self.pyramid(image)))}
 
 
-def torchvision_detector(task: Detection) -> nn.Module:
+def torchvision_detector(task: Detection) -> Any:
     """The detector of torchvision of the same family, on the task's own backbone and pyramid."""
     maps = Maps(task.network)
     levels = len(maps.fpn.strides)
