@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import torch
 from timm.models import group_parameters
-from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
-from torch import nn
+from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers, muon
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 # Settings that only some schedules read; the others refuse them.
@@ -29,6 +29,19 @@ SCHEDULE_SETTINGS = {
 }
 # One-cycle as in torch: https://pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.OneCycleLR.html
 ONE_CYCLE_RISE, ONE_CYCLE_START, ONE_CYCLE_END = 0.3, 1 / 25, 1 / 25e4
+
+_orthogonalise = muon.zeropower_via_newtonschulz
+
+
+def _orthogonalise_on(matrix: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Newton-Schulz of timm's Muon; on a CPU in float32, seven times as fast there as bfloat16 without units for it."""
+    dtype = torch.float32 if matrix.is_cpu else torch.bfloat16
+    result: Tensor = _orthogonalise(matrix, *args, **{"dtype": dtype, **kwargs})
+    return result
+
+
+# Its type is no argument of Muon: https://github.com/huggingface/pytorch-image-models/blob/main/timm/optim/muon.py
+muon.zeropower_via_newtonschulz = _orthogonalise_on
 
 
 @dataclass(frozen=True)

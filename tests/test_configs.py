@@ -35,7 +35,11 @@ MASKS = {
     "data/streets": ("images/{split}", "masks/{split}", ("train", "val"), (60, 80), range(3)),
 }
 # The same for boxes: classes, and the format of the annotations.
-BOXES = {"data/bccd": (["RBC", "WBC", "Platelets"], "voc"), "data/nuclei": (["nucleus"], "coco")}
+BOXES = {
+    "data/objects": (["cat", "dog"], "yolo"),
+    "data/bccd": (["RBC", "WBC", "Platelets"], "voc"),
+    "data/nuclei": (["nucleus"], "coco"),
+}
 SMALL = ["--trainer.accelerator=cpu", "--data.num_workers=0", "--trainer.enable_progress_bar=false"]
 TWO_STEPS = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2"]
 
