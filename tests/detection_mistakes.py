@@ -63,7 +63,7 @@ CASES: list[tuple[str, str, str, int]] = [
     ("threshold below what is kept", NET, f"{NET}\n    score_threshold: 0.1\n    min_score: 0.2", 2),
     ("overlap out of range", NET, f"{NET}\n    nms_iou: 60", 2),
     ("range of sizes the wrong way round", NET, f"{NET}\n    size_ranges: {{tiny: [256, 0]}}", 2),
-    ("class weights of another number", NET, f"{NET}\n    class_weights: [1, 2, 3]", 2),
+    ("class weights of another number than classes", NET, f"{NET}\n    class_weights: [1, 2, 3]", 2),
     ("class weights that have no place", "fcos", "rtdetr\n    class_weights: [1, 2]", 2),
 ]
 

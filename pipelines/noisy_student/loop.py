@@ -106,7 +106,7 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
     student = settings.students[last - 1]
     controls = []
     if settings.controls:
-        known = {"found": found, "truth": truth, "seed": stage_seed(seed, last)}
+        known: dict[str, Any] = {"found": found, "truth": truth, "seed": stage_seed(seed, last)}
         again = partial(_student, root, settings, data, student, **known)
         controls.append(again(name="labels_only", selected=None, steps_of=selections[-1]))
         controls.append(again(name="no_noise", selected=selections[-1], noise=False))

@@ -131,13 +131,15 @@ def test_gpu_code_runs_on_a_cpu() -> None:
     assert [r.name for r in rows if r.goal] == ["ours over the bare loop, synthetic", "from JPEG over synthetic"]
 
 
-def test_detection_runs() -> None:
-    settings, rows = detection.run(1, warm_up=1, steps=2, images=20)
+def test_detection_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("BACKBONE", "test_resnet"), ("SIZE", 64), ("BATCH", 2), ("WIDTH", 16)):
+        monkeypatch.setattr(detection, name, value)
+    settings, rows = detection.run(1, warm_up=1, steps=1, images=10)
     names = [row.name for row in rows]
     assert {f"{family}, ours over torchvision's" for family in ("fcos", "retinanet", "faster_rcnn")} <= set(names)
     assert "evaluation, pycocotools over ours" in names
     assert all(math.isfinite(row.value) and row.value > 0 for row in rows)
-    assert settings["backbone"] == "resnet18"
+    assert settings["backbone"] == "test_resnet"
 
 
 def test_segmentation_runs() -> None:

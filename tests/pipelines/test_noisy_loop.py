@@ -205,7 +205,7 @@ def test_a_students_checkpoint_is_an_ordinary_one(world):
     carried = yaml.safe_load(torch.load(student, weights_only=True)["config"])
     assert carried["model"]["class_path"].endswith("Classification")
     quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
-    off = ["--trainer.wandb.mode", '"off"']
+    off = ["--trainer.wandb.mode", "off"]
 
     def work() -> int:
         pool = str(world / "pictures" / "test" / "ant")
@@ -314,7 +314,7 @@ WRONG = [
     ("controls: true", "controls: true\nseeds: [0, 0]", "give at least one, and none twice"),
     ("controls: true", "controls: true\noverlap: yes", "overlap is True; it must be one of error, remove, allow"),
     (
-        "  trainer: {max_epochs: 3}",
+        "  trainer: {{max_epochs: 3}}",
         "  checkpoint: x.ckpt",
         "teacher needs either model: (it is trained) or checkpoint:",
     ),
