@@ -138,7 +138,7 @@ def main(args: list[str]) -> int:
         message = explain(error, args)
         if message is not None:
             return _fail(message, 2)
-        message = _reason(error)
+        message = reason_of(error)
         if message is None:
             traceback.print_exc()
             return 1
@@ -262,7 +262,7 @@ def _worth_saying(record: logging.LogRecord) -> bool:
     return not re.match(r"💡|`weights_only` was not|(\[rank: \d+\] )?Seed set to|TPU available", record.getMessage())
 
 
-def _reason(error: BaseException) -> str | None:
+def reason_of(error: BaseException) -> str | None:
     """The message of an error that was raised for people; None for any other.
 
     Such are the errors of this project's code, also in a loader's worker process, and Lightning's about its settings.

@@ -71,9 +71,9 @@ def find_mistake(args: list[str]) -> str | None:
         for source in given:  # flags speak of the class that a config names
             for key in ("model", "data"):
                 if named := _class_path(source.values.get(key)):
-                    context.classes[(key,)] = _find_class(named, arguments[key]) or arguments[key]
+                    context.classes[(key,)] = find_class(named, arguments[key]) or arguments[key]
         for source in given:
-            _check_keys(source.values, arguments, (), context._replace(prefix="" if source.file else "--"))
+            check_keys(source.values, arguments, (), context._replace(prefix="" if source.file else "--"))
     except Mistake as mistake:
         return f"{place_of(source.file, mistake.keys) if source.file else ''}{mistake}"
     for key in ("model", "data"):
@@ -152,7 +152,8 @@ def _subclasses(base: type) -> dict[str, type]:
     return found
 
 
-def _find_class(name: str, base: type) -> type | None:
+def find_class(name: str, base: type) -> type | None:
+    """The subclass that a config names, by its short or its full name; None where there is none."""
     if "." not in name:
         return _subclasses(base).get(name)
     module, _, last = name.rpartition(".")
@@ -193,7 +194,18 @@ def _written(keys: Keys, context: Context) -> str:
     return context.prefix + ".".join(key for key in keys if isinstance(key, str))
 
 
-def _check_keys(values: dict[Any, Any], cls: Any, above: Keys, context: Context) -> None:
+def check_keys(values: dict[Any, Any], cls: Any, above: Keys, context: Context) -> None:
+    """Refuse what a class or function does not take, at any depth.
+
+    Args:
+        values: A part of a config.
+        cls: What its keys are arguments of.
+        above: The keys above that part.
+        context: What else is known.
+
+    Raises:
+        Mistake: Naming the key, and the nearest that exists.
+    """
     arguments = _arguments(cls)
     if arguments is None:
         return
@@ -214,7 +226,7 @@ def _check(value: Any, hint: Any, keys: Keys, context: Context) -> None:
     items = tuple(part for m in lists for part in _members(typing.get_args(m)[0]))
     components = [m for m in (*members, *items) if _is_component(m) and m not in groups]
     if isinstance(value, dict) and groups:
-        _check_keys(value, groups[0], keys, context)
+        check_keys(value, groups[0], keys, context)
     elif components and (isinstance(value, dict) or (isinstance(value, str) and str not in members)):
         _check_component(value, components[0], keys, context)
     elif not any(_fits(value, m) for m in members):
@@ -228,7 +240,7 @@ def _check_component(value: Any, base: type, keys: Keys, context: Context) -> No
     if isinstance(value, str) and Path(value).is_file():
         return  # a config of its own
     if name is not None:
-        cls = _find_class(name, base)
+        cls = find_class(name, base)
         if cls is None:
             known = _subclasses(base)
             near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
@@ -248,7 +260,7 @@ def _check_component(value: Any, base: type, keys: Keys, context: Context) -> No
             example = next(iter(_subclasses(base)), "NAME")
             raise Mistake(keys, f"{_written(keys, context)} names no class; add, for example, class_path: {example}.")
     given = value.get("init_args", {}) if {"class_path", "init_args"} & value.keys() else value
-    _check_keys(given or {}, cls, keys, context)
+    check_keys(given or {}, cls, keys, context)
     if name is not None and not context.prefix:
         for parameter in inspect.signature(cls).parameters.values():
             needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD

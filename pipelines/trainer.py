@@ -338,7 +338,14 @@ class Trainer(pl.Trainer):
             selection: Also write the labels worth teaching, as ``selected.parquet`` beside the output.
             batch_size: Images a step; that of the data by default.
         """
-        from pipelines.noisy_student.labelling import Teacher, label_pool, load_teacher, pool_records, write_selection
+        from pipelines.noisy_student.labelling import (
+            Teacher,
+            label_pool,
+            load_teacher,
+            pool_records,
+            prepare_teacher,
+            write_selection,
+        )
 
         if Path(output).suffix != ".parquet":
             raise ValueError(f"--output {output} must end in .parquet: that is the list that is written.")
@@ -351,26 +358,13 @@ class Trainer(pl.Trainer):
         all_teachers = [Teacher(checkpoint, model, datamodule), *(load_teacher(path) for path in teachers)]
         needs_validation = selection is not None and selection.precision is not None
         for teacher in all_teachers:
-            self._prepare_teacher(teacher, batch_size, needs_validation)
+            prepare_teacher(self, teacher, batch_size=batch_size, needs_validation=needs_validation)
         labels = label_pool(self, all_teachers, records, Path(output))
         if selection is not None:
             write_selection(self, all_teachers, labels, selection, Path(output))
         rank_zero_info(f"{len(labels.paths)} labelled images are in {output}.")
 
     # What the commands share.
-
-    def _prepare_teacher(self, teacher: Any, batch_size: int | None, needs_validation: bool) -> None:
-        data = teacher.data
-        if batch_size is not None:
-            data.eval_batch_size = batch_size
-        data.trainer = self
-        known = data.class_names is not None and getattr(data, "image_size", 0) is not None
-        if needs_validation or not known:  # else the checkpoint's config says it all, and its data is not needed
-            data.setup("validate" if needs_validation else "predict")
-        self._expect_weights(teacher.task)
-        teacher.task.resolve(data.spec(), str(teacher.checkpoint))
-        teacher.task.configure_model()
-        check_fits(teacher.checkpoint, teacher.task)
 
     def _print_metrics(self) -> None:
         lines = [f"  {name:<20}  {float(value):.4f}" for name, value in sorted(self.callback_metrics.items())]

@@ -31,6 +31,15 @@ def color_jitter(image: Tensor, strength: float) -> Tensor:
     return image
 
 
+def jitter_images(batch: dict[str, Any], strength: float) -> dict[str, Any]:
+    """A batch whose ``image`` has colour jitter, float32 in [0, 1]; the batch itself at a strength of 0."""
+    if not strength:
+        return batch
+    image = batch["image"]
+    image = image.float() / 255 if image.dtype == torch.uint8 else image.clone()
+    return {**batch, "image": color_jitter(image, strength)}
+
+
 def _grey(image: Tensor) -> Tensor:
     if image.shape[1] != 3:
         return image.mean(dim=1, keepdim=True)

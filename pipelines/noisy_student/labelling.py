@@ -25,7 +25,7 @@ from datamodules.base import DataModule
 from datamodules.images import find_images
 from datamodules.loading import Record, RecordDataset, make_loader
 from datamodules.readers.lists import read_paths
-from pipelines.checkpoint_io import read_checkpoint_config
+from pipelines.checkpoint_io import check_fits, read_checkpoint_config
 from pipelines.noisy_student.machine import digest_of
 from pipelines.noisy_student.selection import Selection, Validation, select
 from tasks.base import Task
@@ -88,6 +88,33 @@ def load_teacher(checkpoint: str | Path) -> Teacher:
     parser.add_subclass_arguments(DataModule, "data")
     made = parser.instantiate_classes(parser.parse_object({key: config[key] for key in ("model", "data")}))
     return Teacher(path, made.model, made.data)
+
+
+def prepare_teacher(
+    trainer: pl.Trainer, teacher: Teacher, *, batch_size: int | None = None, needs_validation: bool = False
+) -> None:
+    """Build a teacher's network for its data.
+
+    Args:
+        trainer: Where it is to run.
+        teacher: Its data is read only where its config does not say all of it.
+        batch_size: Images a step; that of the data by default.
+        needs_validation: Read the labelled validation images, too.
+
+    Raises:
+        ValueError: If the checkpoint does not fit the task.
+    """
+    data = teacher.data
+    if batch_size is not None:
+        data.eval_batch_size = batch_size
+    data.trainer = trainer
+    known = data.class_names is not None and getattr(data, "image_size", 0) is not None
+    if needs_validation or not known:
+        data.setup("validate" if needs_validation else "predict")
+    teacher.task.load_pretrained = False  # the checkpoint's weights follow
+    teacher.task.resolve(data.spec(), str(teacher.checkpoint))
+    teacher.task.configure_model()
+    check_fits(teacher.checkpoint, teacher.task)
 
 
 def label_pool(

@@ -70,7 +70,7 @@ def main(args: list[str]) -> int:
     except Exception as error:
         if os.environ.get("PIPELINES_TRACEBACK"):
             traceback.print_exc()
-        message = str(error) if isinstance(error, UsageError | StageError) else cli._reason(error)
+        message = str(error) if isinstance(error, UsageError | StageError) else cli.reason_of(error)
         if message is None:
             traceback.print_exc()
             return 1

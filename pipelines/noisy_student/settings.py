@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from datamodules.base import DataModule
 from pipelines.errors import Keys, Mistake, UsageError, place_of, sources
-from pipelines.mistakes import Context, _check_keys, _find_class
+from pipelines.mistakes import Context, check_keys, find_class
 from pipelines.noisy_student.selection import Selection
 from pipelines.trainer import Trainer
 from tasks.base import Task
@@ -134,7 +134,7 @@ def read_settings(args: list[str]) -> Settings:
         if not any(s.file for s in found):
             raise UsageError("noisy-student needs a config: --config FILE, for example noisy_student/digits.")
         for source in found:
-            _check_keys(source.values, HINTS, (), Context(HINTS, classes, "" if source.file else "--"))
+            check_keys(source.values, HINTS, (), Context(HINTS, classes, "" if source.file else "--"))
             _check_parts(source.values)
             values = merged(values, source.values if source.file else _nested(source.values))
     except Mistake as mistake:
@@ -179,12 +179,12 @@ def _check_parts(values: Mapping[str, Any]) -> None:
     """The data arguments of teacher and students are those of the data's class."""
     data = values.get("data")
     named = data.get("class_path") if isinstance(data, dict) else None
-    cls = _find_class(str(named), DataModule) if named else None
+    cls = find_class(str(named), DataModule) if named else None
     parts: list[tuple[Keys, Any]] = [(("teacher",), values.get("teacher"))]
     parts += [(("students", i), part) for i, part in enumerate(values.get("students") or ())]
     for keys, part in parts:
         if cls is not None and isinstance(part, dict) and isinstance(part.get("data"), dict):
-            _check_keys(part["data"], cls, (*keys, "data"), Context(HINTS, {}))
+            check_keys(part["data"], cls, (*keys, "data"), Context(HINTS, {}))
 
 
 def _check_settings(settings: Settings) -> None:

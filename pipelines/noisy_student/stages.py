@@ -24,6 +24,7 @@ from pipelines.noisy_student.labelling import (
     label_pool,
     load_teacher,
     pool_records,
+    prepare_teacher,
     read_labels,
     taken,
     write_labels,
@@ -199,10 +200,7 @@ def score(directory: Path, settings: Settings, data: DataModule, checkpoint: Pat
             f" {data.class_names}."
         )
     trainer = _plain_trainer(settings)
-    teacher.data.trainer = trainer
-    teacher.task.load_pretrained = False
-    teacher.task.resolve(teacher.data.spec(), str(checkpoint))
-    teacher.task.configure_model()
+    prepare_teacher(trainer, teacher)
     files = {}
     for split in ("val", "test"):
         if records := data.records[split]:

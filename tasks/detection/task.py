@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from tasks.augment import color_jitter
+from tasks.augment import jitter_images
 from tasks.base import Batch, Task
 from tasks.detection.curves import Thresholds
 from tasks.detection.detectors.box_regression import build_box_regression
@@ -197,11 +197,7 @@ class Detection(Task):
 
     def augment(self, batch: Batch) -> Batch:
         """Jitter; images become float32 in [0, 1] where it is on."""
-        if not self.jitter:
-            return batch
-        image = batch["image"]
-        image = image.float() / 255 if image.dtype == torch.uint8 else image.clone()
-        return {**batch, "image": color_jitter(image, self.jitter)}
+        return jitter_images(batch, self.jitter)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Mean over the batch of each image's loss times its ``weight``, and its parts."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from tasks.augment import color_jitter
+from tasks.augment import jitter_images
 from tasks.base import Batch, Task
 from tasks.optim import Optim
 from tasks.segmentation.losses import check_losses, segmentation_loss
@@ -196,11 +196,7 @@ class Segmentation(Task):
 
     def augment(self, batch: Batch) -> Batch:
         """Jitter; images become float32 in [0, 1] where it is on."""
-        if not self.jitter:
-            return batch
-        image = batch["image"]
-        image = image.float() / 255 if image.dtype == torch.uint8 else image.clone()
-        return {**batch, "image": color_jitter(image, self.jitter)}
+        return jitter_images(batch, self.jitter)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Mean over the batch of each image's loss times its ``weight``; where there are several, its parts too."""

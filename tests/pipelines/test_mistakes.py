@@ -390,5 +390,5 @@ def test_an_error_in_a_loaders_worker_is_told_as_any_other(tmp_path):
     with pytest.raises(ImageError) as raised:
         wrapper.reraise()
     assert str(raised.value).startswith("Caught ImageError")
-    assert cli._reason(raised.value) == str(plain.value)
-    assert cli._reason(KeyError("a bug is no message")) is None
+    assert cli.reason_of(raised.value) == str(plain.value)
+    assert cli.reason_of(KeyError("a bug is no message")) is None
