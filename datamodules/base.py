@@ -55,6 +55,7 @@ from datamodules.loading import (
 from datamodules.readers import Listing
 from datamodules.splits import common_folder
 from datamodules.transforms import Transform, batch_transform
+from datamodules.video import is_frame
 
 Cache = Literal["auto", "none", "decoded", "tensor"]
 TENSOR_CACHE_BYTES = 1 << 30
@@ -304,9 +305,15 @@ class DataModule(LightningDataModule, ABC):
         return make_loader(
             dataset,
             sampler,
-            num_workers=self._resolve_num_workers(len(dataset)),
+            num_workers=self._loader_workers(split),
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _loader_workers(self, split: str) -> int:
+        records = self.records[split]
+        workers = self._resolve_num_workers(len(records))
+        # Each worker decodes a video from its start, so by default one does it.
+        return min(workers, 1) if self.num_workers is None and is_frame(records[0]["image"]) else workers
 
     def _resolve_num_workers(self, num_images: int) -> int:
         if self.num_workers is not None:

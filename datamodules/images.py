@@ -17,6 +17,7 @@ from PIL import Image, ImageChops
 
 from datamodules.jpeg import JpegHeader, parse_jpeg
 from datamodules.tiff import is_tiff, read_tiff, tiff_size
+from datamodules.video import is_frame, is_video, list_frames, read_frame
 
 # Optional: without it cv2 gives the same pixels, a little slower.
 simplejpeg: Any = import_module("simplejpeg") if find_spec("simplejpeg") else None
@@ -68,7 +69,8 @@ def read_image(
     257, float images must lie in [0, 1] and are multiplied by 255, both rounded. Colour profiles are ignored.
 
     Args:
-        source: File, its bytes, or an array (H, W) or (H, W, C) of uint8, uint16, bool or float in [0, 1].
+        source: File, its bytes, a video's frame (``clip.mp4#000012``), or an array (H, W) or (H, W, C) of uint8,
+            uint16, bool or float in [0, 1].
         channels: 1 (grey), 3 (RGB), or the exact number of channels in the source, which then come unconverted.
         dtype: ``float32`` gives [0, 1] with the source's full depth.
         max_pixels: Height times width above which the file is refused before decoding.
@@ -80,6 +82,8 @@ def read_image(
         ImageError: If the file is corrupt, truncated, no image, too large, or does not have so many channels.
         FileNotFoundError: If there is no such file.
     """
+    if is_frame(source):
+        return np.array(_convert(_Decoded(read_frame(str(source))), channels, dtype, str(source)))
     if isinstance(source, np.ndarray):
         name = "image array"
         return np.array(_convert(_from_array(source, name), channels, dtype, name))  # never the caller's memory
@@ -113,18 +117,18 @@ def check_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Non
 
 
 def find_images(source: str | Path) -> list[str]:
-    """List image files: the file itself, or all in a folder and its sub-folders, sorted.
+    """List image files: the file itself, a video's frames, or all images in a folder and its sub-folders, sorted.
 
     Files and folders whose names start with a dot are skipped. Linked folders are followed, each real folder being
     visited once, so that loops end.
 
     Raises:
         FileNotFoundError: If ``source`` does not exist.
-        ValueError: If the folder holds no file with a suffix of ``IMAGE_SUFFIXES``.
+        ValueError: If the folder holds no file with a suffix of ``IMAGE_SUFFIXES``, or the video cannot be decoded.
     """
     root = Path(source)
     if root.is_file():
-        return [str(root)]
+        return list_frames(root) if is_video(root) else [str(root)]
     if not root.is_dir():
         raise FileNotFoundError(f"'{root}' does not exist (looked in {Path.cwd()}); give an image file or a folder.")
     found: list[str] = []

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Callback
 
 from datamodules.geometry import mask_to_original
 from datamodules.images import read_image
+from datamodules.video import is_frame
 from pipelines.callbacks.detections import drawable
 from pipelines.detection_figures import detection_figures
 from pipelines.loggers import log_image, log_table
@@ -263,14 +264,14 @@ def original_image(
     """An image in its original pixels.
 
     Args:
-        path: Where it came from; it is read again from there if it is a file of the geometry's size.
+        path: Where it came from; it is read again from there if it is a file, or a frame, of the geometry's size.
         canvas: The image of the batch (h, w, C), to take it from otherwise; what was cropped away is light grey.
         geometry: Its geometry record (6,).
 
     Returns:
         uint8 (H, W, C), or None where there is neither file nor canvas, or the geometry is no geometry.
     """
-    if Path(path).is_file():
+    if is_frame(path) or Path(path).is_file():
         try:
             image = read_image(path)
         except (OSError, ValueError):  # gone meanwhile, or channels that are no RGB

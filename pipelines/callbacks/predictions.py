@@ -19,8 +19,9 @@ import pytorch_lightning as pl
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback
 
-from datamodules.images import IMAGE_SUFFIXES
+from datamodules.images import IMAGE_SUFFIXES, read_image
 from datamodules.splits import common_folder
+from datamodules.video import is_frame
 from pipelines.callbacks.detections import BoxFormat, drawable, entry_of, write_coco, write_csv, write_yolo
 from pipelines.callbacks.pictures import as_pictures, class_names_of, original_image, palette_of
 from pipelines.panels import Annotation, Palette, drawn, label_png, label_pngs, rescaled, resized
@@ -159,7 +160,8 @@ class PredictionWriter(Callback):
         palette, class_names = palette_of(trainer), class_names_of(trainer)
         jobs = []
         for i, (name, path) in enumerate(zip(files, batch["path"], strict=True)):
-            canvas = None if Path(path).is_file() else as_pictures(batch["image"][i : i + 1])[0]
+            on_disk = is_frame(path) or Path(path).is_file()
+            canvas = None if on_disk else as_pictures(batch["image"][i : i + 1])[0]
             geometry = batch["geometry"][i].cpu().numpy()
             job = (self.directory, name, found[i], palette, class_names, path, canvas, geometry)
             jobs.append(self._pool.submit(work, *job))
@@ -202,11 +204,13 @@ class PredictionWriter(Callback):
 
     def _sheet(self, entries: list[Any]) -> None:
         """Overlays where there are some, else the files; sets that live in memory have no files, and no sheet."""
-        shown = []
+        shown: list[tuple[Any, str]] = []
         for _, row, caption, name in entries[:SHEET_IMAGES]:
             overlay = self.directory / "overlays" / f"{name}.jpg"
             path = overlay if name is not None and overlay.is_file() else Path(row["path"])
-            if path.is_file():
+            if is_frame(row["path"]) and path != overlay:
+                shown.append((read_image(row["path"]), caption))
+            elif path.is_file():
                 shown.append((path, caption))
         if shown:
             contact_sheet([p for p, _ in shown], [c for _, c in shown], self.directory / "contact_sheet.png")

@@ -10,6 +10,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from pytorch_lightning.callbacks import Callback
 
+from datamodules.images import find_images, read_image
 from pipelines import cli
 from tests.conftest import in_child
 from tests.ranks import in_ranks
@@ -235,6 +237,29 @@ def test_two_ranks_measure_what_one_measures(tmp_path):
     for name in ("validate", "test"):
         np.testing.assert_equal(found[name, 1], found[name, 2])
     assert found["validate", 1]["val/map"] >= 0
+
+
+def test_predict_on_a_video_is_predict_on_its_frames(tmp_path):
+    """The frames as lossless files; boxes are drawn onto the frames in their own size."""
+    config = write_config(tmp_path, "digits", "yolo")
+    flags = ["--data.num_scenes", "{train: 8, val: 4, test: 0}", "--model.score_threshold", "0.001"]
+    assert run("fit", "--config", config, *flags, "--trainer.max_epochs", "1") == 0
+    writer = cv2.VideoWriter("clip.avi", cv2.VideoWriter_fourcc(*"MJPG"), 5, (96, 80))
+    for noise in np.random.default_rng(0).integers(0, 256, (6, 80, 96, 3), dtype=np.uint8):
+        writer.write(cv2.GaussianBlur(noise, (9, 9), 3))
+    writer.release()
+    Path("frames").mkdir()
+    for i, name in enumerate(find_images("clip.avi")):
+        Image.fromarray(read_image(name)).save(f"frames/{i}.png")
+    for source in ("clip.avi", "frames"):
+        words = ["--ckpt_path", "runs/run/0/checkpoints/last.ckpt", "--source", source, "--output", f"out_{source}"]
+        assert run("predict", *words, "--model.score_threshold", "0.001") == 0
+    found = [json.loads(Path(f"out_{source}/predictions.json").read_text()) for source in ("clip.avi", "frames")]
+    assert found[0] == found[1]
+    assert {entry["image_id"] for entry in found[0]} == set(range(1, 7))
+    overlays = sorted(Path("out_clip.avi/overlays").iterdir())
+    assert [Image.open(path).size for path in overlays] == [(96, 80)] * 6
+    assert Path("out_clip.avi/contact_sheet.png").is_file()
 
 
 def test_tiles(tmp_path):
