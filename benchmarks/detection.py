@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
-from benchmarks.common import Row, alternate, per_round, row
+from benchmarks.common import Row, row
 from benchmarks.detection_metrics import evaluation
-from benchmarks.training import Marked, make_task, ours
+from benchmarks.training import Marked, beside, make_task, ours
 from datamodules import DetectionData
 from datamodules.augment import DetectionAugment
 from tasks import Detection
@@ -71,17 +71,17 @@ def training_step(repeats: int, warm_up: int, steps: int) -> list[Row]:
     )
     data.mark(warm_up, steps)
     data.marks.loader = list(data.marks.loader)  # drawn once: the detectors are to be compared, not the loader
-    variants: dict[str, Callable[[], float]] = {}
-    for family, args in ARGS.items():
-        make = task_of(family, args)
-        variants[f"{family}, torchvision's in a bare loop"] = bare_detector(data, make)
-        variants[f"{family}, ours"] = ours(data, make)
-    rates = {name: [BATCH / s for s in values] for name, values in alternate(variants, repeats).items()}
-    rows = [row(name, values, "images/s") for name, values in rates.items()]
-    for family in ARGS:
-        pair = rates[f"{family}, ours"], rates[f"{family}, torchvision's in a bare loop"]
-        rows.append(row(f"{family}, ours over torchvision's", per_round(lambda a, b: a / b, *pair), "x", ">= 0.97"))
-    return rows
+    times: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        for family, args in ARGS.items():
+            make = task_of(family, args)
+            timed = beside(data, torchvision_step(data, make), ours(data, make))
+            times.setdefault(f"{family}, ours", []).append(BATCH / timed.seconds_per_step())
+            times.setdefault(f"{family}, ours over torchvision's in a bare loop", []).append(timed.speed())
+    return [
+        row(name, values, "x" if "over" in name else "images/s", ">= 0.97" if "over" in name else "")
+        for name, values in times.items()
+    ]
 
 
 def task_of(family: str, args: dict[str, Any]) -> Callable[[], Detection]:
@@ -134,25 +134,23 @@ def torchvision_detector(task: Detection) -> Any:
     )
 
 
-def bare_detector(data: MarkedBoxes, make: Callable[[], Detection]) -> Callable[[], float]:
-    """The loop of torchvision's tutorial: no logging, no progress bar, nothing saved."""
+def torchvision_step(data: MarkedBoxes, make: Callable[[], Detection]) -> Callable[[Batch], None]:
+    """A step of the loop of torchvision's tutorial: no logging, no progress bar, nothing saved."""
+    task = make_task(data, make)
+    assert isinstance(task, Detection)
+    net = torchvision_detector(task).train()
+    if task.channels_last:
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(net, task.optim, data.batch_size)
 
-    def once() -> float:
-        task = make_task(data, make)
-        assert isinstance(task, Detection)
-        net = torchvision_detector(task).train()
-        if task.channels_last:
-            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = build_optimizer(net, task.optim, data.batch_size)
-        for batch in data.marks:
-            images, targets = as_lists(batch, offset=task.detector == "faster_rcnn")
-            loss = torch.stack(list(net(images, targets).values())).sum()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        return data.marks.seconds_per_step()
+    def step(batch: Batch) -> None:
+        images, targets = as_lists(batch, offset=task.detector == "faster_rcnn")
+        loss = torch.stack(list(net(images, targets).values())).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
-    return once
+    return step
 
 
 def as_lists(batch: Batch, *, offset: bool) -> tuple[list[Tensor], list[dict[str, Tensor]]]:

@@ -163,10 +163,10 @@ class Beside(Marks):
     def __init__(self, marks: Marks, step: Callable[[Batch], None]) -> None:
         super().__init__(marks.loader, marks.warm_up, marks.steps, marks.clock)
         self.step = step
-        self.over: list[float] = []
+        self.pairs: list[tuple[float, float]] = []
 
     def __iter__(self) -> Iterator[Any]:
-        self.over = []
+        self.pairs = []
         for number, batch in enumerate(self.loader):
             if number > self.warm_up + self.steps:
                 return
@@ -175,34 +175,30 @@ class Beside(Marks):
             between = self.clock()
             self.step(batch)
             if number >= self.warm_up:
-                self.over.append(between - started - (self.clock() - between))
+                self.pairs.append((between - started, self.clock() - between))
 
     def seconds_per_step(self) -> float:
-        """Seconds that a step takes longer than the bare loop's, the median."""
-        return statistics.median(self.over)
+        """The training's, the median."""
+        return statistics.median(theirs for theirs, _ in self.pairs)
+
+    def difference(self) -> float:
+        """Seconds that a step of the training takes longer, the median."""
+        return statistics.median(theirs - bare for theirs, bare in self.pairs)
+
+    def speed(self) -> float:
+        """The training's speed over the bare loop's, the median."""
+        return statistics.median(bare / theirs for theirs, bare in self.pairs)
 
 
-def over_bare(
-    data: Marked, made: Made, loss_of: LossOf, peer: Callable[[], float] | None = None
-) -> Callable[[], float]:
-    """What a step of ours, or of another training on ``data.marks``, takes beyond a bare loop's.
-
-    Args:
-        data: Its marks give the batches.
-        made: The task.
-        loss_of: The bare loop's loss.
-        peer: In place of ``ours``; returns ``data.marks.seconds_per_step()``.
-    """
-
-    def once() -> float:
-        marks = data.marks
-        data.marks = Beside(marks, bare_step(data, made, loss_of))
-        try:
-            return (peer or ours(data, made))()
-        finally:
-            data.marks = marks
-
-    return once
+def beside(data: Marked, step: Callable[[Batch], None], peer: Callable[[], float]) -> Beside:
+    """Run a training once on ``data.marks``, each step followed by one of a bare loop."""
+    marks = data.marks
+    data.marks = timed = Beside(marks, step)
+    try:
+        peer()
+    finally:
+        data.marks = marks
+    return timed
 
 
 def ours(

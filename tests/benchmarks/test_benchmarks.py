@@ -77,11 +77,11 @@ def test_steps_side_by_side_are_timed_apart() -> None:
         nonlocal now
         now += seconds
 
-    beside = Beside(Marks(iter(range(100)), 2, 3, clock=lambda: now), lambda batch: take(2.0 if batch >= 2 else 50.0))
-    for _ in beside:
+    timed = Beside(Marks(iter(range(100)), 2, 3, clock=lambda: now), lambda batch: take(2.0 if batch >= 2 else 50.0))
+    for _ in timed:
         take(5.0)
-    assert beside.over == [3.0] * 4
-    assert beside.seconds_per_step() == 3.0
+    assert timed.pairs == [(5.0, 2.0)] * 4
+    assert (timed.seconds_per_step(), timed.difference(), timed.speed()) == (5.0, 3.0, 0.4)
 
 
 def test_startup_writes_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,7 +151,9 @@ def test_detection_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(detection, name, value)
     settings, rows = detection.run(1, warm_up=1, steps=1, images=10)
     names = [row.name for row in rows]
-    assert {f"{family}, ours over torchvision's" for family in ("fcos", "retinanet", "faster_rcnn")} <= set(names)
+    assert {
+        f"{family}, ours over torchvision's in a bare loop" for family in ("fcos", "retinanet", "faster_rcnn")
+    } <= set(names)
     assert "evaluation, pycocotools over ours" in names
     assert all(math.isfinite(row.value) and row.value > 0 for row in rows)
     assert settings["backbone"] == "test_resnet"
