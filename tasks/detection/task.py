@@ -303,7 +303,7 @@ class Detection(Task):
             counts = sorted(
                 ((v, k.removeprefix("number_")) for k, v in row.items() if k.startswith("number_")), reverse=True
             )
-            texts.append(" · ".join([name, *(f"{v} {k}" for v, k in counts[:3] if v)]))
+            texts.append(" · ".join([name, *(f"{v} × {k}" for v, k in counts[:3] if v)]))
         return texts
 
     # What a checkpoint keeps.

@@ -32,6 +32,7 @@ ARGS = {
     "yolo": {"width": 64},
 }
 SIZE, STEPS = 96, 80
+PATIENT = 160  # steps of transformers under faster_rcnn, whose regions change while the boxes are learnt
 
 
 @pytest.mark.slow
@@ -39,6 +40,7 @@ SIZE, STEPS = 96, 80
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_four_pictures_by_heart(backbone, detector):
     started = time.process_time()
+    steps = PATIENT if detector == "faster_rcnn" and backbone.startswith(("swin", "vit")) else STEPS
     scenes = [digit_scene(i, size=SIZE) for i in range(4)]
     most = max(len(s["labels"]) for s in scenes)
     boxes, labels = torch.zeros(4, most, 4), torch.full((4, most), -1)
@@ -53,8 +55,8 @@ def test_four_pictures_by_heart(backbone, detector):
     task.train()
     rate = BACKBONES[backbone]
     optimizer = torch.optim.AdamW(task.parameters(), lr=rate, weight_decay=1e-4)
-    for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 10, (STEPS - step) / 30)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 10, (steps - step) / 30)
         optimizer.zero_grad()
         task.loss(batch)["loss"].backward()
         torch.nn.utils.clip_grad_norm_(task.parameters(), 10.0)
@@ -74,5 +76,5 @@ def test_four_pictures_by_heart(backbone, detector):
     metric.update(predictions, targets, list(range(4)))
     reached = float(metric.compute()["map_50"])
     strides, seconds = task.network.backbone.strides, time.process_time() - started
-    print(f"| {backbone} | {detector} | {strides} | {reached:.3f} | {seconds:.0f} s |", flush=True)
+    print(f"| {backbone} | {detector} | {strides} | {reached:.3f} | {steps} | {seconds:.0f} s |", flush=True)
     assert reached >= 0.9

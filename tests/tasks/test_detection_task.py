@@ -105,7 +105,7 @@ def test_rows_and_captions_count_what_is_shown():
     made, batch = task(), {"path": ["a/b.png"], "target": [{"labels": torch.tensor([0, 0, 1])}]}
     (row,) = made.rows(batch, PREDICTIONS, ["cat", "dog"])
     assert row == {"path": "a/b.png", "objects": 2, "true_objects": 3, "number_cat": 1, "number_dog": 1}
-    assert made.captions(batch, PREDICTIONS, ["cat", "dog"]) == ["b.png · 1 dog · 1 cat"]
+    assert made.captions(batch, PREDICTIONS, ["cat", "dog"]) == ["b.png · 1 × dog · 1 × cat"]
 
 
 def test_the_loss_scales_with_the_weight_of_each_image():
