@@ -7,6 +7,7 @@ from typing import Literal
 from datamodules.base import Cache, DataModule
 from datamodules.mask_checks import two_sizes
 from datamodules.readers import Record
+from datamodules.splits import hold_out
 from datamodules.tiles import check_tile
 
 NUM_SCENES = {"train": 1000, "val": 200, "test": 200}
@@ -20,6 +21,7 @@ class DenseData(DataModule):
         num_scenes: Digit scenes of each split, where they differ from ``NUM_SCENES``.
         val_fraction: Part held out for validation.
         test_fraction: Part held out for test.
+        split_file: ``split.json`` of an earlier run.
         image_size: Height and width of the canvas, as given.
         resize: Evaluation's view.
         tile: Height and width of the tiles of evaluation.
@@ -30,6 +32,7 @@ class DenseData(DataModule):
     num_scenes: dict[str, int] | None
     val_fraction: float
     test_fraction: float
+    split_file: str | None
     image_size: int | tuple[int, int] | None
     resize: Literal["letterbox", "stretch", "native"]
     tile: tuple[int, int] | None
@@ -107,6 +110,12 @@ class DenseData(DataModule):
             for split, number in {**NUM_SCENES, **(self.num_scenes or {})}.items()
             for i in range(number)
         ]
+
+    def _split_scenes(self, scenes: list[Record]) -> list[Record]:
+        """Scenes in the splits of ``split_file``, where there is one; those of another split are left out."""
+        if self.split_file is not None:
+            hold_out(scenes, 0.0, 0.0, 0, self.split_file)
+        return scenes
 
     def canvas(self) -> tuple[int, int]:
         """Height and width of a training batch, and of evaluation's unless ``resize`` is ``native``."""

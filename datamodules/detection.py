@@ -159,7 +159,7 @@ class DetectionData(DenseData):
                 " names; each class has one number."
             )
         if self.source == "digits":
-            for key in ("format", "image_root", "class_ids", "split_file"):
+            for key in ("format", "image_root", "class_ids"):
                 if getattr(self, key) is not None:
                     raise ValueError(f"data.{key} is set, but data.source is 'digits', which needs none.")
             if self.class_names not in (None, DIGIT_CLASSES):
@@ -198,7 +198,8 @@ class DetectionData(DenseData):
         """
         if self.source == "digits":
             self.class_names = list(DIGIT_CLASSES)
-            return Listing(self._scene_records(self.scene_digits or MAX_DIGITS), self.class_names)
+            records = self._split_scenes(self._scene_records(self.scene_digits or MAX_DIGITS))
+            return Listing(records, self.class_names)
         path = Path(self.source)
         if not path.exists():
             raise FileNotFoundError(

@@ -29,8 +29,8 @@ class SegmentationData(DenseData):
 
     Args:
         source: ``digits`` (embedded scenes), a folder of images and masks (``images/`` and ``masks/``, ``train/`` and
-            ``trainannot/``, ...; see ``datamodules.readers.pairs``), a folder in the layout of VOC or COCO, or a COCO
-            ``.json`` file.
+            ``trainannot/``, ...; see ``datamodules.readers.pairs``), a folder in the layout of VOC or COCO, a COCO
+            ``.json`` file, or a ``.csv`` or ``.parquet`` list with the columns ``path`` and ``mask``.
         images: Pattern of the image files below ``source``, for example ``{split}/{stem}.jpg``; with ``masks``.
         masks: Pattern of the mask files: ``{split}annot/{stem}.png``. ``{class}`` in it stands for one binary mask a
             class, as in ``masks/{class}/{stem}.png``; an image without a class's file has none of that class.
@@ -154,7 +154,7 @@ class SegmentationData(DenseData):
 
     def _check_arguments(self) -> None:
         if self.source == "digits":
-            for key in ("images", "masks", "colors", "class_values", "ignore_values", "split_file"):
+            for key in ("images", "masks", "colors", "class_values", "ignore_values"):
                 if getattr(self, key) is not None:
                     raise ValueError(f"data.{key} is set, but data.source is 'digits', which needs none.")
             if self.class_names not in (None, DIGIT_CLASSES):
@@ -186,7 +186,7 @@ class SegmentationData(DenseData):
         """
         if self.source == "digits":
             self.class_names = list(DIGIT_CLASSES)
-            return Listing(self._scene_records(), self.class_names)
+            return Listing(self._split_scenes(self._scene_records()), self.class_names)
         if is_coco_source(self.source, by_pattern=self.images is not None or self.masks is not None):
             for key in ("images", "masks", "class_values", "ignore_values", "mask_format"):
                 if getattr(self, key) not in (None, "auto"):

@@ -1,14 +1,15 @@
-"""Two datamodules in one: labelled images, and unlabelled ones whose labels are a teacher's."""
+"""Two datamodules in one: labelled images, and unlabelled ones, with or without a teacher's labels."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from datamodules.augment import Augment
 from datamodules.base import DataModule
 from datamodules.loading import Record, Resumable, TensorLoader, TrainLoader, key_seed
+from datamodules.pool import UnlabeledImages, hide_labels
 from datamodules.readers import Listing
 from datamodules.transforms import Transform
 
@@ -17,17 +18,29 @@ class SemiSupervised(DataModule):
     """Labelled and unlabelled images side by side: training batches are ``{"labeled": batch, "unlabeled": batch}``.
 
     Everything but training (validation, test, prediction, class names, image size) is the labelled datamodule's.
-    The unlabelled one is any datamodule over images with pseudo-labels in the ordinary form, for example the parquet
-    list of ``pseudo-label``; its validation and test splits are not used. Its images are shuffled and augmented from
-    keys of their own, so that neither stream disturbs the other.
+    For the offline teacher the unlabelled one is any datamodule over images with pseudo-labels in the ordinary form,
+    for example the parquet list of ``pseudo-label``; its validation and test splits are not used. For the online
+    teachers ``pool`` and the like say which images have no labels; they come as two views, a weak one
+    (``weak_image``) with the augmentation of the labelled images and a strong one (``image``), and no label of theirs
+    is in a batch. Unlabelled images are shuffled and augmented from keys of their own, so that neither stream
+    disturbs the other.
 
     Args:
         labeled: The labelled images.
         unlabeled: The images with pseudo-labels; classes and image size must be those of ``labeled``. Left out, there
             is no such half: for a control that trains on labels only, for as many steps.
-        ratio: Unlabelled images for each labelled one of a batch; in place of ``unlabeled.batch_size``.
+        ratio: Unlabelled images for each labelled one of a batch (mu in FixMatch); in place of
+            ``unlabeled.batch_size``.
         steps_per_epoch: Optimiser batches an epoch; one pass over the unlabelled images (the labelled ones without
             them) by default. A stream that ends before the epoch does goes on to its next pass.
+        pool: Images without labels, for the online teachers: a folder, or a ``.csv`` or ``.parquet`` list with a column
+            ``path``. They are read and resized as the labelled ones are.
+        labels_per_class: Only so many training images of each class keep their labels, the others join the pool; to see
+            on a labelled set what unlabelled images would be worth. Drawn by the run's seed.
+        labeled_images: In place of it, for all tasks: only so many training images keep their annotations.
+        strong: Augmentation of the pool's strong view. Of whole images by default that of the labelled ones with
+            ``preset: rand``. Where masks or boxes are learnt it comes on top of the weak view and may not move pixels:
+            a list of ``transforms`` of colours; jitter, grey and blur by default.
     """
 
     def __init__(
@@ -36,6 +49,10 @@ class SemiSupervised(DataModule):
         unlabeled: DataModule | None = None,
         ratio: int = 1,
         steps_per_epoch: int | None = None,
+        pool: str | None = None,
+        labels_per_class: int | None = None,
+        labeled_images: int | None = None,
+        strong: Augment | None = None,
     ) -> None:
         super().__init__(
             batch_size=labeled.batch_size,
@@ -50,10 +67,15 @@ class SemiSupervised(DataModule):
             raise ValueError(f"data.ratio is {ratio}; it must be a whole number of at least 1.")
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise ValueError(f"data.steps_per_epoch is {steps_per_epoch}; it must be at least 1.")
+        hiding = {"labels_per_class": labels_per_class, "labeled_images": labeled_images}
+        _check_halves(unlabeled, {"pool": pool, **hiding}, strong)
         self.labeled, self.unlabeled = labeled, unlabeled
         self.ratio, self.steps_per_epoch = ratio, steps_per_epoch
+        self._hiding = hiding
         if unlabeled is not None:
             unlabeled.batch_size = ratio * labeled.batch_size
+        elif pool is not None or any(hiding.values()):
+            self.unlabeled = UnlabeledImages(labeled, pool, strong, ratio)
         self.source = getattr(labeled, "source", type(labeled).__name__)
 
     # All but training is the labelled datamodule's.
@@ -68,10 +90,26 @@ class SemiSupervised(DataModule):
             part.trainer = self.trainer
         self.labeled.predict_source = self.predict_source
         self.labeled.setup(stage)
+        if any(self._hiding.values()) and self.predict_source is None and "pool" not in self.labeled.records:
+            self._hide_labels(stage)
         self.records, self.skipped = self.labeled.records, self.labeled.skipped
         self.class_names = self.labeled.class_names
         if self.predict_source is None and self.unlabeled is not None and stage in ("fit", "probe", None):
             self._setup_unlabeled(self.unlabeled, stage)
+
+    def _hide_labels(self, stage: str | None) -> None:
+        """Leave the labelled half what it may see; the others are its split ``pool``, also in ``split.json``."""
+        found = self.labeled.records
+        found["train"], found["pool"] = hide_labels(
+            found["train"],
+            self.labeled.class_names or [],
+            self.labeled.run_seed(),
+            per_class=self._hiding["labels_per_class"],
+            images=self._hiding["labeled_images"],
+        )
+        cast(UnlabeledImages, self.unlabeled).hidden = found["pool"]
+        if stage == "fit":
+            self.labeled._train_sampler()  # fewer labels than a batch are refused here
 
     def _setup_unlabeled(self, unlabeled: DataModule, stage: str | None) -> None:
         if unlabeled.seed is None:
@@ -119,8 +157,8 @@ class SemiSupervised(DataModule):
         return self.labeled.canvas()
 
     def spec(self) -> dict[str, Any]:
-        """What the model takes from the data."""
-        return self.labeled.spec()
+        """What the model takes from the data, and whether unlabelled images come as two views."""
+        return {**self.labeled.spec(), "two_views": isinstance(self.unlabeled, UnlabeledImages)}
 
     def resolved(self) -> dict[str, Any]:
         """Nothing: the arguments that turn out are those of the two datamodules."""
@@ -183,6 +221,25 @@ class SemiSupervised(DataModule):
         """Both datamodules'."""
         for part in self._parts().values():
             part.on_exception(exception)
+
+
+def _check_halves(unlabeled: DataModule | None, bare: dict[str, Any], strong: Augment | None) -> None:
+    """Refuse what does not go together; ``bare`` are the arguments that say which images have no labels."""
+    given = {key: value for key, value in bare.items() if value is not None}
+    if unlabeled is not None and given:
+        raise ValueError(
+            f"data.unlabeled and data.{next(iter(given))} are both set: unlabelled images come with a teacher's labels"
+            " (data.unlabeled) or without. Leave one of them out."
+        )
+    if len(given.keys() - {"pool"}) > 1:
+        raise ValueError("data.labels_per_class and data.labeled_images both say which labels are seen: leave one out.")
+    for key in given.keys() - {"pool"}:
+        if given[key] < 1:
+            raise ValueError(f"data.{key} is {given[key]}; it must be at least 1.")
+    if strong is not None and not given:
+        raise ValueError(
+            "data.strong is set, but only images without labels have a strong view: give data.pool, or leave it out."
+        )
 
 
 class PairedLoader(Resumable):

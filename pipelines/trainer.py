@@ -259,12 +259,14 @@ class Trainer(pl.Trainer):
             dataloaders: As in Lightning, in place of a datamodule.
             datamodule: The data.
             ckpt_path: A file, ``best`` or ``last``; ``best`` of the newest run of this name by default.
-            source: A folder (with its sub-folders) or an image file; the test split of the data by default.
+            source: A folder (with its sub-folders), an image or a video file; the test split of the data by default.
             output: Where to write; ``predict`` in the run directory by default.
             box_formats: What boxes are written as: ``coco``, ``yolo``, ``csv``, or several.
         """
         if source is not None and not Path(source).exists():
-            raise FileNotFoundError(f"--source {source} does not exist in {Path.cwd()}. Give a folder or an image.")
+            raise FileNotFoundError(
+                f"--source {source} does not exist in {Path.cwd()}. Give a folder, an image or a video."
+            )
         if datamodule is not None:
             datamodule.predict_source = source  # type: ignore[attr-defined]
         checkpoint = self._start_evaluation(model, datamodule, ckpt_path, "predict", output)
@@ -323,46 +325,30 @@ class Trainer(pl.Trainer):
         selection: Selection | None = None,
         batch_size: int | None = None,
     ) -> None:
-        """Label a pool of images with a teacher: class probabilities as a ``.parquet`` list that any run can read.
+        """Label a pool of images with a teacher, as an ordinary annotation file that any run can read.
 
-        The teacher sees clean images in evaluation mode, with its averaged weights where it has some. Ranks share the
-        pool; the same command goes on where a killed one ended, and does nothing where the file is complete.
+        Class probabilities become a ``.parquet`` list, boxes a COCO ``.json`` file with scores, masks index PNGs with
+        maps of confidence and a ``.parquet`` list of them. The teacher sees clean images in evaluation mode, with its
+        averaged weights where it has some. Ranks share the pool; the same command goes on where a killed one ended,
+        and does nothing where the file is complete.
 
         Args:
             model: The teacher.
             datamodule: Its data: how it reads and resizes images.
             source: The pool: a folder with its sub-folders, or a ``.csv`` or ``.parquet`` list with a column ``path``.
-            output: The ``.parquet`` file to write.
+            output: The file to write, ``.parquet``, or ``.json`` for boxes.
             ckpt_path: The teacher: a file, ``best`` or ``last``; ``best`` of the newest run of this name by default.
             teachers: Further checkpoints; the labels are the mean of all teachers' probabilities.
-            selection: Also write the labels worth teaching, as ``selected.parquet`` beside the output.
+            selection: Also write the labels worth teaching, as ``selected`` beside the output.
             batch_size: Images a step; that of the data by default.
         """
-        from pipelines.noisy_student.labelling import (
-            Teacher,
-            label_pool,
-            load_teacher,
-            pool_records,
-            prepare_teacher,
-            write_selection,
-        )
+        from pipelines.noisy_student.command import pseudo_label
+        from pipelines.noisy_student.labelling import Teacher
 
-        if Path(output).suffix != ".parquet":
-            raise ValueError(f"--output {output} must end in .parquet: that is the list that is written.")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"--batch_size is {batch_size}; it must be at least 1.")
-        records = pool_records(source)
-        checkpoint = self._find_checkpoint(ckpt_path)
         assert isinstance(datamodule, DataModule)
         assert isinstance(model, Task)
-        all_teachers = [Teacher(checkpoint, model, datamodule), *(load_teacher(path) for path in teachers)]
-        needs_validation = selection is not None and selection.precision is not None
-        for teacher in all_teachers:
-            prepare_teacher(self, teacher, batch_size=batch_size, needs_validation=needs_validation)
-        labels = label_pool(self, all_teachers, records, Path(output))
-        if selection is not None:
-            write_selection(self, all_teachers, labels, selection, Path(output))
-        rank_zero_info(f"{len(labels.paths)} labelled images are in {output}.")
+        teacher = Teacher(self._find_checkpoint(ckpt_path), model, datamodule)
+        pseudo_label(self, teacher, teachers, source, Path(output), selection, batch_size)
 
     # What the commands share.
 

@@ -3,18 +3,31 @@
 Xie et al. 2020, https://arxiv.org/abs/1911.04252. The method is offline: the teacher has labelled the images before,
 and is not in memory here. The noise is in the arguments of the student (``drop_rate``, ``drop_path_rate``) and of the
 data (``augment``). Note that the paper speaks of stochastic depth by its survival: 0.8 is ``drop_path_rate: 0.2``.
+
+Beside it, as baselines on the same data, two online methods, whose teacher labels in each step; see
+``tasks.online_teacher``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.base import Batch, Task
+from tasks.classification import Classification
+from tasks.detection.task import Detection
+from tasks.online_teacher import (
+    MeanTeacher,
+    TeacherKind,
+    check_teacher,
+    confident_labels,
+    fixmatch_loss,
+    refuse_data,
+)
 
 
 class NoisyStudent(Task):
@@ -24,28 +37,47 @@ class NoisyStudent(Task):
     ordinary targets, so that every task can be a student. The student starts from scratch, or from the same pretrained
     weights as the teacher did; never from the teacher.
 
+    With an online teacher the unlabelled half holds two views of each image in place of a label (``pool`` of
+    ``SemiSupervised``). The loss is then the labelled images' mean plus ``unlabeled_weight`` times
+    the mean over all unlabelled ones, and ``train/kept`` the part of them that is taught.
+
     Args:
         student: The task, with the noise of the model among its arguments.
+        teacher: Who labels the unlabelled images. ``offline``: a teacher has done so before. ``fixmatch``: the student
+            itself, for classification. ``mean_teacher``: the moving average of the student's weights.
         loss: ``paper`` is the mean over all images of both halves; ``code``, as in the authors' public code, is the
             mean over the labelled plus the ratio times the mean over the unlabelled: (1 + ratio) times as much, so in
             effect another learning rate.
-        unlabeled_weight: Multiplies the loss of the unlabelled images, beside the above.
+        unlabeled_weight: Multiplies the loss of the unlabelled images, beside the above; lambda_u of FixMatch.
         labels: ``soft`` takes the teacher's probabilities as they are, ``hard`` its most likely class.
         temperature: Soft labels are sharpened (below 1) or flattened (above 1): p^(1/T), normalised.
         smoothing: Part of a hard pseudo-label that is spread over all classes; the code has 0.1.
+        threshold: Online: probability, or score of a box, from which on a label is taught; 0.95, for boxes 0.7.
+        ema_decay: Mean teacher: part of the average that stays in each step; 0.999. What is evaluated and saved is the
+            student; for an average of it, as in the papers, set ``trainer.ema_decay``, too.
+        burn_in_steps: Mean teacher: optimiser steps that learn from the labels alone, until the teacher is worth
+            listening to.
     """
 
     def __init__(
         self,
         student: Task,
+        teacher: TeacherKind = "offline",
         loss: Literal["paper", "code"] = "paper",
         unlabeled_weight: float = 1.0,
         labels: Literal["soft", "hard"] = "soft",
         temperature: float = 1.0,
         smoothing: float = 0.0,
+        threshold: float | None = None,
+        ema_decay: float | None = None,
+        burn_in_steps: int = 0,
     ) -> None:
         if isinstance(student, NoisyStudent):
             raise ValueError("model.student is a NoisyStudent; give an ordinary task, for example Classification.")
+        given = {"loss": loss, "labels": labels, "temperature": temperature, "smoothing": smoothing}
+        check_teacher(
+            teacher, student, {**given, "threshold": threshold, "ema_decay": ema_decay, "burn_in_steps": burn_in_steps}
+        )
         if unlabeled_weight < 0:
             raise ValueError(f"model.unlabeled_weight is {unlabeled_weight}; it must be 0 or more.")
         if temperature <= 0:
@@ -74,6 +106,11 @@ class NoisyStudent(Task):
         self.unlabeled_weight = unlabeled_weight
         self.labels = labels
         self.temperature, self.smoothing = temperature, smoothing
+        self.teacher: TeacherKind = teacher
+        self.threshold = (0.7 if isinstance(student, Detection) else 0.95) if threshold is None else threshold
+        self.ema_decay, self.burn_in_steps = 0.999 if ema_decay is None else ema_decay, burn_in_steps
+        self.mean_teacher: MeanTeacher | None = None  # no sub-module: weight averaging and checkpoints have it not
+        self._restored_teacher: dict[str, Any] | None = None
         # Checkpoints are the student's: the same names, so that `test` and the next generation take them unchanged.
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
@@ -81,7 +118,14 @@ class NoisyStudent(Task):
     # The student's network; it is registered once, as the student's.
 
     def resolve(self, spec: dict[str, Any], source: str) -> None:
-        """Take what was left out from the data."""
+        """Take what was left out from the data.
+
+        Raises:
+            ValueError: If the data's unlabelled images are not of the kind that the teacher needs; as for every task.
+        """
+        spec = dict(spec)
+        if (two_views := spec.pop("two_views", None)) is not None and two_views != (self.teacher != "offline"):
+            refuse_data(self.teacher)
         self.student.resolve(spec, source)
         for key in spec:
             if hasattr(self, key):
@@ -114,7 +158,7 @@ class NoisyStudent(Task):
         self, *, batch_size: int | None, has_validation: bool, has_end: bool, monitors: Sequence[str] = ()
     ) -> None:
         """The student's checks, and: there is one kind of label."""
-        if getattr(self.student, "multi_label", False):
+        if isinstance(self.student, Classification) and self.student.multi_label:
             raise ValueError("model.student has several labels an image; noisy student needs one label an image.")
         self.student.check_training(
             batch_size=batch_size, has_validation=has_validation, has_end=has_end, monitors=monitors
@@ -127,15 +171,22 @@ class NoisyStudent(Task):
     # The pure methods.
 
     def augment(self, batch: Batch) -> Batch:
-        """The student's own augmentation of each half, then one batch of both."""
+        """The student's own augmentation of each half, then one batch of both.
+
+        With an online teacher the labelled batch, with the other one as its ``unlabeled``: labels come in ``loss``.
+        """
         if "labeled" not in batch:
             raise ValueError(
                 "model is a NoisyStudent, but the batch has no labelled and unlabelled half. Use data.class_path:"
                 " SemiSupervised."
             )
         labeled = self.student.augment(batch["labeled"])
+        if ("weak_image" in batch.get("unlabeled", ())) != (self.teacher != "offline"):
+            refuse_data(self.teacher)
         if "unlabeled" not in batch:  # a control
             return labeled
+        if self.teacher != "offline":
+            return {**labeled, "unlabeled": self.student.augment(batch["unlabeled"])}
         return self.join(labeled, self.student.augment(batch["unlabeled"]))
 
     def join(self, labeled: Batch, unlabeled: Batch) -> Batch:
@@ -172,8 +223,33 @@ class NoisyStudent(Task):
         return {**batch, "label": label}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The student's, of a joined batch."""
-        return self.student.loss(batch)
+        """The student's, of a joined batch; or an online method's, of a labelled one with its ``unlabeled``."""
+        if "unlabeled" not in batch:
+            return self.student.loss(batch)
+        labeled, unlabeled = {k: v for k, v in batch.items() if k != "unlabeled"}, batch["unlabeled"]
+        if self.teacher == "fixmatch":
+            student = cast(Classification, self.student)
+            return fixmatch_loss(student, labeled, unlabeled, self.threshold, self.unlabeled_weight)
+        teacher = self.start_teacher()
+        if teacher.updates < self.burn_in_steps:
+            return self.student.loss(labeled)
+        targets, kept = confident_labels(teacher.task, unlabeled, self.threshold)
+        size, rest = len(labeled["image"]), len(unlabeled["image"])
+        joined = join_batches(labeled, {**unlabeled, **targets}, self.num_classes)
+        mine = labeled["weight"] if "weight" in labeled else torch.ones_like(kept[:1]).expand(size)
+        # So that the mean over both is the mean of the labelled plus the weighted mean of the unlabelled.
+        weights = [mine / size, self.unlabeled_weight * kept / rest]
+        losses = self.student.loss({**joined, "weight": (size + rest) * torch.cat(weights)})
+        return {**losses, "kept": kept.mean()}
+
+    def start_teacher(self) -> MeanTeacher:
+        """The mean teacher; made of the student as it is, or of a checkpoint's, where there is none yet."""
+        if self.mean_teacher is None:
+            self.mean_teacher = MeanTeacher(self.student, self.ema_decay, self.burn_in_steps)
+            if self._restored_teacher is not None:
+                self.mean_teacher.load_state_dict(self._restored_teacher)
+                self._restored_teacher = None
+        return self.mean_teacher
 
     def predict(self, batch: Batch) -> dict[str, Any]:
         """The student's."""
@@ -200,10 +276,29 @@ class NoisyStudent(Task):
         move = super().transfer_batch_to_device
         return {name: move(half, device, dataloader_idx) for name, half in batch.items()}
 
+    def on_fit_start(self) -> None:
+        """Make the mean teacher, behind the checkpoint that is continued and on the device."""
+        self.mean_teacher = None
+        if self.teacher == "mean_teacher":
+            self.start_teacher()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The optimiser's, and the mean teacher's: before any callback, so that a checkpoint has both."""
+        super().optimizer_step(*args, **kwargs)
+        if self.mean_teacher is not None:
+            self.mean_teacher.update(self.student)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As an ordinary task's, with the student's arguments."""
+        """As an ordinary task's, with the student's arguments; the mean teacher under a key of its own."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"] = {**self.student.hparams, "pretrained": False}
+        if self.mean_teacher is not None:
+            checkpoint["mean_teacher"] = self.mean_teacher.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        super().on_load_checkpoint(checkpoint)
+        self._restored_teacher = checkpoint.get("mean_teacher")
 
 
 def join_batches(first: Batch, second: Batch, num_classes: int | None) -> Batch:

@@ -84,6 +84,38 @@ def read_list(file: str | Path, image_root: str | Path | None = None, columns: d
     return Listing(records, class_names)
 
 
+def read_mask_list(file: str | Path) -> Listing:
+    """Read a list of images and their masks, one pair a row.
+
+    Columns: ``path`` and ``mask`` (files; relative ones start at the list's folder), and optional ``split`` as in
+    ``read_list``. Others are left alone.
+
+    Returns:
+        Records with ``mask``, a path; no class names.
+
+    Raises:
+        FileNotFoundError: If the list, an image or a mask is missing; the first is named with its row.
+        ValueError: If a column is missing, or a value is not as above.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"List '{file}' does not exist (looked in {Path.cwd()}).")
+    table, where = _load(file)
+    for column in ("path", "mask"):
+        if column not in table:
+            near = did_you_mean(column, table)
+            raise ValueError(f"'{file}' has no column '{column}' (it has: {', '.join(table)}).{near}")
+    if not table["path"]:
+        raise ValueError(f"'{file}' has no rows.")
+    images, masks = (_paths(table[column], file.parent, where) for column in ("path", "mask"))
+    splits = _splits(table["split"], where) if "split" in table else [None] * len(images)
+    records = [
+        {"image": image, "path": image, "mask": mask, "split": split}
+        for image, mask, split in zip(images, masks, splits, strict=True)
+    ]
+    return Listing(records, [])
+
+
 def read_paths(file: str | Path, image_root: str | Path | None = None) -> list[Record]:
     """The images of a list, whatever else it says of them: records with ``image`` and ``path`` alone.
 

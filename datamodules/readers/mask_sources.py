@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datamodules.readers import Listing
 from datamodules.readers.coco_masks import is_coco, read_coco_masks
+from datamodules.readers.lists import read_mask_list
 from datamodules.readers.pairs import read_pairs
 from datamodules.readers.voc_masks import is_voc, read_voc_masks
 
@@ -21,7 +22,7 @@ def is_coco_source(source: str, *, by_pattern: bool) -> bool:
 def read_mask_source(
     source: str, images: str | None, masks: str | None, class_names: list[str] | None, *, multi_label: bool
 ) -> Listing:
-    """Read a folder of images and masks, in whatever layout, or COCO's file.
+    """Read a folder of images and masks, in whatever layout, COCO's file, or a list.
 
     Args:
         source: ``data.source``.
@@ -47,8 +48,14 @@ def read_mask_source(
     by_pattern = images is not None or masks is not None
     if is_coco_source(source, by_pattern=by_pattern):
         return read_coco_masks(path, class_names, multi_label=multi_label)
+    if path.suffix.lower() in (".csv", ".parquet"):
+        if by_pattern:
+            raise ValueError(f"data.images is set, but data.source '{source}' is a list, which names its files.")
+        return read_mask_list(path)
     if not path.is_dir():
-        raise ValueError(f"data.source '{source}' is neither a folder nor a COCO .json file.")
+        raise ValueError(
+            f"data.source '{source}' is neither a folder nor a COCO .json file, nor a .csv or .parquet list."
+        )
     if by_pattern:
         listing = _in_order(read_pairs(path, images, masks), class_names)
     else:

@@ -1,4 +1,4 @@
-"""Pseudo-labels: what a teacher, or the mean of several, says of a pool of images, as an ordinary list.
+"""Pseudo-labels: what a teacher, or the mean of several, says of a pool of images, as an ordinary annotation file.
 
 The pool is cut into chunks; rank r labels chunks r, r + world, ..., each into a file of its own. So any number of ranks
 gives the same bytes, and a run that was killed goes on behind the last chunk.
@@ -11,37 +11,29 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytorch_lightning as pl
-from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import Sampler
 
 from datamodules.base import DataModule
-from datamodules.images import find_images
 from datamodules.loading import Record, RecordDataset, make_loader
-from datamodules.readers.lists import read_paths
+from datamodules.mask_checks import two_sizes
+from pipelines.callbacks.predictions import output_names
 from pipelines.checkpoint_io import check_fits, read_checkpoint_config
+from pipelines.noisy_student import images
+from pipelines.noisy_student.kinds import kind_of
 from pipelines.noisy_student.machine import digest_of
-from pipelines.noisy_student.selection import Selection, Validation, select
+from pipelines.noisy_student.paths import beside, listed
 from tasks.base import Task
 
 Key = tuple[int, int, int]
 CHUNK_BATCHES = 16  # batches a file: what a kill costs
 VIEW = ("image_size", "in_chans", "dtype", "resize", "crop_pct", "interpolation", "eval_batch_size")
-COLUMN = "p_"  # how the reader of lists knows a column of class probabilities
-
-
-class Labels(NamedTuple):
-    """What teachers say of images: their paths, and float32 (N, K) probabilities of the classes."""
-
-    paths: list[str]
-    probabilities: NDArray[np.float32]
-    class_names: list[str]
 
 
 class Teacher(NamedTuple):
@@ -50,24 +42,6 @@ class Teacher(NamedTuple):
     checkpoint: Path
     task: Task
     data: DataModule
-
-
-def pool_records(source: str | Path) -> list[Record]:
-    """The images of a pool: a folder with its sub-folders, an image, or a ``.csv`` or ``.parquet`` list with ``path``.
-
-    Raises:
-        FileNotFoundError: If there is no such thing, or an image of the list is missing.
-        ValueError: If it holds no images.
-    """
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"--source {source} does not exist in {Path.cwd()}. Give a folder of images, or a .csv or .parquet list"
-            " with a column 'path'."
-        )
-    if path.suffix in (".csv", ".parquet"):
-        return read_paths(path)
-    return [{"image": file, "path": file} for file in find_images(str(path))]
 
 
 def load_teacher(checkpoint: str | Path) -> Teacher:
@@ -118,90 +92,78 @@ def prepare_teacher(
 
 
 def label_pool(
-    trainer: pl.Trainer,
-    teachers: Sequence[Teacher],
-    records: Sequence[Record],
-    output: Path,
-) -> Labels:
-    """Label images and write them as a list that any run can read.
+    trainer: pl.Trainer, teachers: Sequence[Teacher], records: Sequence[Record], output: Path, *, every: bool = False
+) -> None:
+    """Label images and write them as a file that any run can read.
 
     Args:
         trainer: Where to run; its number of processes shares the chunks.
         teachers: Their probabilities are averaged.
         records: The images.
-        output: The ``.parquet`` file; one that the same teachers wrote for the same images is not made again.
-
-    Returns:
-        The labels, on every rank.
+        output: The file; one that the same teachers wrote for the same images is not made again.
+        every: Keep labels however unsure, which scores need; see ``boxes.merge``.
 
     Raises:
-        ValueError: If the teachers differ in their classes, or are of a task that has no class probabilities.
+        ValueError: If the teachers differ in their classes, or their labels cannot be averaged.
     """
+    kind = kind_of(teachers[0].data)
     class_names = _common_classes(teachers)
+    if len(teachers) > 1 and kind.UNIT != images.UNIT:
+        raise ValueError(
+            f"{len(teachers)} teachers are given, but {kind.UNIT} of several teachers are not averaged: give one."
+        )
+    for teacher in teachers:
+        kind.prepare(teacher.task)
+        _one_by_one(teacher.data, records)
     paths = [record["path"] for record in records]
-    digest = _digest(teachers, paths)
+    digest = _digest(teachers, paths if kind.UNIT == images.UNIT else [listed(path, output) for path in paths])
     parts = output.with_name(f".{output.name}.parts-{digest}")
-    if (known := _read_if(output, digest)) is not None:
+    if kind.digest_in(output) == digest:
         rank_zero_info(f"{output} holds these labels already.")
         shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed behind its last line
-        return known
-    for number, teacher in enumerate(teachers):
-        pool = Pool(teacher.data, records, parts / str(number))
+        return
+    pools = [Pool(teacher.data, records, parts / str(i)) for i, teacher in enumerate(teachers)]
+    for teacher, pool in zip(teachers, pools, strict=True):
         writer = ChunkWriter(pool)
-        trainer.callbacks.append(writer)
+        trainer.callbacks.append(writer)  # type: ignore[attr-defined]
         try:
             # Lightning's own, not our command of that name.
             pl.Trainer.predict(trainer, teacher.task, None, pool, False, str(teacher.checkpoint))
         finally:
-            trainer.callbacks.remove(writer)
+            trainer.callbacks.remove(writer)  # type: ignore[attr-defined]
     trainer.strategy.barrier("labels")
-    each = [Pool(t.data, records, parts / str(i)).read() for i, t in enumerate(teachers)]
-    mean = (np.sum(each, axis=0, dtype=np.float64) / len(each)).astype(np.float32)
-    labels = Labels(paths, np.asarray(mean), class_names)
-    trainer.strategy.barrier("labels read")
     if trainer.is_global_zero:
-        write_labels(labels, output, {"digest": digest})
+        kind.merge(output, pools, class_names, digest, every=every)
         shutil.rmtree(parts)
     trainer.strategy.barrier("labels written")
-    return labels
 
 
-def write_selection(
-    trainer: pl.Trainer,
-    teachers: Sequence[Teacher],
-    labels: Labels,
-    selection: Selection,
-    output: Path,
+def judge(
+    trainer: pl.Trainer, teachers: Sequence[Teacher], records: Sequence[Record], data: DataModule, output: Path
 ) -> None:
-    """Write ``selected.parquet`` and ``selection.json`` beside the labels.
+    """Label annotated images and compare: write the file that ``Kind.scores`` reads.
 
     Args:
         trainer: As for ``label_pool``.
         teachers: The same.
-        labels: The pool's.
-        selection: What is asked for; a target precision labels the first teacher's validation split, too.
-        output: The labels' file.
+        records: Annotated images.
+        data: Whose they are.
+        output: The file; its labels are beside it.
     """
-    validation = None
-    if selection.precision is not None:
-        records = teachers[0].data.records["val"]
-        seen = label_pool(trainer, teachers, records, output.with_name("validation.parquet"))
-        validation = Validation(seen.probabilities, np.array([record["label"] for record in records], np.int64))
+    kind = kind_of(data)
+    labels = output.with_suffix(kind.LABELS)
+    # Without their annotations, which the teacher's own data may read in another way.
+    bare: list[Record] = [{key: r[key] for key in ("image", "path", "scene") if key in r} for r in records]
+    label_pool(trainer, teachers, bare, labels, every=True)
     if trainer.is_global_zero:
-        chosen = select(labels.probabilities, labels.class_names, selection, validation=validation)
-        write_labels(taken(labels, chosen.rows), output.with_name("selected.parquet"))
-        output.with_name("selection.json").write_text(json.dumps(chosen.account, indent=2) + "\n", encoding="utf-8")
-        account = chosen.account
-        rank_zero_info(
-            f"{output.with_name('selected.parquet')} teaches {account['images']} images: {account['kept']} of"
-            f" {account['pool']} labels were kept ({account['coverage']:.0%})."
-        )
-    trainer.strategy.barrier("selected")
+        kind.judge(labels, records, data, teachers[0].task, output)
+    trainer.strategy.barrier("judged")
 
 
-def taken(labels: Labels, rows: NDArray[np.int64]) -> Labels:
-    """Some rows, in this order, repeated ones several times."""
-    return Labels([labels.paths[i] for i in rows], labels.probabilities[rows], labels.class_names)
+def _one_by_one(data: DataModule, records: Sequence[Record]) -> None:
+    """Pictures of several sizes, in their own, do not go into one batch."""
+    if getattr(data, "resize", None) == "native" and isinstance(records[0]["image"], str) and data.eval_batch_size > 1:
+        data.eval_batch_size = 1 if len(two_sizes(records)) > 1 else data.eval_batch_size
 
 
 class Pool(pl.LightningDataModule):
@@ -220,14 +182,20 @@ class Pool(pl.LightningDataModule):
         self.batch_size = data.eval_batch_size
         self.chunk = CHUNK_BATCHES * self.batch_size
         self.chunks = -(-len(records) // self.chunk)
+        self.kind = kind_of(data)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What files that are written for the images are called."""
+        return output_names([record["path"] for record in self.records])
 
     def file(self, chunk: int) -> Path:
         """The file of a chunk."""
-        return self.parts / f"{chunk:06d}.npy"
+        return self.parts / f"{chunk:06d}{self.kind.PART}"
 
-    def read(self) -> NDArray[np.float32]:
-        """All chunks: float32 (N, K)."""
-        return np.concatenate([np.load(self.file(chunk)) for chunk in range(self.chunks)])
+    def files(self) -> list[Path]:
+        """The files of all chunks, in order."""
+        return [self.file(chunk) for chunk in range(self.chunks)]
 
     def predict_dataloader(self) -> Batches:
         """The batches of what is left."""
@@ -273,12 +241,12 @@ class _ChunkBatches(Sampler[list[Key]]):
 
 
 class ChunkWriter(Callback):
-    """Writes a chunk's probabilities as soon as it is complete; the file is whole or not there."""
+    """Writes a chunk's labels as soon as it is complete; the file is whole or not there."""
 
     def __init__(self, pool: Pool) -> None:
         super().__init__()
         self.pool = pool
-        self._rows: list[NDArray[np.float32]] = []
+        self._rows: list[Any] = []
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make the folder."""
@@ -294,76 +262,15 @@ class ChunkWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the batch; write behind the last one of its chunk."""
-        if "probabilities" not in outputs:
-            raise ValueError(
-                f"{type(pl_module).__name__} gives no class probabilities: pseudo-label is for classification so far."
-            )
-        self._rows.append(outputs["probabilities"].float().cpu().numpy())
+        self._rows += self.pool.kind.rows_of(outputs, batch, self.pool)
         last = int(batch["id"][-1])
         if (last + 1) % self.pool.chunk == 0 or last + 1 == len(self.pool.records):
             target = self.pool.file(last // self.pool.chunk)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
+            temporary = beside(target)
             with open(temporary, "wb") as file:
-                np.save(file, np.concatenate(self._rows))
+                self.pool.kind.write_part(file, self._rows)
             os.replace(temporary, target)
             self._rows = []
-
-
-def write_labels(labels: Labels, output: Path, note: dict[str, str] | None = None) -> None:
-    """Write a list with the columns ``path``, ``split``, ``p_CLASS``, and for people ``pseudo_label``, ``confidence``.
-
-    Args:
-        labels: What to write; a path that comes twice is two rows.
-        output: A ``.parquet`` file; replaced in one step.
-        note: Kept in the file's metadata.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    best = labels.probabilities.argmax(1) if len(labels.paths) else np.zeros(0, np.int64)
-    columns: dict[str, Any] = {
-        "path": [path if "#" in path else os.path.abspath(path) for path in labels.paths],
-        "split": ["train"] * len(labels.paths),
-        "pseudo_label": [labels.class_names[k] for k in best],
-        "confidence": labels.probabilities.max(1, initial=0.0),
-        **{f"{COLUMN}{name}": labels.probabilities[:, k] for k, name in enumerate(labels.class_names)},
-    }
-    table = pa.table(columns).replace_schema_metadata({"pseudo_label": json.dumps(note or {})})
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    pq.write_table(table, temporary)
-    os.replace(temporary, output)
-
-
-def read_labels(file: Path, class_names: Sequence[str] | None = None) -> Labels:
-    """Read what ``write_labels`` wrote, corrected by hand or not.
-
-    Args:
-        file: The list.
-        class_names: Order of the classes; the file's by default.
-
-    Raises:
-        ValueError: If it has no columns of class probabilities, or lacks one.
-    """
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(file)
-    names = list(class_names or [c.removeprefix(COLUMN) for c in table.column_names if c.startswith(COLUMN)])
-    missing = [name for name in names if COLUMN + name not in table.column_names]
-    if missing or not names:
-        raise ValueError(f"{file} has no column '{COLUMN}{missing[0] if missing else 'CLASS'}' of class probabilities.")
-    columns = [table.column(COLUMN + name).to_numpy() for name in names]
-    return Labels(table.column("path").to_pylist(), np.stack(columns, 1).astype(np.float32), names)
-
-
-def _read_if(file: Path, digest: str) -> Labels | None:
-    """The labels of a file that carries this digest."""
-    import pyarrow.parquet as pq
-
-    if not file.is_file():
-        return None
-    note = json.loads((pq.read_schema(file).metadata or {}).get(b"pseudo_label", b"{}"))
-    return read_labels(file) if note.get("digest") == digest else None
 
 
 def _common_classes(teachers: Sequence[Teacher]) -> list[str]:

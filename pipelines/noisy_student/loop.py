@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from datamodules.base import DataModule
 from pipelines.noisy_student import stages
-from pipelines.noisy_student.labelling import read_labels
-from pipelines.noisy_student.machine import Output, Outputs, digest_of, only_one, run_stage, say, write_json
+from pipelines.noisy_student.kinds import kind_of, score
+from pipelines.noisy_student.machine import Output, Outputs, digest_of, only_one, read_json, run_stage, say, write_json
 from pipelines.noisy_student.report import write_report
 from pipelines.noisy_student.settings import (
     Settings,
@@ -28,7 +28,7 @@ class Model(NamedTuple):
 
     name: str
     outputs: Outputs
-    accuracy: float  # on validation
+    score: float  # on validation: accuracy, mAP or mIoU
 
 
 class SeedRun(NamedTuple):
@@ -56,7 +56,7 @@ def run(settings: Settings) -> Path:
         write_json(root / "settings.json", plain(settings))
         data = stages.read_data(settings)
         runs = [run_seed(root / f"seed{seed}", settings, data, seed) for seed in settings.seeds]
-        write_report(root, settings, runs)
+        write_report(root, settings, data, runs)
     say(f"the account is in {root / 'report.html'}")
     return root
 
@@ -78,14 +78,16 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
             {"teacher": teacher[name], "pool": found["pool"]},
             stages.label,
             settings,
+            data,
             teacher[name].path,
             found["pool"].path,
         )
         selected = stage(
             f"selection{number}",
-            {**_part(settings, "selection"), "seed": seed},
+            {**_selection(settings), "seed": seed},
             {"labels": labels["labels"], "validation": teacher["val"], "truth": found["truth"]},
             stages.choose,
+            data,
             settings.selection,
             labels["labels"].path,
             teacher["val"].path,
@@ -96,9 +98,9 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
         name = f"student{number}"
         trained = _student(root, settings, data, student, name, found, truth, selected, stage_seed(seed, number))
         models.append(trained)
-        if models[-1].accuracy > models[final].accuracy:
+        if models[-1].score > models[final].score:
             final = number
-        gain = models[-1].accuracy - models[-2].accuracy
+        gain = models[-1].score - models[-2].score
         if number < len(settings.students) and gain <= settings.min_gain:
             say(f"{root.name}: generation {number} gained {gain:+.4f} on validation: it is the last")
             break
@@ -116,6 +118,7 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
         {"teacher": models[last].outputs["student"], "pool": found["pool"]},
         stages.label,
         settings,
+        data,
         models[last].outputs["student"].path,
         found["pool"].path,
     )
@@ -136,6 +139,12 @@ def _part(settings: Settings, *names: str) -> dict[str, Any]:
     return {name: values[name] for name in names}
 
 
+def _selection(settings: Settings) -> dict[str, Any]:
+    """What a selection depends on; keys that came later are left out where they are not set, for older runs."""
+    values = plain(settings)["selection"]
+    return {"selection": {k: v for k, v in values.items() if k != "ignore" or v is not None}}
+
+
 def _teacher(
     root: Path, settings: Settings, data: DataModule, found: Outputs, truth: dict[str, Any], seed: int
 ) -> Model:
@@ -148,7 +157,7 @@ def _teacher(
         known = outcome(config) | _part(settings, "checkpoint")
         read = {"split": found["split"]}
         outputs = _stage(root, "teacher", known, read, stages.train, settings, data, config, "teacher")
-    return Model("teacher", outputs, stages.accuracy(outputs["val"].path, truth["val"]))
+    return Model("teacher", outputs, score(kind_of(data), outputs["val"].path, truth["val"]))
 
 
 def _student(
@@ -168,9 +177,10 @@ def _student(
     """A student, or with ``steps_of`` or without ``noise`` one of its controls."""
     pseudo = selected or steps_of
     assert pseudo is not None
-    steps = student.steps_per_epoch or steps_per_epoch(settings, student, pseudo)
+    steps = student.steps_per_epoch or steps_per_epoch(settings, data, student, pseudo)
     config = student_config(
         settings,
+        kind_of(data),
         student,
         found["split"].path,
         None if selected is None else selected["selected"].path,
@@ -182,14 +192,13 @@ def _student(
     known = outcome(config) | _part(settings, "checkpoint")
     read = {"split": found["split"]} | ({} if selected is None else {"selected": selected["selected"]})
     outputs = _stage(root, name, known, read, stages.train, settings, data, config, "student")
-    return Model(name, outputs, stages.accuracy(outputs["val"].path, truth["val"]))
+    return Model(name, outputs, score(kind_of(data), outputs["val"].path, truth["val"]))
 
 
-def steps_per_epoch(settings: Settings, student: Student, selected: Outputs) -> int:
+def steps_per_epoch(settings: Settings, data: DataModule, student: Student, selected: Outputs) -> int:
     """Batches of one pass over the selected images, over all devices."""
-    data = merged(settings.data, {"init_args": student.data})  # type: ignore[arg-type]
+    batch_size = int(student.data.get("batch_size", data.batch_size))
     trainer = merged(settings.trainer, student.trainer)  # type: ignore[arg-type]
     counts = [trainer.get(key, 1) for key in ("devices", "num_nodes")]
     world = max(1, int(counts[0]) if str(counts[0]).isdigit() else 1) * int(counts[1])
-    batch = int(data["init_args"].get("batch_size", 32)) * student.ratio * world
-    return max(1, len(read_labels(selected["selected"].path).paths) // batch)
+    return max(1, int(read_json(selected["account"].path)["images"]) // (batch_size * student.ratio * world))

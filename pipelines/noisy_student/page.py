@@ -33,9 +33,10 @@ def write_page(report: Path, page: Path) -> None:
     spread = f"{seeds} seeds" if seeds > 1 else "one seed: nothing is known of the spread between trainings"
     parts = [
         "<h1>What the unlabelled images were worth</h1>",
-        f"<p>Accuracy on {account['images']} {account['split']} images; {account['labelled']} labelled and"
-        f" {account['pool']} unlabelled images; {spread}. Intervals hold 95 %: a bootstrap over images and seeds.</p>",
-        _img(_bars(account["rows"])),
+        f"<p>{html.escape(_titled(account['metric']))} on {account['images']} {account['split']} images;"
+        f" {account['labelled']} labelled and {account['pool']} unlabelled images; {spread}. Intervals hold 95 %: a"
+        " bootstrap over images and seeds.</p>",
+        _img(_bars(account["rows"], account["metric"])),
         _table(account["rows"], signed=False),
         "<h2>Where it comes from</h2>",
         "<p>Differences on the same images. One whose interval holds 0 is not shown to be real.</p>",
@@ -43,18 +44,27 @@ def write_page(report: Path, page: Path) -> None:
     ]
     if len(account["differences"]) < 3:
         parts.append("<p>Without <code>controls: true</code> the gain cannot be ascribed to the unlabelled images.</p>")
-    parts += ["<h2>Generations, on validation</h2>", _img(_generations(account["validation"]))]
+    for other in account["other_metrics"]:
+        parts += [f"<h2>By {html.escape(other['metric'])}</h2>", _table(other["rows"], signed=False)]
+        parts += [_table(other["differences"], signed=True)]
+    generations = _generations(account["validation"], account["metric"])
+    parts += ["<h2>Generations, on validation</h2>", _img(generations)]
     parts += ["<h2>Pseudo-labels</h2>", _labels(account)]
     sheet = report.with_name("suspects.png")
     if sheet.is_file():
         parts += [
             f"<h2>Labels most likely wrong (seed {account['seeds'][0]})</h2>",
-            "<p>Taught by the teacher, believed least by the last student.</p>",
+            "<p>Taught by the teacher, believed least by the last student"
+            f"{'.' if account['unit'] == 'labels' else '; left the taught one, right the student.'}</p>",
             _img(np.asarray(Image.open(sheet))),
         ]
     body = "\n".join(parts)
     text = f"<!doctype html><meta charset='utf-8'><title>Noisy student</title><style>{STYLE}</style>\n{body}\n"
     page.write_text(text, encoding="utf-8")
+
+
+def _titled(metric: str) -> str:
+    return metric.capitalize() if metric.islower() else metric
 
 
 def _table(rows: Sequence[dict[str, Any]], *, signed: bool) -> str:
@@ -73,8 +83,8 @@ def _table(rows: Sequence[dict[str, Any]], *, signed: bool) -> str:
 
 def _labels(account: dict[str, Any]) -> str:
     head = (
-        "<tr><th>seed, generation</th><th>kept</th><th>coverage</th><th>taught</th><th>precision of kept</th>"
-        "<th>of all</th><th class=t>left out</th></tr>"
+        f"<tr><th>seed, generation</th><th>{account['unit']} kept</th><th>coverage</th><th>images taught</th>"
+        "<th>precision of kept</th><th>of all</th><th class=t>left out</th></tr>"
     )
     lines = []
     for seed, generations in zip(account["seeds"], account["pseudo_labels"], strict=True):
@@ -104,8 +114,8 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _bars(rows: Sequence[dict[str, Any]]) -> NDArray[np.uint8]:
-    """The models' accuracies with their intervals."""
+def _bars(rows: Sequence[dict[str, Any]], metric: str) -> NDArray[np.uint8]:
+    """The models' scores with their intervals."""
     figure = new_figure(6.4, 0.45 * len(rows) + 1.1)
     axes = figure.subplots()
     places = np.arange(len(rows))
@@ -114,19 +124,19 @@ def _bars(rows: Sequence[dict[str, Any]]) -> NDArray[np.uint8]:
     for place, row in zip(places, rows, strict=True):
         axes.plot(row["each"], [place + 0.18] * len(row["each"]), "|", color="#999999")
     axes.set_yticks(places, [row["name"] for row in rows])
-    axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy; the ticks are single seeds")
+    axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"{metric}; the ticks are single seeds")
     axes.spines[["top", "right"]].set_visible(False)
     return rendered(figure, tight=True)
 
 
-def _generations(validation: Sequence[dict[str, float]]) -> NDArray[np.uint8]:
-    """One line a seed: accuracy on validation over the generations, the teacher first."""
+def _generations(validation: Sequence[dict[str, float]], metric: str) -> NDArray[np.uint8]:
+    """One line a seed: the score on validation over the generations, the teacher first."""
     figure = new_figure(6.4, 2.6)
     axes = figure.subplots()
     lines = [[v for n, v in seed.items() if n == "teacher" or n.startswith("student")] for seed in validation]
     for values in lines:
         axes.plot(range(len(values)), values, "o-", color="#4c78a8", alpha=0.6)
-    axes.set(xlabel="generation (0: the teacher)", ylabel="accuracy")
+    axes.set(xlabel="generation (0: the teacher)", ylabel=metric)
     axes.set_xticks(range(max(len(seed) for seed in lines)))
     axes.spines[["top", "right"]].set_visible(False)
     return rendered(figure, tight=True)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.noisy_student import stages
-from pipelines.noisy_student.labelling import pool_records, read_labels
-from pipelines.noisy_student.machine import digest_of_values, read_json, say, write_json
+from datamodules.base import DataModule
+from datamodules.pool import pool_records
+from pipelines.noisy_student import images, stages
+from pipelines.noisy_student.kinds import Kind, kind_of
+from pipelines.noisy_student.machine import Outputs, digest_of_values, read_json, say, write_json
 from pipelines.noisy_student.page import write_page
 from pipelines.noisy_student.settings import Settings
-from pipelines.noisy_student.statistics import estimate
+from pipelines.noisy_student.statistics import Sampled, interval, sampled
 from pipelines.pictures import contact_sheet
 
 if TYPE_CHECKING:
     from pipelines.noisy_student.loop import SeedRun
 
-SUSPECTS = 40
+SUSPECTS = 40  # on the sheet
 WHAT = {
     "teacher": "labels only, the first net",
     "last": "noisy student of each seed's last generation",
@@ -37,46 +40,72 @@ DIFFERENCES = {
 }
 
 
-def write_report(root: Path, settings: Settings, runs: list[SeedRun]) -> None:
+def write_report(root: Path, settings: Settings, data: DataModule, runs: list[SeedRun]) -> None:
     """Write ``report.json``, and from it ``report.html`` and a W&B table.
 
     Args:
         root: The loop's run directory.
         settings: The loop's.
+        data: The labelled data.
         runs: What each seed left.
     """
+    kind = kind_of(data)
     truths = [stages.read_truth(run.data["truth"].path) for run in runs]
     split = "test" if truths[0]["test"] else "val"
-    right = {name: _right(name, runs, truths, split) for name in _common_names(runs)}
-    right["last"] = np.stack([stages.right(_last(r)[split].path, t[split]) for r, t in zip(runs, truths, strict=True)])
-    rows = [{"name": name, "what": _what(name), **estimate(values)} for name, values in right.items() if name != "last"]
-    generations = [len(run.selections) for run in runs]
-    differences = [
-        {"name": name, "of": [a, b], "what": what, **estimate(right[a].astype(np.int8) - right[b])}
-        for name, (a, b, what) in DIFFERENCES.items()
-        if a in right and b in right and not (name == "iterations" and max(generations) == 1)
-    ]
+    files = {name: [_outputs(run, name)[split].path for run in runs] for name in _common_names(runs)}
+    files["last"] = [_last(run)[split].path for run in runs]
+    known = [truth[split] for truth in truths]
+    found = {name: _sampled(kind, of_seeds, known) for name, of_seeds in files.items()}
+    tables = [_tables(metric, found, runs) for metric in found["last"]]
     report = {
-        "metric": "accuracy",
+        **tables[0],
+        "other_metrics": tables[1:],
+        "unit": kind.UNIT,
         "split": split,
         "images": len(truths[0][split]),
         "labelled": len(truths[0]["train"]),
         "pool": len(truths[0]["pool"]),
         "seeds": [run.seed for run in runs],
-        "generations": generations,
+        "generations": [len(run.selections) for run in runs],
         "best_generation_on_validation": [run.final for run in runs],
-        "rows": rows,
-        "differences": differences,
-        "validation": [{model.name: model.accuracy for model in run.models} for run in runs],
+        "validation": [{model.name: model.score for model in run.models} for run in runs],
         "pseudo_labels": [[read_json(s["account"].path) for s in run.selections] for run in runs],
-        "suspects": _suspects(root, runs[0], truths[0]),
+        "suspects": _suspects(root, kind, data, runs[0], truths[0]),
         "seconds": [_seconds(root / f"seed{run.seed}") for run in runs],
     }
     write_json(root / "report.json", report)
     write_page(root / "report.json", root / "report.html")
     _to_wandb(root, settings, report)
-    for row in [*rows, *differences]:
+    for row in [*report["rows"], *report["differences"]]:
         say(f"{row['name']:<20} {row['mean']:+.4f}  [{row['low']:+.4f}, {row['high']:+.4f}]")
+
+
+def _tables(metric: str, found: Mapping[str, Mapping[str, Sampled]], runs: list[SeedRun]) -> dict[str, Any]:
+    """What each model reached by one metric, and the differences."""
+    one_generation = max(len(run.selections) for run in runs) == 1
+    return {
+        "metric": metric,
+        "rows": [
+            {"name": name, "what": _what(name), **interval(values[metric])}
+            for name, values in found.items()
+            if name != "last"
+        ],
+        "differences": [
+            {"name": name, "of": [a, b], "what": what, **interval(found[a][metric] - found[b][metric])}
+            for name, (a, b, what) in DIFFERENCES.items()
+            if a in found and b in found and not (name == "iterations" and one_generation)
+        ],
+    }
+
+
+def _sampled(kind: Kind, files: list[Path], truths: Sequence[Sequence[Any]]) -> dict[str, Sampled]:
+    """A model's scores, by name: of each seed, and on resamples of the images."""
+
+    def score(counts: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+        each = [kind.scores(file, truth, counts) for file, truth in zip(files, truths, strict=True)]
+        return {name: np.stack([values[name] for values in each], 1) for name in each[0]}
+
+    return sampled(score, len(truths[0]), kind.REPLICATES)
 
 
 def _common_names(runs: list[SeedRun]) -> list[str]:
@@ -85,45 +114,25 @@ def _common_names(runs: list[SeedRun]) -> list[str]:
     return [name for name in names if all(name in [m.name for m in run.models] for run in runs)]
 
 
-def _last(run: SeedRun) -> Any:
+def _outputs(run: SeedRun, name: str) -> Outputs:
+    return next(model.outputs for model in run.models if model.name == name)
+
+
+def _last(run: SeedRun) -> Outputs:
     return run.models[len(run.selections)].outputs
-
-
-def _right(name: str, runs: list[SeedRun], truths: list[dict[str, Any]], split: str) -> NDArray[np.bool_]:
-    """Whether each image is classified rightly: bool (seeds, images)."""
-    files = [next(m.outputs[split].path for m in run.models if m.name == name) for run in runs]
-    return np.stack([stages.right(file, truth[split]) for file, truth in zip(files, truths, strict=True)])
 
 
 def _what(name: str) -> str:
     return WHAT.get(name) or f"noisy student of generation {name.removeprefix('student')}"
 
 
-def _suspects(root: Path, run: SeedRun, truth: dict[str, Any]) -> list[dict[str, Any]]:
+def _suspects(root: Path, kind: Kind, data: DataModule, run: SeedRun, truth: dict[str, Any]) -> list[dict[str, Any]]:
     """Taught labels that the last student believes least, the most doubtful first; and their pictures as a sheet."""
-    taught = read_labels(run.selections[-1]["selected"].path, truth["class_names"])
-    judged = read_labels(run.relabelled["labels"].path, truth["class_names"])
-    places = {path: i for i, path in enumerate(judged.paths)}
-    label_of = dict(zip(taught.paths, taught.probabilities.argmax(1).tolist(), strict=True))
-    known = {path: truth["pool"][places[path]] for path in label_of}
-    order = sorted(label_of, key=lambda path: (float(judged.probabilities[places[path], label_of[path]]), path))
-    names = truth["class_names"]
-    found = [
-        {
-            "path": path,
-            "taught": names[label_of[path]],
-            "student": names[int(judged.probabilities[places[path]].argmax())],
-            "probability": float(judged.probabilities[places[path], label_of[path]]),
-            "truth": names[known[path]] if known[path] >= 0 else None,
-        }
-        for path in order[:SUSPECTS]
-    ]
-    records = {record["path"]: record["image"] for record in pool_records(run.data["pool"].path)}
-    captions = [
-        f"{s['taught']}? student: {s['student']}" + (f", truth: {s['truth']}" if s["truth"] is not None else "")
-        for s in found
-    ]
-    contact_sheet([records[s["path"]] for s in found], captions, root / "suspects.png", tile=96)
+    selected, judged = run.selections[-1]["selected"].path, run.relabelled["labels"].path
+    pool = pool_records(run.data["pool"].path)
+    found, pictures, captions = kind.suspects(selected, judged, pool, truth, data, SUSPECTS)
+    tile = 96 if kind.UNIT == images.UNIT else 320  # two pictures side by side
+    contact_sheet(pictures, captions, root / "suspects.png", tile=tile)
     return found
 
 

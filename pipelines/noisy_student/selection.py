@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVELS = 50  # thresholds tried a group, from the strictest down
+LEAST_SCORE = 0.05  # of a box that is written as a pseudo-label
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int64]
@@ -24,12 +25,15 @@ class Selection:
     """How pseudo-labels are selected; without arguments all are taken.
 
     Attributes:
-        threshold: Least confidence, one number or one for each class (`{cat: 0.8, dog: 0.6}`; others are taken).
+        threshold: Least confidence of an image, a box or a pixel: one number or one for each class (`{cat: 0.8, dog:
+            0.6}`; others are taken).
         precision: In place of threshold: the least part of right labels that each class shall have. Thresholds are
             found on the validation split; classes with too few validation images are pooled, or left out, and named.
         confidence: Probability with which `precision` is kept, for each class or pool.
         balance: Each class gets the same number of images: of a rich class the most confident, of a poor one repeats.
         per_class: That number; by default the mean over the classes that have any.
+        ignore: Boxes only: those with a score between this (0.1 where left out) and the threshold are neither taught
+            nor taken for background; lower ones are dropped.
     """
 
     threshold: float | dict[str, float] = 0.0
@@ -37,6 +41,7 @@ class Selection:
     confidence: float = 0.95
     balance: bool = False
     per_class: int | None = None
+    ignore: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and values that would have no effect."""
@@ -61,6 +66,10 @@ class Selection:
             raise ValueError(
                 f"selection.per_class is {self.per_class}; it must be at least 1, and needs selection.balance: true."
             )
+        if self.ignore is not None and not LEAST_SCORE <= self.ignore <= 1:
+            raise ValueError(
+                f"selection.ignore is {self.ignore}; it is a score, {LEAST_SCORE} (lower ones are not written) to 1."
+            )
 
 
 class Validation(NamedTuple):
@@ -68,6 +77,14 @@ class Validation(NamedTuple):
 
     probabilities: Floats
     truth: Integers
+
+
+class Judged(NamedTuple):
+    """Labels of validation images: their classes int64 (V,), confidences (V,), and whether each is right, bool (V,)."""
+
+    guess: Integers
+    confidence: Floats
+    right: NDArray[np.bool_]
 
 
 class Selected(NamedTuple):
@@ -179,32 +196,47 @@ def strictest_down(
 def precision_thresholds(
     guess: Integers, confidence: Floats, class_names: Sequence[str], selection: Selection, validation: Validation
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    """``thresholds_for`` images with one label each."""
+    v_guess = validation.probabilities.argmax(1)
+    seen = Judged(v_guess, validation.probabilities.max(1), v_guess == validation.truth)
+    return thresholds_for(guess, confidence, class_names, selection, seen)
+
+
+def thresholds_for(
+    guess: Integers, confidence: Floats, class_names: Sequence[str], selection: Selection, validation: Judged
+) -> tuple[NDArray[np.float64], dict[str, Any]]:
     """Thresholds of all classes for a target precision, infinity for a class that is left out.
 
     The levels are quantiles of the pool's confidences, which know nothing of the validation labels. Classes with fewer
     validation samples than the bound needs are tested together.
 
+    Args:
+        guess: Classes of the pool's labels, (N,).
+        confidence: Their confidences, (N,).
+        class_names: Names of the K classes.
+        selection: The target.
+        validation: The teacher on labelled images that it was not trained on.
+
     Returns:
         float64 (K,), and which classes were pooled and left out.
     """
     target, level = float(selection.precision or 0.0), selection.confidence
-    v_guess, v_confidence = validation.probabilities.argmax(1), validation.probabilities.max(1)
-    right = v_guess == validation.truth
     least = needed_samples(target, level)
-    counts = np.bincount(v_guess, minlength=len(class_names))
+    counts = np.bincount(validation.guess, minlength=len(class_names))
     groups = [[k] for k in range(len(class_names)) if counts[k] >= least]
     few = [k for k in range(len(class_names)) if counts[k] < least]
     pooled = few if len(few) > 1 and counts[few].sum() >= least else []
     thresholds = np.full(len(class_names), math.inf)
     for group in [*groups, pooled] if pooled else groups:
-        of_pool, of_validation = np.isin(guess, group), np.isin(v_guess, group)
+        of_pool, of_validation = np.isin(guess, group), np.isin(validation.guess, group)
         if not of_pool.any():
             continue
         # "lower": values that occur, as float32 like the confidences they are compared with.
         levels: Floats = np.asarray(
             np.quantile(confidence[of_pool], np.linspace(0, 1, LEVELS + 1)[:-1], method="lower"), confidence.dtype
         )
-        thresholds[group] = strictest_down(levels, v_confidence[of_validation], right[of_validation], target, level)
+        sure, right = validation.confidence[of_validation], validation.right[of_validation]
+        thresholds[group] = strictest_down(levels, sure, right, target, level)
     left_out = [class_names[k] for k in range(len(class_names)) if math.isinf(thresholds[k])]
     return thresholds, {
         "precision_target": target,
@@ -262,10 +294,10 @@ def _describe(
         "coverage": len(kept) / len(guess),
         "images": len(rows),
         "distinct_images": len(np.unique(rows)),
-        "thresholds": {n: None if math.isinf(t) else float(t) for n, t in zip(class_names, thresholds, strict=True)},
-        "labelled_as": dict(zip(class_names, np.bincount(guess, minlength=num).tolist(), strict=True)),
-        "kept_as": dict(zip(class_names, np.bincount(guess[kept], minlength=num).tolist(), strict=True)),
-        "taught_as": dict(zip(class_names, np.bincount(guess[rows], minlength=num).tolist(), strict=True)),
+        "thresholds": by_class(class_names, [None if math.isinf(t) else float(t) for t in thresholds]),
+        "labelled_as": by_class(class_names, np.bincount(guess, minlength=num).tolist()),
+        "kept_as": by_class(class_names, np.bincount(guess[kept], minlength=num).tolist()),
+        "taught_as": by_class(class_names, np.bincount(guess[rows], minlength=num).tolist()),
     }
     if truth is not None and bool((truth >= 0).any()):
         known = truth >= 0
@@ -275,9 +307,14 @@ def _describe(
             "precision_of_all": _mean(right[known]),
             "precision": _mean(right[of_kept]),
             "precision_by_class": {n: _mean(right[of_kept][guess[of_kept] == k]) for k, n in enumerate(class_names)},
-            "truth_of_taught": dict(zip(class_names, np.bincount(truth[of_rows], minlength=num).tolist(), strict=True)),
+            "truth_of_taught": by_class(class_names, np.bincount(truth[of_rows], minlength=num).tolist()),
         }
     return account
+
+
+def by_class(class_names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    """One value a class, by name."""
+    return dict(zip(class_names, values, strict=True))
 
 
 def _mean(values: NDArray[np.bool_]) -> float | None:

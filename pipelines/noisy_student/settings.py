@@ -12,6 +12,8 @@ from typing import Any, Literal
 from datamodules.base import DataModule
 from pipelines.errors import Keys, Mistake, UsageError, place_of, sources
 from pipelines.mistakes import Context, check_keys, find_class
+from pipelines.noisy_student import images
+from pipelines.noisy_student.kinds import Kind, kind_of
 from pipelines.noisy_student.selection import Selection
 from pipelines.trainer import Trainer
 from tasks.base import Task
@@ -23,8 +25,6 @@ COSMETIC = (
     *("wandb", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "logger", "profiler"),
     *("save_every_minutes", "save_every_n_steps", "num_sanity_val_steps", "default_root_dir"),
 )
-#: Arguments of the labelled data that say where it comes from; the pseudo-labels come from their own list.
-SOURCE_ARGUMENTS = ("source", "image_root", "columns", "val_fraction", "test_fraction", "split_seed", "split_file")
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,16 @@ class Settings:
         students: One generation each.
         pool: The unlabelled images: a folder, or a list with a column `path`.
         labels_per_class: Only so many training images of each class keep their labels, the others join the pool; to
-            see on a labelled set what unlabelled images would be worth.
+            see on a labelled set what unlabelled images would be worth. For images with one label each.
+        labeled_images: In place of it, for all tasks: only so many training images keep their annotations, drawn by
+            the seed.
         selection: Which pseudo-labels are taught.
         trainer: Arguments of the trainer for all trainings.
         checkpoint: Which checkpoint of a training goes on: `last`, or `best` on the validation split.
         controls: Also train the last student on labels only, and without noise, for as many steps.
         seeds: The whole loop is run for each; the account has their mean and spread.
         overlap: What to do with validation and test images in the pool: `error`, `remove` or `allow`.
-        min_gain: A generation that gains less than this on validation (accuracy) is the last.
+        min_gain: A generation that gains no more than this on validation (accuracy, mAP or mIoU) is the last.
         launch: Words before the command of a training or labelling, which then runs in a process of its own, for
             example `[srun]` or `[torchrun, --nproc-per-node, '8']`.
         name: Name of the run directory; the config's stem by default.
@@ -102,6 +104,7 @@ class Settings:
     students: list[Student]
     pool: str | None = None
     labels_per_class: int | None = None
+    labeled_images: int | None = None
     selection: Selection = field(default_factory=Selection)
     trainer: Trainer = field(default_factory=dict)  # type: ignore[assignment]
     checkpoint: Literal["last", "best"] = "last"
@@ -188,11 +191,19 @@ def _check_parts(values: Mapping[str, Any]) -> None:
 
 
 def _check_settings(settings: Settings) -> None:
-    if settings.pool is None and settings.labels_per_class is None:
+    if settings.pool is None and settings.labels_per_class is None and settings.labeled_images is None:
         raise UsageError(
-            "pool is not set: give the folder or the list of the unlabelled images, or labels_per_class to hide a part"
-            " of the labels."
+            "pool is not set: give the folder or the list of the unlabelled images, or labeled_images (for images with"
+            " one label each also labels_per_class) to hide a part of the labels."
         )
+    if settings.labels_per_class is not None and settings.labeled_images is not None:
+        raise UsageError(
+            f"labels_per_class is {settings.labels_per_class} and labeled_images is {settings.labeled_images}: both say"
+            " which labels are seen, so leave one of them out."
+        )
+    if settings.labeled_images is not None and settings.labeled_images < 1:
+        raise UsageError(f"labeled_images is {settings.labeled_images}; it must be at least 1.")
+    _check_kind(settings)
     if settings.pool is not None and not Path(settings.pool).exists():
         raise UsageError(f"pool '{settings.pool}' does not exist in {Path.cwd()}. Give a folder or a list of images.")
     if settings.labels_per_class is not None and settings.labels_per_class < 1:
@@ -213,6 +224,27 @@ def _check_settings(settings: Settings) -> None:
                 f"students.{i}.model.pretrained is {mine!r}, but the teacher's is {taught!r}: a student starts from"
                 " scratch (false) or from the same weights as the teacher did, never from the teacher."
             )
+
+
+def _check_kind(settings: Settings) -> None:
+    """Refuse what is for images with one label each, where the data has another kind of label."""
+    cls = find_class(str(settings.data["class_path"]), DataModule)  # type: ignore[index]
+    kind = images if cls is None else kind_of(cls)
+    kind.check_selection(settings.selection)
+    if kind.UNIT == images.UNIT:
+        return
+    if settings.labels_per_class is not None:
+        raise UsageError(
+            f"labels_per_class is {settings.labels_per_class}, but an image has {kind.UNIT} of several classes: give"
+            " labeled_images, the number of images that keep their annotations."
+        )
+    for i, student in enumerate(settings.students):
+        for key, default in (("labels", "soft"), ("temperature", 1.0), ("smoothing", 0.0)):
+            if getattr(student, key) != default:
+                raise UsageError(
+                    f"students.{i}.{key} is {getattr(student, key)!r}, but pseudo-labels of {kind.UNIT} are classes,"
+                    " not probabilities: leave it out."
+                )
 
 
 def _pretrained(model: Any) -> Any:
@@ -265,6 +297,7 @@ def teacher_config(settings: Settings, split_file: Path, seed: int) -> dict[str,
 
 def student_config(
     settings: Settings,
+    kind: Kind,
     student: Student,
     split_file: Path,
     selected: Path | None,
@@ -278,9 +311,10 @@ def student_config(
 
     Args:
         settings: The loop's.
+        kind: The data's.
         student: The generation.
         split_file: Splits of the labelled images.
-        selected: The list of pseudo-labels.
+        selected: The file of pseudo-labels.
         class_names: In the order of the labelled data.
         steps_per_epoch: The same for a student and its controls.
         seed: The run's.
@@ -291,11 +325,14 @@ def student_config(
     if not noise:
         arguments = model.setdefault("init_args", {})
         arguments.update({key: 0.0 for key in MODEL_NOISE if key in arguments})
+        for key in ("backbone_args", "decoder_args", "detector_args"):
+            inner = arguments.get(key) or {}
+            inner.update({name: 0.0 for name in inner if "dropout" in name or name in MODEL_NOISE})
         labeled["init_args"]["augment"] = {"preset": "none"}
     data: dict[str, Any] = {"labeled": labeled, "ratio": student.ratio, "steps_per_epoch": steps_per_epoch}
     if selected is not None:
-        arguments = {k: v for k, v in labeled["init_args"].items() if k not in SOURCE_ARGUMENTS}
-        arguments |= {"source": str(selected), "class_names": class_names, "val_fraction": 0.0}
+        arguments = {k: v for k, v in labeled["init_args"].items() if k not in kind.SOURCE_ARGUMENTS}
+        arguments |= {"source": str(selected), **kind.unlabelled_arguments(class_names)}
         data["unlabeled"] = {"class_path": labeled["class_path"], "init_args": arguments}
     how = {k: getattr(student, k) for k in ("loss", "unlabeled_weight", "labels", "temperature", "smoothing")}
     return {

@@ -7,37 +7,31 @@ import json
 import os
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from datamodules.base import DataModule
+from datamodules.digits import digit_scene
 from datamodules.loading import Record
+from datamodules.pool import hide_labels, pool_records
 from pipelines.errors import UsageError
-from pipelines.noisy_student.labelling import (
-    label_pool,
-    load_teacher,
-    pool_records,
-    prepare_teacher,
-    read_labels,
-    taken,
-    write_labels,
-)
+from pipelines.noisy_student.images import right as right
+from pipelines.noisy_student.kinds import kind_of
+from pipelines.noisy_student.labelling import judge, load_teacher, prepare_teacher
 from pipelines.noisy_student.machine import StageError, digest_of_values, say, write_json
-from pipelines.noisy_student.selection import Selection, Validation, select
+from pipelines.noisy_student.selection import Selection
 from pipelines.noisy_student.settings import Settings
 from pipelines.noisy_student.student import export
+from pipelines.pictures import save_png
 from pipelines.run import runs_of
 from pipelines.trainer import Trainer
 from pipelines.wandb_run import Wandb
 
-Truth = Mapping[str, Sequence[int]]
+Truth = Mapping[str, Any]
 
 # Data.
 
@@ -52,18 +46,23 @@ def read_data(settings: Settings) -> DataModule:
     data.setup("fit")
     if not data.records["val"]:
         raise UsageError("The labelled data has no validation split, which tells generations apart: set val_fraction.")
-    if not all(isinstance(record.get("label"), int) for record in data.records["train"]):
-        raise UsageError("noisy-student is for images with one label each so far; the data has another kind of label.")
+    kind = kind_of(data)
+    kind.check_data(data)
+    kind.check_selection(settings.selection)
     return data
 
 
 def data_settings(settings: Settings, data: DataModule, seed: int) -> dict[str, Any]:
     """What the data stage depends on, the lists of images included: their paths, labels and sizes on the disk."""
-    listed = [(s, r["path"], r["label"], _size(r)) for s, rs in data.records.items() for r in rs]
+    kind = kind_of(data)
+    listed = [(s, r["path"], kind.annotation(r), _size(r)) for s, rs in data.records.items() for r in rs]
     pool = [] if settings.pool is None else [(r["path"], _size(r)) for r in pool_records(settings.pool)]
+    hidden: dict[str, Any] = {"labels_per_class": settings.labels_per_class}
+    if settings.labeled_images is not None:
+        hidden["labeled_images"] = settings.labeled_images
     return {
         "data": settings.data,
-        "labels_per_class": settings.labels_per_class,
+        **hidden,
         "overlap": settings.overlap,
         "seed": seed,
         "images": digest_of_values(listed),
@@ -74,39 +73,49 @@ def data_settings(settings: Settings, data: DataModule, seed: int) -> dict[str, 
 def make_data(directory: Path, settings: Settings, data: DataModule, seed: int) -> dict[str, str]:
     """Write ``split.json`` (which labels are seen), ``pool.parquet`` (unlabelled images) and ``truth.json``.
 
+    Generated scenes of the pool are written as PNG files, so that all that follows sees ordinary files.
+
     Raises:
-        UsageError: If validation or test images are in the pool, or a class has too few labels.
+        UsageError: If validation or test images are in the pool, or there are too few labels.
     """
-    seen, hidden = _hide(data, settings.labels_per_class, seed)
+    kind = kind_of(data)
+    seen, hidden = _hide(data, settings, seed)
     outside = [] if settings.pool is None else pool_records(settings.pool)
     pool = [*hidden, *outside]
     if settings.overlap != "allow":
         pool = without_overlap(pool, [*data.records["val"], *data.records["test"]], data, settings.overlap)
     if not pool:
-        raise UsageError("The pool holds no images: every label is seen. Lower labels_per_class, or give pool:.")
+        raise UsageError(
+            "The pool holds no images: every label is seen. Lower labels_per_class or labeled_images, or give pool:."
+        )
     split = {"train": seen, "val": data.records["val"], "test": data.records["test"], "pool": hidden}
     write_json(directory / "split.json", {name: [r["path"] for r in rs] for name, rs in split.items()})
-    truth = {name: [int(r.get("label", -1)) for r in rs] for name, rs in {**split, "pool": pool}.items()}
+    truth = {name: [kind.truth_of(r) for r in rs] for name, rs in {**split, "pool": pool}.items()}
     write_json(directory / "truth.json", {"class_names": data.class_names, **truth})
-    _write_paths(directory / "pool.parquet", [r["path"] for r in pool])
+    _write_paths(directory / "pool.parquet", [_as_file(r, directory) for r in pool])
     say(f"{len(seen)} labelled images, {len(pool)} unlabelled, {len(data.records['val'])} for validation")
     return {"split": "split.json", "pool": "pool.parquet", "truth": "truth.json"}
 
 
-def _hide(data: DataModule, per_class: int | None, seed: int) -> tuple[list[Record], list[Record]]:
+def _as_file(record: Record, directory: Path) -> str:
+    """The path of an image; a generated scene is written below the directory first."""
+    if "scene" not in record:
+        return str(record["path"])
+    number, _, split, *_ = record["scene"]
+    file = Path("pool") / f"{split}_{number:06d}.png"
+    save_png(digit_scene(*record["scene"])["image"], directory / file)
+    return str(file)
+
+
+def _hide(data: DataModule, settings: Settings, seed: int) -> tuple[list[Record], list[Record]]:
     """Training images that keep their label, and those that lose it; drawn by seed."""
-    records = data.records["train"]
-    if per_class is None:
+    records, per_class, images = data.records["train"], settings.labels_per_class, settings.labeled_images
+    if per_class is None and images is None:
         return list(records), []
-    by_class: dict[int, list[int]] = defaultdict(list)
-    for i in np.random.default_rng([seed, 1]).permutation(len(records)):
-        by_class[records[i]["label"]].append(int(i))
-    for k, members in by_class.items():
-        if len(members) < per_class:
-            name = (data.class_names or [])[k]
-            raise UsageError(f"labels_per_class is {per_class}, but class '{name}' has {len(members)} training images.")
-    seen = {i for members in by_class.values() for i in members[:per_class]}
-    return [r for i, r in enumerate(records) if i in seen], [r for i, r in enumerate(records) if i not in seen]
+    try:
+        return hide_labels(records, data.class_names or [], seed, per_class=per_class, images=images)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def without_overlap(pool: list[Record], evaluated: list[Record], data: DataModule, overlap: str) -> list[Record]:
@@ -155,7 +164,9 @@ def _write_paths(file: Path, paths: Sequence[str]) -> None:
     import pyarrow.parquet as pq
 
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    pq.write_table(pa.table({"path": [p if "#" in p else os.path.abspath(p) for p in paths]}), temporary)
+    inside = f"pool{os.sep}"  # scenes written here, by a path that holds wherever the run directory lies
+    column = [p if "#" in p or p.startswith(inside) else os.path.abspath(p) for p in paths]
+    pq.write_table(pa.table({"path": column}), temporary)
     os.replace(temporary, file)
 
 
@@ -188,7 +199,7 @@ def take_teacher(directory: Path, settings: Settings, data: DataModule, checkpoi
 
 
 def score(directory: Path, settings: Settings, data: DataModule, checkpoint: Path) -> dict[str, str]:
-    """Write ``val.parquet`` and ``test.parquet``: a model's probabilities, like the labels of a pool.
+    """Write ``val`` and ``test``: what a model says of their images, and what scores are computed from.
 
     Raises:
         UsageError: If the model knows other classes than the data.
@@ -204,8 +215,8 @@ def score(directory: Path, settings: Settings, data: DataModule, checkpoint: Pat
     files = {}
     for split in ("val", "test"):
         if records := data.records[split]:
-            label_pool(trainer, [teacher], records, directory / f"{split}.parquet")
-            files[split] = f"{split}.parquet"
+            files[split] = f"{split}{kind_of(data).JUDGED}"
+            judge(trainer, [teacher], records, data, directory / files[split])
     return files
 
 
@@ -241,53 +252,39 @@ def run_command(words: list[str], launch: Sequence[str] | None) -> None:
 # Labels and selection.
 
 
-def label(directory: Path, settings: Settings, teacher: Path, pool: Path) -> dict[str, str]:
-    """``pseudo-label`` of the pool: ``labels.parquet``."""
+def label(directory: Path, settings: Settings, data: DataModule, teacher: Path, pool: Path) -> dict[str, str]:
+    """``pseudo-label`` of the pool: ``labels.parquet``, or ``labels.json`` for boxes."""
     trainer = dict(settings.trainer)  # type: ignore[call-overload]
     flags = [f"--trainer.{k}={trainer[k]}" for k in ("accelerator", "devices", "num_nodes", "strategy") if k in trainer]
     flags += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     words = ["pseudo-label", "--ckpt_path", str(teacher), "--source", str(pool)]
-    run_command([*words, "--output", str(directory / "labels.parquet"), *flags], settings.launch)
-    return {"labels": "labels.parquet"}
+    file = f"labels{kind_of(data).LABELS}"
+    run_command([*words, "--output", str(directory / file), *flags], settings.launch)
+    return {"labels": file}
 
 
 def choose(
-    directory: Path, selection: Selection, labels_file: Path, validation_file: Path, truth: Truth, seed: int
+    directory: Path,
+    data: DataModule,
+    selection: Selection,
+    labels_file: Path,
+    validation_file: Path,
+    truth: Truth,
+    seed: int,
 ) -> dict[str, str]:
-    """``selected.parquet`` (what the student is taught) and ``selection.json`` (what was done)."""
-    labels = read_labels(labels_file)
-    seen = read_labels(validation_file, labels.class_names)
-    chosen = select(
-        labels.probabilities,
-        labels.class_names,
-        selection,
-        validation=Validation(seen.probabilities, np.array(truth["val"], np.int64)),
-        seed=seed,
-        truth=np.array(truth["pool"], np.int64),
-    )
-    write_labels(taken(labels, chosen.rows), directory / "selected.parquet")
-    write_json(directory / "selection.json", chosen.account)
+    """``selected.parquet`` or ``.json`` (what the student is taught) and ``selection.json`` (what was done)."""
+    kind = kind_of(data)
+    account = kind.choose(directory, data, selection, labels_file, validation_file, truth, seed)
     say(
-        f"{chosen.account['kept']} of {chosen.account['pool']} labels kept ({chosen.account['coverage']:.0%}),"
-        f" {chosen.account['images']} images taught"
+        f"{account['kept']} of {account['pool']} {kind.UNIT} kept ({account['coverage']:.0%}),"
+        f" {account['images']} images taught"
     )
-    if left_out := chosen.account.get("left_out"):
+    if left_out := account.get("left_out"):
         say(f"classes left out for want of validation images or of precision: {', '.join(left_out)}")
-    return {"selected": "selected.parquet", "account": "selection.json"}
-
-
-def accuracy(file: Path, truth: Sequence[int]) -> float:
-    """Part of the images whose most likely class is the true one."""
-    return float(right(file, truth).mean())
-
-
-def right(file: Path, truth: Sequence[int]) -> NDArray[np.bool_]:
-    """Whether each image is classified rightly, bool (N,)."""
-    found: NDArray[np.bool_] = read_labels(file).probabilities.argmax(1) == np.array(truth, np.int64)
-    return found
+    return {"selected": f"selected{kind.LABELS}", "account": "selection.json"}
 
 
 def read_truth(file: Path) -> dict[str, Any]:
-    """What ``make_data`` wrote: ``class_names``, and true classes by split, -1 where unknown."""
+    """What ``make_data`` wrote: ``class_names``, and by split what ``Kind.truth_of`` says of each image."""
     truth: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return truth

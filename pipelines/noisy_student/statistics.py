@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,42 +11,83 @@ from numpy.typing import NDArray
 REPLICATES = 10_000
 LEVEL = 0.95
 
+Floats = NDArray[np.float64]
+Score = Callable[[NDArray[Any]], dict[str, Floats]]
+"""How often each image counts, (R, N), to scores by name: of each seed's model on that resample, (R, S)."""
 
-def estimate(values: NDArray[Any], seed: int = 0) -> dict[str, Any]:
-    """Mean of per-image values with its spread and interval.
 
-    The interval is a percentile bootstrap of both images and seeds: each replicate draws images (the same ones for all
-    seeds, whose results on one image are not independent) and seeds, with replacement. With one seed it says nothing of
-    the spread between trainings. With few seeds the bootstrap is a little narrow, so the interval of Student's t over
-    the seeds' means is given beside it.
+class Sampled(NamedTuple):
+    """A score of S seeds: ``each`` float64 (S,), and on ``replicates`` (R, S) of the images; those drawn in ``chosen``.
+
+    Scores of the same images and seeds are sampled on the same draws, so that their difference is a paired one.
+    """
+
+    each: Floats
+    replicates: Floats
+    chosen: NDArray[np.int64]
+
+    def __sub__(self, other: Sampled) -> Sampled:
+        return Sampled(self.each - other.each, self.replicates - other.replicates, self.chosen)
+
+
+def sampled(score: Score, images: int, replicates: int = REPLICATES, seed: int = 0) -> dict[str, Sampled]:
+    """Draw images (the same ones for all seeds, whose results on one image are not independent) and seeds.
 
     Args:
-        values: (S, N): of each seed and image, right or not, or the difference of two models there.
-        seed: Of the replicates.
+        score: See ``Score``.
+        images: N.
+        replicates: R.
+        seed: Of the draws.
+    """
+    each = {name: values[0] for name, values in score(np.ones((1, images), np.int64)).items()}
+    seeds = len(next(iter(each.values())))
+    rng = np.random.default_rng(seed)
+    parts: list[dict[str, Floats]] = []
+    chosen = np.empty((replicates, seeds), np.int64)
+    step = max(1, 5_000_000 // images)
+    for first in range(0, replicates, step):
+        size = min(step, replicates - first)
+        parts.append(score(rng.multinomial(images, np.full(images, 1 / images), size=size)))
+        chosen[first : first + size] = rng.integers(0, seeds, (size, seeds))
+    return {name: Sampled(each[name], np.concatenate([part[name] for part in parts]), chosen) for name in each}
+
+
+def interval(found: Sampled) -> dict[str, Any]:
+    """Mean of a score with its spread and interval.
+
+    The interval is a percentile bootstrap of both images and seeds. With one seed it says nothing of the spread
+    between trainings. With few seeds the bootstrap is a little narrow, so the interval of Student's t over the seeds'
+    scores is given beside it.
 
     Returns:
-        ``each`` (the seeds' means), ``mean``, ``sd`` (between seeds, null for one), ``low``, ``high``, and ``t_low``,
+        ``each`` (the seeds' scores), ``mean``, ``sd`` (between seeds, null for one), ``low``, ``high``, and ``t_low``,
         ``t_high`` (null for one seed).
     """
-    data = np.asarray(values, np.float64)
-    seeds, images = data.shape
-    each = data.mean(1)
-    rng = np.random.default_rng(seed)
-    means = np.empty(REPLICATES)
-    step = max(1, 5_000_000 // images)
-    for first in range(0, REPLICATES, step):
-        size = min(step, REPLICATES - first)
-        counts = rng.multinomial(images, np.full(images, 1 / images), size=size)
-        of_seeds = counts @ data.T / images  # (size, S)
-        chosen = rng.integers(0, seeds, (size, seeds))
-        means[first : first + size] = np.take_along_axis(of_seeds, chosen, 1).mean(1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    out: dict[str, Any] = {"each": each.tolist(), "mean": float(data.mean()), "sd": None}
+    each, seeds = found.each, len(found.each)
+    means = np.take_along_axis(found.replicates, found.chosen, 1).mean(1)
+    # A resample may hold nothing that can be scored: of a handful of images without an object.
+    low, high = np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    out: dict[str, Any] = {"each": each.tolist(), "mean": float(each.mean()), "sd": None}
     out |= {"low": float(low), "high": float(high), "t_low": None, "t_high": None}
     if seeds > 1:
         from scipy.stats import t
 
         sd = float(each.std(ddof=1))
         half = float(t.ppf((1 + LEVEL) / 2, seeds - 1)) * sd / seeds**0.5
-        out |= {"sd": sd, "t_low": float(data.mean() - half), "t_high": float(data.mean() + half)}
+        out |= {"sd": sd, "t_low": float(each.mean() - half), "t_high": float(each.mean() + half)}
     return out
+
+
+def estimate(values: NDArray[Any], seed: int = 0) -> dict[str, Any]:
+    """Mean of per-image values with its spread and interval.
+
+    Args:
+        values: (S, N): of each seed and image, right or not, or the difference of two models there.
+        seed: Of the replicates.
+
+    Returns:
+        As ``interval``.
+    """
+    data = np.asarray(values, np.float64)
+    images = data.shape[1]
+    return interval(sampled(lambda counts: {"mean": counts @ data.T / images}, images, seed=seed)["mean"])

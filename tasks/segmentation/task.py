@@ -146,6 +146,7 @@ class Segmentation(Task):
         self.tta, self.tta_scales = tta, tta_scales
         self.boundary_metric = boundary_metric
         self.multi_label = multi_label
+        self.with_confidence = False  # what pseudo-label asks for
         self.save_hyperparameters(ignore=["optim"])
         self.remember_arguments()
 
@@ -254,15 +255,21 @@ class Segmentation(Task):
         return views[0] if len(views) == 1 else torch.stack(views).mean(0)
 
     def predict(self, batch: Batch) -> dict[str, Any]:
-        """``mask``: for each image the labels in its original pixels, uint8 (H, W), or (K, H, W) for several labels."""
-        several = self.kind == "multilabel"
+        """``mask``: for each image the labels in its original pixels, uint8 (H, W), or (K, H, W) for several labels.
+
+        With ``with_confidence`` also ``confidence``: uint8 (H, W), the label's probability in parts of 255, rounded
+        down.
+        """
+        how = self.kind == "multilabel", self.with_confidence
         if "tiles" in batch:
             pairs = zip(batch["image"], batch["tiles"], strict=True)
-            return {"mask": [labels_by_tiles(self.scores, image, windows, several) for image, windows in pairs]}
-        scores = self.scores(batch["image"])
-        return {
-            "mask": [labels_in_original(s, g, several) for s, g in zip(scores, batch["geometry"].cpu(), strict=True)]
-        }
+            labels = [labels_by_tiles(self.scores, image, windows, *how) for image, windows in pairs]
+        else:
+            records = zip(self.scores(batch["image"]), batch["geometry"].cpu(), strict=True)
+            labels = [labels_in_original(scores, record, *how) for scores, record in records]
+        if self.with_confidence:
+            return {"mask": [both[0] for both in labels], "confidence": [both[1] for both in labels]}
+        return {"mask": labels}
 
     def update_metrics(self, batch: Batch, predictions: dict[str, Any]) -> None:
         """Compare with the masks of the original pictures."""

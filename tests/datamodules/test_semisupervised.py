@@ -9,7 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from datamodules import Augment, ClassificationData, SemiSupervised
+from datamodules import (
+    Augment,
+    ClassificationData,
+    DetectionAugment,
+    DetectionData,
+    SegmentationData,
+    SemiSupervised,
+)
+from datamodules.views import check_still, randomised
 from tests.conftest import write_images
 
 LIGHT = Augment(hflip=0.5, crop="pad")
@@ -126,3 +134,165 @@ def test_what_does_not_fit_is_refused(sources):
         made(sources, image_size=16)
     with pytest.raises(ValueError, match="'wasp'"):
         made(sources, class_names=["ant", "wasp"])
+
+
+# Images without labels, as two views.
+
+
+def views(labeled: ClassificationData, **arguments) -> SemiSupervised:
+    data = SemiSupervised(labeled, **{"ratio": 2, **arguments})
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, overfit_batches=0, num_devices=1)
+    data.setup("fit")
+    return data
+
+
+def whole_images(source: str, **arguments) -> ClassificationData:
+    return ClassificationData(
+        source, **{"batch_size": 2, "image_size": 32, "num_workers": 0, "augment": LIGHT, **arguments}
+    )
+
+
+CANVASES = DetectionAugment(canvas_sizes=[32, 64])
+STILL = Augment(transforms=[{"RandomBrightnessContrast": {"p": 1.0}}])
+
+
+def test_two_views_of_one_image_of_a_folder_or_a_list(sources, tmp_path):
+    """Without any noise both views are the image itself; with noise they differ, in order and keys of their own."""
+    folder = tmp_path / "pool"
+    clean = Augment(preset="none")
+    plain = views(whole_images(sources[0], augment=clean), pool=str(folder), strong=clean)
+    for pair in epoch(plain, 0):
+        half = pair["unlabeled"]
+        assert torch.equal(half["image"], half["weak_image"])
+        assert half["image"].dtype == torch.uint8
+        assert not {"label", "labels", "mask", "boxes"} & half.keys()
+        one = next(p for p in sorted(folder.rglob("*.jpg")) if str(p) == half["path"][0])
+        alone = views(whole_images(sources[0], augment=clean, batch_size=1), pool=str(one), ratio=1, strong=clean)
+        assert torch.equal(epoch(alone, 0)[0]["unlabeled"]["image"][0], half["image"][0])
+
+    paths = sorted(str(p) for p in folder.rglob("*.jpg"))
+    (tmp_path / "pool.csv").write_text("path\n" + "\n".join(paths) + "\n")
+    noisy = views(whole_images(sources[0]), pool=str(tmp_path / "pool.csv"))
+    pairs = [pair["unlabeled"] for pair in epoch(noisy, 0)]
+    assert [half["path"] for half in pairs] == [pair["unlabeled"]["path"] for pair in epoch(plain, 0)]
+    assert all(not torch.equal(half["image"], half["weak_image"]) for half in pairs)
+    # Weak is the labelled images' own: flips and shifts of the same pixels.
+    again = views(whole_images(sources[0]), pool=str(folder), strong=Augment(preset="rand", rand_magnitude=27))
+    weak = [pair["unlabeled"]["weak_image"] for pair in epoch(again, 0)]
+    assert all(torch.equal(a["weak_image"], b) for a, b in zip(pairs, weak, strict=True))
+    assert noisy.spec()["two_views"]
+
+
+def test_resumed_views_are_the_same(sources, tmp_path):
+    whole = views(whole_images(sources[0]), pool=str(tmp_path / "pool"), steps_per_epoch=4)
+    loader = whole.train_dataloader()
+    expected = epoch(whole, 0, loader)
+    part = views(whole_images(sources[0]), pool=str(tmp_path / "pool"), steps_per_epoch=4)
+    iterator = iter(loader := part.train_dataloader())
+    for _ in range(3):
+        next(iterator)
+    rest = views(whole_images(sources[0]), pool=str(tmp_path / "pool"), steps_per_epoch=4)
+    rest.load_state_dict(part.state_dict())
+    (last,) = epoch(rest, 0)
+    for key in ("image", "weak_image"):
+        assert torch.equal(last["unlabeled"][key], expected[3]["unlabeled"][key])
+
+
+def test_hidden_labels_are_drawn_by_class_and_change_nothing(tmp_path):
+    """The true labels of the pool have no influence: with others in their place every batch is the same."""
+    root = write_images(tmp_path / "all", {"train/ant": 9, "train/bee": 9, "val/ant": 2, "val/bee": 2}, (32, 32))
+    paths = sorted(root.rglob("*.jpg"))
+    rows = [(str(p), p.parent.name, p.parent.parent.name) for p in paths]
+
+    def batches(rows: list[tuple[str, str, str]], **hide: int) -> tuple[SemiSupervised, list[dict]]:
+        (tmp_path / "list.csv").write_text("path,label,split\n" + "".join(f"{','.join(row)}\n" for row in rows))
+        data = views(whole_images(str(tmp_path / "list.csv")), **(hide or {"labels_per_class": 3}))
+        return data, epoch(data, 0)
+
+    data, first = batches(rows)
+    train, pool = (data.records[name] for name in ("train", "pool"))
+    assert sorted(r["label"] for r in train) == [0] * 3 + [1] * 3
+    assert len(pool) == 12
+    assert not {r["path"] for r in train} & {r["path"] for r in pool}
+    assert {p for pair in first for p in pair["unlabeled"]["path"]} <= {r["path"] for r in pool}
+    data, _ = batches(rows)
+    data.unlabeled.records["train"] = [{**r, "label": 1 - r["label"]} for r in data.unlabeled.records["train"]]
+    for ours, theirs in zip(epoch(data, 0), first, strict=True):
+        for half in ("labeled", "unlabeled"):
+            assert all(torch.equal(v, ours[half][k]) for k, v in theirs[half].items() if isinstance(v, torch.Tensor))
+    data, _ = batches(rows, labeled_images=5)
+    assert (len(data.records["train"]), len(data.records["pool"])) == (5, 13)
+
+
+def test_the_strong_view_of_masks_moves_no_pixel(tmp_path):
+    """Both views lie alike on the canvas, whose rest is ignored."""
+    settings = {"image_size": 32, "batch_size": 2, "num_workers": 0, "augment": Augment(scale_jitter=(0.5, 0.8))}
+    scenes = SegmentationData("digits", num_scenes={"train": 12, "val": 2}, **settings)
+    data = views(scenes, labeled_images=4, strong=Augment(transforms=[{"ColorJitter": {"p": 0.0}}]))
+    pairs = [pair["unlabeled"] for pair in epoch(data, 0)]
+    assert all(torch.equal(half["image"], half["weak_image"]) for half in pairs)
+    masks = torch.cat([half["mask"] for half in pairs])
+    assert set(masks.unique().tolist()) == {0, 255}  # no true mask is in it
+    outside = torch.cat([half["image"] for half in pairs]).permute(0, 2, 3, 1)[masks == 255]
+    assert (outside == 114).all()  # the fill
+    default = views(SegmentationData("digits", num_scenes={"train": 12, "val": 2}, **settings), labeled_images=4)
+    for half, other in zip(epoch(default, 0), pairs, strict=True):
+        assert torch.equal(half["unlabeled"]["weak_image"], other["weak_image"])
+        assert not torch.equal(half["unlabeled"]["image"], other["image"])
+
+
+def test_pools_for_boxes_have_no_boxes():
+    settings = {"image_size": 32, "batch_size": 2, "num_workers": 0}
+    scenes = DetectionData("digits", num_scenes={"train": 12, "val": 2}, **settings)
+    (half, *_) = (pair["unlabeled"] for pair in epoch(views(scenes, labeled_images=4), 0))
+    assert half["weak_image"].shape == half["image"].shape == (4, 3, 32, 32)
+    assert not {"boxes", "labels", "mask", "iscrowd"} & half.keys()
+    sizes = DetectionData("digits", num_scenes={"train": 12, "val": 2}, augment=CANVASES, **settings)
+    with pytest.raises(ValueError, match=r"data.labeled.augment.canvas_sizes is \[32, 64\]"):
+        views(sizes, labeled_images=4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pool": "nowhere"}, r"The pool 'nowhere' does not exist"),
+        ({"labels_per_class": 2, "labeled_images": 4}, r"both say which labels are seen"),
+        ({"labels_per_class": 0}, r"data.labels_per_class is 0"),
+        ({"labels_per_class": 7}, r"class 'ant' has 6 training images|class 'bee' has 6 training images"),
+        ({"labeled_images": 12}, r"labeled_images is 12, but there are 12"),
+        ({"labeled_images": 1}, r"data.batch_size is 2"),
+        ({"labeled_images": 10}, r"There are 2 unlabelled images, but a step takes .* 2 x 2 x 1"),
+        ({"strong": Augment(preset="rand")}, r"data.strong is set, but only images without labels"),
+        ({"unlabeled": "labelled", "labeled_images": 4}, r"data.unlabeled and data.labeled_images are both set"),
+    ],
+)
+def test_pools_that_cannot_be_are_refused(sources, arguments, message):
+    if "unlabeled" in arguments:
+        arguments = {**arguments, "unlabeled": whole_images(sources[1])}
+    with pytest.raises(ValueError if "nowhere" not in arguments.values() else FileNotFoundError, match=message):
+        views(whole_images(sources[0]), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("strong", "message"),
+    [
+        (Augment(preset="rand"), r"data.strong.preset is 'rand', which moves pixels"),
+        (Augment(transforms=[{"HorizontalFlip": {"p": 0.5}}]), r"HorizontalFlip, which moves"),
+        (Augment(transforms=[{"OneOf": {"transforms": [{"CoarseDropout": {}}]}}]), r"OneOf, which moves"),
+        (STILL, None),
+        (Augment(transforms=[{"OneOf": {"transforms": [{"GaussianBlur": {}}, {"ColorJitter": {}}]}}]), None),
+    ],
+)
+def test_only_colours_change_where_masks_are_learnt(strong, message):
+    if message is None:
+        check_still(strong)
+        return
+    with pytest.raises(ValueError, match=message):
+        check_still(strong)
+
+
+def test_the_default_strong_view_follows_the_labelled_images():
+    assert randomised(Augment(hflip=0.0, crop_padding=3)) == Augment(preset="rand", hflip=0.0, crop_padding=3)
+    assert randomised(Augment(preset="none")) == Augment(preset="rand", hflip=0.0, crop="none")
+    with pytest.raises(ValueError, match=r"data.strong is not set"):
+        randomised(STILL)

@@ -14,7 +14,8 @@ from datamodules import ClassificationData
 from datamodules.readers.lists import read_list
 from pipelines import cli
 from pipelines.noisy_student import labelling
-from pipelines.noisy_student.labelling import Labels, load_teacher, pool_records, read_labels, write_labels
+from pipelines.noisy_student.images import Labels, read_labels, write_labels
+from pipelines.noisy_student.labelling import load_teacher, pool_records
 from tests.conftest import in_child, write_images
 from tests.ranks import in_ranks
 
@@ -104,7 +105,7 @@ def test_a_killed_labelling_goes_on_and_a_finished_one_is_not_repeated(world, mo
         written = []
         original = np.save
         monkeypatch.setattr(
-            labelling.np, "save", lambda f, a: original(f, a) if len(written) < 2 and not written.append(1) else 1 / 0
+            np, "save", lambda f, a: original(f, a) if len(written) < 2 and not written.append(1) else 1 / 0
         )
         return label(world, "cut.parquet")
 
@@ -159,7 +160,7 @@ def test_lists_of_files_and_embedded_digits_are_pools(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--source", "nowhere"], "--source nowhere does not exist"),
+        (["--source", "nowhere"], "The pool 'nowhere' does not exist"),
         (["--output", "labels.csv"], "--output labels.csv must end in .parquet"),
         (["--batch_size", "0"], "--batch_size is 0; it must be at least 1"),
         (["--teachers", "[nothing.ckpt]"], "teacher nothing.ckpt does not exist"),

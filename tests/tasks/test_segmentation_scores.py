@@ -65,7 +65,7 @@ def test_tiles_equal_the_whole_picture(size, monkeypatch):
             0
         )
         blended = torch.full_like(whole, torch.nan)
-        monkeypatch.setattr(module, "labels_of", lambda scores, several: scores)
+        monkeypatch.setattr(module, "labels_of", lambda scores, *_: scores)
         windows = torch.from_numpy(tile_windows(*size, (128, 160), 0.5))
         blended = labels_by_tiles(scorer, image, windows, several=False)
     assert blended.shape == whole.shape
@@ -81,7 +81,7 @@ def test_weights_are_blended():
 
     windows = torch.from_numpy(tile_windows(64, 96, (64, 64), 0.5))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "labels_of", lambda scores, several: scores)
+        patch.setattr(module, "labels_of", lambda scores, *_: scores)
         row = labels_by_tiles(scorer, torch.zeros(3, 64, 96), windows, several=False)[0, 0]
     assert (row[:40] == 0).all()
     assert (row[56:] == 1).all()
@@ -100,7 +100,7 @@ def test_back_to_original_pixels(resize, shape, monkeypatch):
     x = (torch.arange(canvas[1]) + 0.5 - offset_x) / scale_x
     scores = torch.stack([y[:, None] + 0 * x, 0 * y[:, None] + x])
     monkeypatch.setattr(module, "STRIP", 3 * 2 * shape[1])  # strips of three rows
-    monkeypatch.setattr(module, "labels_of", lambda scores, several: scores)
+    monkeypatch.setattr(module, "labels_of", lambda scores, *_: scores)
     found = labels_in_original(scores.double(), torch.from_numpy(geometry), several=True)
     assert found.shape == (2, *shape)  # of uint8: whole numbers
     for axis, (number, side, scale, offset, room) in enumerate(
