@@ -18,11 +18,11 @@ import yaml
 from datamodules import DetectionData, SegmentationData
 from datamodules.augment import Augment, DetectionAugment
 from datamodules.masks import load_mask
+from datamodules.pool import pool_records
 from pipelines import cli
 from pipelines.errors import UsageError
 from pipelines.noisy_student import boxes, labelling, machine, pixels, selection
 from pipelines.noisy_student.kinds import kind_of
-from pipelines.noisy_student.labelling import pool_records
 from pipelines.noisy_student.scorers import RECALLS, average_precision, mean_iou
 from pipelines.noisy_student.selection import Selection
 from pipelines.noisy_student.settings import read_settings, student_config
