@@ -96,6 +96,7 @@ class DataModule(LightningDataModule, ABC):
         self.seed = seed
         self.class_names: list[str] | None = None
         self.predict_source: str | None = None
+        self.passes_per_epoch = 1.0  # more or less where another datamodule draws an epoch's batches from this one
         self.skipped: list[tuple[str, str]] = []
         self.records: dict[str, list[Record]] = {}
         self._decoded: dict[str, DecodedCache] = {}

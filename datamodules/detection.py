@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -297,7 +298,8 @@ class DetectionData(DenseData):
         if trainer is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
             epochs = trainer.max_epochs
         elif trainer is not None and trainer.max_steps > 0:
-            epochs = -(-trainer.max_steps * trainer.accumulate_grad_batches // len(self._train_sampler()))
+            steps = len(self._train_sampler()) * self.passes_per_epoch
+            epochs = math.ceil(trainer.max_steps * trainer.accumulate_grad_batches / steps)
         if epochs is None:
             if close and trainer is not None:
                 raise ValueError(
@@ -309,7 +311,8 @@ class DetectionData(DenseData):
             rank_zero_warn(
                 f"data.augment.close_mosaic_epochs is {close} and the run has {epochs} epochs: no pictures are mixed."
             )
-        return max(0, epochs - (min(15, epochs // 10) if close is None else close))
+        mixed = max(0, epochs - (min(15, epochs // 10) if close is None else close))
+        return round(mixed * self.passes_per_epoch)
 
     def canvas(self) -> tuple[int, int]:
         """Height and width of a batch; of a training batch alone where ``resize`` is ``native``."""

@@ -184,8 +184,11 @@ class SemiSupervised(DataModule):
 
     def train_dataloader(self) -> Any:
         """Pairs of batches of this rank, resumable at any batch."""
-        streams = {name: part.train_dataloader() for name, part in self._parts().items()}
-        loader = PairedLoader(streams, self.steps_per_epoch or len(list(streams.values())[-1]))
+        passes = {name: len(part._train_sampler()) for name, part in self._parts().items()}
+        steps = self.steps_per_epoch or list(passes.values())[-1]
+        for name, part in self._parts().items():
+            part.passes_per_epoch = steps / passes[name]
+        loader = PairedLoader({name: part.train_dataloader() for name, part in self._parts().items()}, steps)
         if self._restored is not None:
             loader.load_state_dict(self._restored)
         self._train_loader = loader  # type: ignore[assignment]

@@ -296,3 +296,21 @@ def test_the_default_strong_view_follows_the_labelled_images():
     assert randomised(Augment(preset="none")) == Augment(preset="rand", hflip=0.0, crop="none")
     with pytest.raises(ValueError, match=r"data.strong is not set"):
         randomised(STILL)
+
+
+def test_mosaic_ends_with_the_epochs_not_with_a_streams_passes():
+    """6 labelled scenes are gone through twice an epoch, 24 unlabelled ones once."""
+
+    def scenes(count):
+        augment = DetectionAugment(mosaic=0.5, close_mosaic_epochs=2)
+        sizes = {"train": count, "val": 1, "test": 0}
+        return DetectionData(num_scenes=sizes, image_size=64, batch_size=2, num_workers=0, augment=augment, seed=0)
+
+    data = SemiSupervised(scenes(6), scenes(24), ratio=2, steps_per_epoch=6)
+    data.trainer = SimpleNamespace(
+        global_rank=0, world_size=1, overfit_batches=0, num_devices=1, max_epochs=10, max_steps=-1
+    )
+    data.setup("fit")
+    streams = data.train_dataloader().streams
+    assert streams["labeled"].dataset.mixed_passes == 8 * 2
+    assert streams["unlabeled"].dataset.mixed_passes == 8
