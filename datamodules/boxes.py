@@ -125,8 +125,8 @@ def find_format(source: str | Path) -> Format:
         like = f"like {' and '.join(found)} at once" if found else "like none of coco, voc and yolo"
         raise ValueError(
             f"'{source}' looks {like}. Say which it is (data.format, or convert's --from), or give the JSON or YAML"
-            " file itself. COCO has annotations/*.json, VOC has Annotations/*.xml or XML files beside the images, YOLO has"
-            " labels/*.txt."
+            " file itself. COCO has annotations/*.json, VOC has Annotations/*.xml or XML files beside the images, YOLO"
+            " has labels/*.txt."
         )
     return found[0]
 
