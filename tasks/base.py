@@ -158,10 +158,6 @@ class Task(LightningModule, ABC):
         mean, std = normalization(network, int(self.in_chans or 3))
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-        # What ``normalize`` needs in each step; in front of a small net its arithmetic would be felt.
-        self.register_buffer("shift", -self.mean / self.std, persistent=False)
-        self.register_buffer("scale", 1.0 / self.std, persistent=False)
-        self.register_buffer("byte_scale", 1.0 / (255.0 * self.std), persistent=False)
         if self.channels_last == "auto":
             self.channels_last = prefers_channels_last(network)
         if self.channels_last:
@@ -211,10 +207,10 @@ class Task(LightningModule, ABC):
         Args:
             image: uint8 (B, C, H, W), or float in [0, 1].
         """
-        scale = self.byte_scale if image.dtype == torch.uint8 else self.scale
+        scale = 255.0 if image.dtype == torch.uint8 else 1.0
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        image = image.to(dtype=scale.dtype, memory_format=memory_format)
-        return torch.addcmul(self.shift, image, scale)
+        image = image.to(dtype=self.mean.dtype, memory_format=memory_format)
+        return torch.addcmul(-self.mean / self.std, image, 1.0 / (scale * self.std))
 
     def train(self, mode: bool = True) -> Task:
         """Set the mode; what is frozen stays in evaluation mode, though Lightning calls this each epoch."""
@@ -242,8 +238,8 @@ class Task(LightningModule, ABC):
 
         Lightning would look at each of their elements: 0.2 ms a batch for 128 paths.
         """
-        # Not waiting: the loader's memory is pinned where there is a GPU, and what follows is in the same stream.
-        return {key: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for key, v in batch.items()}
+        tensors = {key: value for key, value in batch.items() if not isinstance(value, list)}
+        return {**batch, **super().transfer_batch_to_device(tensors, device, dataloader_idx)}
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Re-seed all randomness of the step from a key, then augment training batches on the device."""

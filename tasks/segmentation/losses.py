@@ -111,7 +111,7 @@ def segmentation_loss(
         mask = mask.unsqueeze(1)
     valid = (mask != IGNORE).unsqueeze(1) if multiclass else mask != IGNORE  # broadcasts against the logits
     overlaps = {"dice": (0.5, 0.5), "jaccard": (1.0, 1.0), "tversky": (tversky_alpha, tversky_beta)}
-    target = probability = logits  # where no loss needs them
+    target = probability = logits.new_zeros(())
     if soft or not set(names) <= ({"cross_entropy", "lovasz"} if multiclass else {"lovasz"}):
         target = _target_maps(mask, soft_mask, valid, logits.shape[1], kind)
     if set(names) & set(overlaps):
@@ -144,7 +144,7 @@ def segmentation_loss(
             parts[name] = _mean_of_valid(value, valid)
 
     means = {name: (part if weight is None else part * weight).mean() for name, part in parts.items()}
-    total = reduce(torch.add, [v if losses[name] == 1 else losses[name] * v for name, v in means.items()])
+    total = reduce(torch.add, [losses[name] * value for name, value in means.items()])
     return {"loss": total} | (means if len(means) > 1 else {})
 
 
