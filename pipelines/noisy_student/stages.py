@@ -19,7 +19,6 @@ from datamodules.digits import digit_scene
 from datamodules.loading import Record
 from datamodules.pool import hide_labels, pool_records
 from pipelines.errors import UsageError
-from pipelines.noisy_student.images import right as right
 from pipelines.noisy_student.kinds import kind_of
 from pipelines.noisy_student.labelling import judge, load_teacher, prepare_teacher
 from pipelines.noisy_student.machine import StageError, digest_of_values, say, write_json
@@ -46,9 +45,7 @@ def read_data(settings: Settings) -> DataModule:
     data.setup("fit")
     if not data.records["val"]:
         raise UsageError("The labelled data has no validation split, which tells generations apart: set val_fraction.")
-    kind = kind_of(data)
-    kind.check_data(data)
-    kind.check_selection(settings.selection)
+    kind_of(data).check_data(data)
     return data
 
 

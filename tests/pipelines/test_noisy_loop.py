@@ -19,7 +19,7 @@ import yaml
 from datamodules import ClassificationData
 from pipelines import cli
 from pipelines.errors import UsageError
-from pipelines.noisy_student import machine, stages
+from pipelines.noisy_student import images, machine, stages
 from pipelines.noisy_student.settings import read_settings
 from pipelines.noisy_student.statistics import estimate
 from tasks import NoisyStudent
@@ -110,7 +110,7 @@ def test_every_stage_leaves_its_files_and_the_report_says_what_they_hold(world):
     truth = json.loads((stage(world / "whole", "data") / "truth.json").read_text())
     assert (report["labelled"], report["pool"], report["images"]) == (8, 16, 10)
     for row in report["rows"]:
-        right = stages.right(stage(world / "whole", row["name"]) / "test.parquet", truth["test"])
+        right = images.right(stage(world / "whole", row["name"]) / "test.parquet", truth["test"])
         assert row["mean"] == pytest.approx(right.mean())
         assert row["low"] <= row["mean"] <= row["high"]
     means = {row["name"]: row["mean"] for row in report["rows"]}
