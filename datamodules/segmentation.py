@@ -18,6 +18,7 @@ from datamodules.mask_formats import MaskSettings, Settled, class_palette, settl
 from datamodules.masks import MaskFormat, decode_mask, read_sample
 from datamodules.readers import Listing, Record
 from datamodules.readers.mask_sources import is_coco_source, read_mask_source
+from datamodules.soft_masks import SoftMaskTransform, read_with_soft_mask
 from datamodules.splits import hold_out
 from datamodules.transforms import Transform
 
@@ -30,7 +31,8 @@ class SegmentationData(DenseData):
     Args:
         source: ``digits`` (embedded scenes), a folder of images and masks (``images/`` and ``masks/``, ``train/`` and
             ``trainannot/``, ...; see ``datamodules.readers.pairs``), a folder in the layout of VOC or COCO, a COCO
-            ``.json`` file, or a ``.csv`` or ``.parquet`` list with the columns ``path`` and ``mask``.
+            ``.json`` file, or a ``.csv`` or ``.parquet`` list with the columns ``path`` and ``mask``, and where labels
+            are soft ``soft_mask`` (see ``datamodules.soft_masks``).
         images: Pattern of the image files below ``source``, for example ``{split}/{stem}.jpg``; with ``masks``.
         masks: Pattern of the mask files: ``{split}annot/{stem}.png``. ``{class}`` in it stands for one binary mask a
             class, as in ``masks/{class}/{stem}.png``; an image without a class's file has none of that class.
@@ -193,6 +195,9 @@ class SegmentationData(DenseData):
                     raise ValueError(f"data.{key} is set, but data.source '{self.source}' is COCO's: it has no masks.")
         listing = read_mask_source(self.source, self.images, self.masks, self.class_names, multi_label=self.multi_label)
         hold_out(listing.records, self.val_fraction, self.test_fraction, self.split_seed, self.split_file)
+        for record in listing.records:
+            if record["split"] != "train":
+                record.pop("soft_mask", None)  # scores compare classes
         settled = Settled(MaskFormat("index"), listing.class_names, None)
         first = listing.records[0]["mask"]
         if not isinstance(first, dict):
@@ -219,7 +224,7 @@ class SegmentationData(DenseData):
 
     def make_reader(self) -> Callable[[Record], Record]:
         """Decodes an image and its mask."""
-        return partial(
+        read = partial(
             read_sample,
             fmt=self._format,
             channels=self.in_chans,
@@ -227,10 +232,12 @@ class SegmentationData(DenseData):
             num_classes=len(self.class_names or ()),
             multi_label=self.multi_label,
         )
+        return partial(read_with_soft_mask, read=read) if self._has_soft_masks() else read
 
     def make_transform(self, *, train: bool) -> Transform:
         """The training or the evaluation transform."""
-        return Transform(
+        soft = partial(SoftMaskTransform, num_classes=len(self.class_names or ()))
+        return (soft if self._has_soft_masks() else Transform)(
             self.canvas(),
             augment=self._augment if train else None,
             resize=self.resize,
@@ -239,6 +246,9 @@ class SegmentationData(DenseData):
             tile=self.tile,
             tile_overlap=self.tile_overlap,
         )
+
+    def _has_soft_masks(self) -> bool:
+        return any("soft_mask" in record for record in self.records.get("train", ())[:1])
 
     # Frequencies.
 

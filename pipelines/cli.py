@@ -131,6 +131,10 @@ def main(args: list[str]) -> int:
     _quieten()
     try:
         args = complete(args)
+        if args[0] == "fit" and is_loop(args):
+            from pipelines.noisy_student.machine import main as noisy_student
+
+            return noisy_student(args[1:], one_generation=True)
         run(args)
     except Exception as error:
         if os.environ.get("PIPELINES_TRACEBACK"):
@@ -215,6 +219,12 @@ def complete(args: list[str]) -> list[str]:
     if _value(rest, "--name") is None and configs and not named:
         rest = [*rest, "--name", configs[0].stem]
     return [command, *rest]
+
+
+def is_loop(args: list[str]) -> bool:
+    """Whether a config is that of ``noisy-student``, of which ``fit`` runs one generation."""
+    configs = (args[i + 1] if word == "--config" else word[9:] for i, word in enumerate(args) if word[:8] == "--config")
+    return any("students" in load_config(Path(config)) for config in configs)
 
 
 def _value(words: list[str], flag: str) -> str | None:

@@ -324,6 +324,7 @@ class Trainer(pl.Trainer):
         teachers: list[str] = [],  # noqa: B006 - never changed
         selection: Selection | None = None,
         batch_size: int | None = None,
+        soft: bool = False,
     ) -> None:
         """Label a pool of images with a teacher, as an ordinary annotation file that any run can read.
 
@@ -341,6 +342,8 @@ class Trainer(pl.Trainer):
             teachers: Further checkpoints; the labels are the mean of all teachers' probabilities.
             selection: Also write the labels worth teaching, as ``selected`` beside the output.
             batch_size: Images a step; that of the data by default.
+            soft: For masks, also write the two most probable classes of each pixel with their probabilities, which a
+                student then learns in place of the one class. Probabilities of whole images are soft in any case.
         """
         from pipelines.noisy_student.command import pseudo_label
         from pipelines.noisy_student.labelling import Teacher
@@ -348,7 +351,7 @@ class Trainer(pl.Trainer):
         assert isinstance(datamodule, DataModule)
         assert isinstance(model, Task)
         teacher = Teacher(self._find_checkpoint(ckpt_path), model, datamodule)
-        pseudo_label(self, teacher, teachers, source, Path(output), selection, batch_size)
+        pseudo_label(self, teacher, teachers, source, Path(output), selection, batch_size, soft=soft)
 
     # What the commands share.
 

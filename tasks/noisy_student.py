@@ -304,8 +304,8 @@ class NoisyStudent(Task):
 def join_batches(first: Batch, second: Batch, num_classes: int | None) -> Batch:
     """One batch of two; keys that only one has are left out.
 
-    Class numbers beside soft labels become one-hot; annotations of different number (boxes) are filled up to the
-    longer, with zeros, or -1 for ``labels``.
+    Class numbers beside soft labels become one-hot, of images and of pixels; annotations of different number (boxes)
+    are filled up to the longer, with zeros, or -1 for ``labels``.
 
     Args:
         first: A batch of B images.
@@ -313,6 +313,8 @@ def join_batches(first: Batch, second: Batch, num_classes: int | None) -> Batch:
         num_classes: K, for one-hot labels.
     """
     joined: Batch = {}
+    if ("soft_mask" in first) != ("soft_mask" in second):
+        first, second = (_with_soft_mask(batch, int(num_classes or 0)) for batch in (first, second))
     for key in first:
         if key not in second:
             continue
@@ -329,6 +331,14 @@ def join_batches(first: Batch, second: Batch, num_classes: int | None) -> Batch:
             a, b = (_filled(x, most, -1 if key == "labels" else 0) for x in (a, b))
         joined[key] = torch.cat([a, b.to(a.dtype)])
     return joined
+
+
+def _with_soft_mask(batch: Batch, num_classes: int) -> Batch:
+    """A batch whose masks are soft: one-hot where they were not, and nothing at ignored pixels, which do not count."""
+    if "soft_mask" in batch:
+        return batch
+    classes = torch.arange(num_classes, device=batch["mask"].device, dtype=batch["mask"].dtype).view(1, -1, 1, 1)
+    return {**batch, "soft_mask": (batch["mask"].unsqueeze(1) == classes).to(torch.float16)}
 
 
 def _filled(x: Tensor, most: int, value: int) -> Tensor:

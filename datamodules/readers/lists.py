@@ -88,10 +88,10 @@ def read_mask_list(file: str | Path) -> Listing:
     """Read a list of images and their masks, one pair a row.
 
     Columns: ``path`` and ``mask`` (files; relative ones start at the list's folder), and optional ``split`` as in
-    ``read_list``. Others are left alone.
+    ``read_list`` and ``soft_mask`` (files). Others are left alone.
 
     Returns:
-        Records with ``mask``, a path; no class names.
+        Records with ``mask``, a path, and ``soft_mask``, a path; no class names.
 
     Raises:
         FileNotFoundError: If the list, an image or a mask is missing; the first is named with its row.
@@ -113,6 +113,9 @@ def read_mask_list(file: str | Path) -> Listing:
         {"image": image, "path": image, "mask": mask, "split": split}
         for image, mask, split in zip(images, masks, splits, strict=True)
     ]
+    if "soft_mask" in table:
+        for record, soft in zip(records, _paths(table["soft_mask"], file.parent, where), strict=True):
+            record["soft_mask"] = soft
     return Listing(records, [])
 
 

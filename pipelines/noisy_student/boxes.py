@@ -116,8 +116,10 @@ def unlabelled_arguments(class_names: list[str]) -> dict[str, Any]:
 # Labelling.
 
 
-def prepare(task: Any) -> None:
-    """Refuse a teacher that gives masks."""
+def prepare(task: Any, *, soft: bool) -> None:
+    """Refuse a teacher that gives masks, and soft labels."""
+    if soft:
+        raise UsageError("soft is true, but a box has one class and a score: only labels of pixels can be soft.")
     if getattr(task, "has_masks", False):
         raise UsageError(
             f"The teacher is a {task.detector}, but masks of objects are not pseudo-labelled: take a detector of boxes."

@@ -31,6 +31,8 @@ def pseudo_label(
     output: Path,
     selection: Selection | None,
     batch_size: int | None,
+    *,
+    soft: bool = False,
 ) -> None:
     """Label a pool, and select where that is asked for; see ``Trainer.pseudo_label``.
 
@@ -42,6 +44,7 @@ def pseudo_label(
         output: The file of labels.
         selection: Which labels are taught.
         batch_size: Images a step.
+        soft: Also write soft labels of pixels.
 
     Raises:
         ValueError: If an argument is wrong, naming it.
@@ -59,7 +62,7 @@ def pseudo_label(
     needs_validation = selection is not None and selection.precision is not None
     for each in teachers:
         prepare_teacher(trainer, each, batch_size=batch_size, needs_validation=needs_validation)
-    label_pool(trainer, teachers, records, output)
+    label_pool(trainer, teachers, records, output, soft=soft)
     if selection is not None:
         _select(trainer, kind, teachers, selection, output, len(records))
     rank_zero_info(f"{len(records)} labelled images are in {output}.")

@@ -75,8 +75,8 @@ def unlabelled_arguments(class_names: list[str]) -> dict[str, Any]:
 # Labelling.
 
 
-def prepare(task: Any) -> None:
-    """Make a teacher give what labels need."""
+def prepare(task: Any, *, soft: bool) -> None:
+    """Make a teacher give what labels need: probabilities in any case."""
 
 
 def rows_of(outputs: Mapping[str, Any], batch: Mapping[str, Any], pool: Pool) -> list[Any]:

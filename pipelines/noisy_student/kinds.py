@@ -50,8 +50,8 @@ class Kind(Protocol):
     def unlabelled_arguments(self, class_names: list[str]) -> dict[str, Any]:
         """Arguments of the data that reads the selected labels."""
 
-    def prepare(self, task: Any) -> None:
-        """Make a teacher give what labels need."""
+    def prepare(self, task: Any, *, soft: bool) -> None:
+        """Make a teacher give what labels need, where asked for soft ones."""
 
     def rows_of(self, outputs: Mapping[str, Any], batch: Mapping[str, Any], pool: Pool) -> list[Any]:
         """What is kept of a batch of predictions."""

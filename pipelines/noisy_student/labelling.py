@@ -92,7 +92,13 @@ def prepare_teacher(
 
 
 def label_pool(
-    trainer: pl.Trainer, teachers: Sequence[Teacher], records: Sequence[Record], output: Path, *, every: bool = False
+    trainer: pl.Trainer,
+    teachers: Sequence[Teacher],
+    records: Sequence[Record],
+    output: Path,
+    *,
+    every: bool = False,
+    soft: bool = False,
 ) -> None:
     """Label images and write them as a file that any run can read.
 
@@ -102,21 +108,23 @@ def label_pool(
         records: The images.
         output: The file; one that the same teachers wrote for the same images is not made again.
         every: Keep labels however unsure, which scores need; see ``boxes.merge``.
+        soft: Write soft labels of pixels, too.
 
     Raises:
         ValueError: If the teachers differ in their classes, or their labels cannot be averaged.
     """
     kind = kind_of(teachers[0].data)
     class_names = _common_classes(teachers)
-    if len(teachers) > 1 and kind.UNIT != images.UNIT:
+    if len(teachers) > 1 and kind is not images:
         raise ValueError(
             f"{len(teachers)} teachers are given, but {kind.UNIT} of several teachers are not averaged: give one."
         )
     for teacher in teachers:
-        kind.prepare(teacher.task)
+        kind.prepare(teacher.task, soft=soft)
         _one_by_one(teacher.data, records)
     paths = [record["path"] for record in records]
-    digest = _digest(teachers, paths if kind.UNIT == images.UNIT else [listed(path, output) for path in paths])
+    digest = _digest(teachers, paths if kind is images else [listed(path, output) for path in paths])
+    digest += "-soft" if soft and kind is not images else ""
     parts = output.with_name(f".{output.name}.parts-{digest}")
     if kind.digest_in(output) == digest:
         rank_zero_info(f"{output} holds these labels already.")

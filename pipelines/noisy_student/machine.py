@@ -40,11 +40,12 @@ class StageError(RuntimeError):
     """A stage's command failed; its own message stands above."""
 
 
-def main(args: list[str]) -> int:
+def main(args: list[str], *, one_generation: bool = False) -> int:
     """The command ``noisy-student``.
 
     Args:
         args: Its words.
+        one_generation: What ``fit`` does with the loop's config: the first student of the first seed, no controls.
 
     Returns:
         The exit status: 0 success, 1 a failure, 2 a mistake in the command or the config.
@@ -63,10 +64,11 @@ def main(args: list[str]) -> int:
     from pipelines import cli
     from pipelines.errors import UsageError
     from pipelines.noisy_student.loop import run
-    from pipelines.noisy_student.settings import read_settings
+    from pipelines.noisy_student.settings import first_generation, read_settings
 
     try:
-        run(read_settings(cli.complete(["noisy-student", *args])))
+        settings = read_settings(cli.complete(["noisy-student", *args]))
+        run(first_generation(settings) if one_generation else settings)
     except Exception as error:
         if os.environ.get("PIPELINES_TRACEBACK"):
             traceback.print_exc()

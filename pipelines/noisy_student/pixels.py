@@ -1,7 +1,8 @@
 """Pseudo-labels of pixels: index PNGs with maps of confidence beside them, and a list of the pairs, which is ordinary.
 
 ``labels.parquet`` has the columns ``path`` and ``mask``, which ``SegmentationData`` reads, and ``confidence_map``,
-``confidence`` (the map's mean) and ``digest`` (of both PNGs). The PNGs are in the folder of the list's name.
+``confidence`` (the map's mean) and ``digest`` (of the PNGs). The PNGs are in the folder of the list's name. Where soft
+labels were asked for, the column ``soft_mask`` names them, too; see ``datamodules.soft_masks``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from datamodules.images import read_image
 from datamodules.masks import IGNORE, load_mask
+from datamodules.soft_masks import write_soft_mask
 from pipelines.errors import UsageError
 from pipelines.noisy_student.machine import write_json
 from pipelines.noisy_student.paths import beside, listed, resolved
@@ -42,7 +44,7 @@ SOURCE_ARGUMENTS: tuple[str, ...] = (
     *("source", "images", "masks", "mask_format", "colors", "class_values", "ignore_values", "num_scenes"),
     *("val_fraction", "test_fraction", "split_seed", "split_file"),
 )
-MASKS, MAPS = "masks", "confidence"
+MASKS, MAPS, SOFT = "masks", "confidence", "soft"
 PNGS = "pngs"  # folder of both while they are made
 STEPS = 255  # a confidence of 1 in a map
 
@@ -50,11 +52,12 @@ Mask = NDArray[np.uint8]
 
 
 class Pixels(NamedTuple):
-    """A list's columns: images, masks and maps of confidence, all absolute paths."""
+    """A list's columns: images, masks, maps of confidence and soft masks, where it has some; all absolute paths."""
 
     paths: list[str]
     masks: list[str]
     maps: list[str]
+    soft: list[str] | None
 
 
 # What is refused.
@@ -117,33 +120,38 @@ def unlabelled_arguments(class_names: list[str]) -> dict[str, Any]:
 # Labelling.
 
 
-def prepare(task: Any) -> None:
-    """Make a teacher say how sure it is of each pixel.
+def prepare(task: Any, *, soft: bool) -> None:
+    """Make a teacher say how sure it is of each pixel; with ``soft`` of the next class, too.
 
     Raises:
         UsageError: If it gives several labels a pixel.
     """
     if getattr(task, "multi_label", False):
         raise UsageError("The teacher gives several labels a pixel (model.multi_label), but pseudo-labels have one.")
-    task.with_confidence = True
+    task.with_confidence = 2 if soft else 1
 
 
 def rows_of(outputs: Mapping[str, Any], batch: Mapping[str, Any], pool: Pool) -> list[Any]:
     """Write the PNGs of a batch, and keep what the list says of each image."""
     palette = class_palette(pool.data.class_names or [], getattr(pool.data, "class_colors", None))
 
-    def write(number: int, mask: Any, sure: Any) -> dict[str, Any]:
+    def write(number: int, mask: Any, sure: Any, second: Any) -> dict[str, Any]:
         name, labels, levels = pool.names[number], np.asarray(mask.cpu()), np.asarray(sure.cpu())
-        places = [pool.parts / PNGS / folder / f"{name}.png" for folder in (MASKS, MAPS)]
-        for place in places:
+        places = [pool.parts / PNGS / folder / f"{name}.png" for folder in (MASKS, MAPS, SOFT)]
+        for place in places[:2]:
             place.parent.mkdir(parents=True, exist_ok=True)
         label_png(labels, palette, places[0])
         places[1].write_bytes(cv2.imencode(".png", levels)[1].tobytes())
-        digest = hashlib.sha256(labels.tobytes() + levels.tobytes()).hexdigest()
-        return {"name": name, "confidence": float(levels.mean()) / STEPS, "digest": digest[:32]}
+        digest = hashlib.sha256(labels.tobytes() + levels.tobytes())
+        if second is not None:
+            planes = np.concatenate([labels[None], levels[None], np.asarray(second.cpu())])
+            write_soft_mask(planes, places[2])
+            digest.update(planes.tobytes())
+        return {"name": name, "confidence": float(levels.mean()) / STEPS, "digest": digest.hexdigest()[:32]}
 
+    second = outputs.get("second", [None] * len(outputs["mask"]))
     with ThreadPoolExecutor(4) as threads:
-        return list(threads.map(write, batch["id"].tolist(), outputs["mask"], outputs["confidence"]))
+        return list(threads.map(write, batch["id"].tolist(), outputs["mask"], outputs["confidence"], second))
 
 
 def write_part(file: Any, rows: list[Any]) -> None:
@@ -167,6 +175,8 @@ def merge(output: Path, pools: Sequence[Pool], class_names: list[str], digest: s
         "confidence": [row["confidence"] for row in rows],
         "digest": [row["digest"] for row in rows],
     }
+    if (folder / SOFT).is_dir():
+        columns["soft_mask"] = [f"{folder.name}/{SOFT}/{row['name']}.png" for row in rows]
     _write_list(columns, output, digest)
 
 
@@ -197,7 +207,8 @@ def read_pixels(file: Path) -> Pixels:
 
     table = pq.read_table(file).to_pydict()
     maps = table.get("confidence_map", table["mask"])
-    return Pixels(*([resolved(name, file) for name in column] for column in (table["path"], table["mask"], maps)))
+    paths, masks, maps = ([resolved(n, file) for n in column] for column in (table["path"], table["mask"], maps))
+    return Pixels(paths, masks, maps, [resolved(n, file) for n in table["soft_mask"]] if "soft_mask" in table else None)
 
 
 def _indices(path: str) -> Mask:
@@ -299,6 +310,8 @@ def choose(
         "mask": [done[i][0] for i in taught],
         "digest": [done[i][1] for i in taught],
     }
+    if pixels.soft is not None:  # as the teacher wrote them: where the mask is 255 they do not count
+        columns["soft_mask"] = [listed(pixels.soft[i], output) for i in taught]
     _write_list(columns, output)
     account = _describe(np.sum([counts for _, _, counts in done], axis=0), names, thresholds)
     account |= {"pool_images": len(done), "images": len(taught), "distinct_images": len(taught)}

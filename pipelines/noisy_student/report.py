@@ -131,7 +131,7 @@ def _suspects(root: Path, kind: Kind, data: DataModule, run: SeedRun, truth: dic
     selected, judged = run.selections[-1]["selected"].path, run.relabelled["labels"].path
     pool = pool_records(run.data["pool"].path)
     found, pictures, captions = kind.suspects(selected, judged, pool, truth, data, SUSPECTS)
-    tile = 96 if kind.UNIT == images.UNIT else 320  # two pictures side by side
+    tile = 96 if kind is images else 320  # two pictures side by side
     contact_sheet(pictures, captions, root / "suspects.png", tile=tile)
     return found
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.base import DataModule
 from pipelines.errors import Keys, Mistake, UsageError, place_of, sources
 from pipelines.mistakes import Context, check_keys, find_class
-from pipelines.noisy_student import images
+from pipelines.noisy_student import images, pixels
 from pipelines.noisy_student.kinds import Kind, kind_of
 from pipelines.noisy_student.selection import Selection
 from pipelines.trainer import Trainer
@@ -56,7 +56,7 @@ class Student:
         steps_per_epoch: Optimiser batches an epoch; one pass over the selected images by default.
         loss: See `tasks.NoisyStudent`; so are the others.
         unlabeled_weight: The same.
-        labels: The same.
+        labels: The same; by default `soft` for images with one label each, `hard` for pixels, and boxes have no other.
         temperature: The same.
         smoothing: The same.
     """
@@ -68,7 +68,7 @@ class Student:
     steps_per_epoch: int | None = None
     loss: Literal["paper", "code"] = "paper"
     unlabeled_weight: float = 1.0
-    labels: Literal["soft", "hard"] = "soft"
+    labels: Literal["soft", "hard"] | None = None
     temperature: float = 1.0
     smoothing: float = 0.0
 
@@ -163,6 +163,11 @@ def read_settings(args: list[str]) -> Settings:
     return settings
 
 
+def first_generation(settings: Settings) -> Settings:
+    """One student of one seed; its stages are those of the whole loop, which later takes them as they are."""
+    return replace(settings, students=settings.students[:1], seeds=settings.seeds[:1], controls=False)
+
+
 def _nested(flag: dict[str, Any]) -> dict[str, Any]:
     """``--data.batch_size 8`` speaks of the arguments of the class that the config names."""
 
@@ -231,7 +236,7 @@ def _check_kind(settings: Settings) -> None:
     cls = find_class(str(settings.data["class_path"]), DataModule)  # type: ignore[index]
     kind = images if cls is None else kind_of(cls)
     kind.check_selection(settings.selection)
-    if kind.UNIT == images.UNIT:
+    if kind is images:
         return
     if settings.labels_per_class is not None:
         raise UsageError(
@@ -239,11 +244,13 @@ def _check_kind(settings: Settings) -> None:
             " labeled_images, the number of images that keep their annotations."
         )
     for i, student in enumerate(settings.students):
-        for key, default in (("labels", "soft"), ("temperature", 1.0), ("smoothing", 0.0)):
+        if student.labels == "soft" and kind is not pixels:
+            raise UsageError(f"students.{i}.labels is 'soft', but {kind.UNIT} have a class and a score: leave it out.")
+        for key, default in (("temperature", 1.0), ("smoothing", 0.0)):
             if getattr(student, key) != default:
                 raise UsageError(
-                    f"students.{i}.{key} is {getattr(student, key)!r}, but pseudo-labels of {kind.UNIT} are classes,"
-                    " not probabilities: leave it out."
+                    f"students.{i}.{key} is {getattr(student, key)!r}, but only labels of whole images have it:"
+                    f" for {kind.UNIT} leave it out."
                 )
 
 
@@ -334,7 +341,8 @@ def student_config(
         arguments = {k: v for k, v in labeled["init_args"].items() if k not in kind.SOURCE_ARGUMENTS}
         arguments |= {"source": str(selected), **kind.unlabelled_arguments(class_names)}
         data["unlabeled"] = {"class_path": labeled["class_path"], "init_args": arguments}
-    how = {k: getattr(student, k) for k in ("loss", "unlabeled_weight", "labels", "temperature", "smoothing")}
+    how = {k: getattr(student, k) for k in ("loss", "unlabeled_weight", "temperature", "smoothing")}
+    how["labels"] = (student.labels if kind is images else None) or "soft"  # soft masks are so in their file
     return {
         "seed_everything": seed,
         "model": {"class_path": "NoisyStudent", "init_args": {"student": model, **how}},

@@ -249,11 +249,14 @@ def run_command(words: list[str], launch: Sequence[str] | None) -> None:
 # Labels and selection.
 
 
-def label(directory: Path, settings: Settings, data: DataModule, teacher: Path, pool: Path) -> dict[str, str]:
+def label(
+    directory: Path, settings: Settings, data: DataModule, teacher: Path, pool: Path, *, soft: bool = False
+) -> dict[str, str]:
     """``pseudo-label`` of the pool: ``labels.parquet``, or ``labels.json`` for boxes."""
     trainer = dict(settings.trainer)  # type: ignore[call-overload]
     flags = [f"--trainer.{k}={trainer[k]}" for k in ("accelerator", "devices", "num_nodes", "strategy") if k in trainer]
     flags += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    flags += ["--soft=true"] if soft else []
     words = ["pseudo-label", "--ckpt_path", str(teacher), "--source", str(pool)]
     file = f"labels{kind_of(data).LABELS}"
     run_command([*words, "--output", str(directory / file), *flags], settings.launch)

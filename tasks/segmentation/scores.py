@@ -19,14 +19,14 @@ Scorer = Callable[[Tensor], Tensor]
 """Image (B, C, H, W) to scores float32 (B, K, H, W)."""
 
 
-def labels_of(scores: Tensor, several: bool, confidence: bool = False) -> Tensor:
+def labels_of(scores: Tensor, several: bool, confidence: int = 0) -> Tensor:
     """Class of the highest score, uint8 (..., H, W), or with ``several`` 1 where a score is above a half.
 
     Args:
         scores: float (K, H, W), probabilities; K = 1 (binary) gives classes 0 and 1.
         several: Whether a pixel may have several labels: (K, H, W) then.
-        confidence: Give uint8 (2, H, W): the class, and its probability in parts of 255, rounded down; for one label
-            a pixel.
+        confidence: For one label a pixel: of how many classes the probability is given. 1: uint8 (2, H, W), the class
+            and its probability in parts of 255, rounded down. 2: uint8 (4, H, W), the same of the next class, too.
     """
     if several:
         return (scores > 0.5).to(torch.uint8)
@@ -34,10 +34,21 @@ def labels_of(scores: Tensor, several: bool, confidence: bool = False) -> Tensor
     if not confidence:
         return labels
     sure = torch.maximum(scores[0], 1 - scores[0]) if len(scores) == 1 else scores.amax(0)
-    return torch.stack([labels, (sure.clamp(0, 1) * 255).to(torch.uint8)])
+    planes = [labels, _in_255(sure)]
+    if confidence > 1:
+        if len(scores) == 1:
+            planes += [1 - labels, _in_255(1 - sure)]
+        else:
+            others = scores.scatter(0, labels.long().unsqueeze(0), -1.0)
+            planes += [others.argmax(0).to(torch.uint8), _in_255(others.amax(0))]
+    return torch.stack(planes)
 
 
-def labels_in_original(scores: Tensor, geometry: Tensor, several: bool, confidence: bool = False) -> Tensor:
+def _in_255(probability: Tensor) -> Tensor:
+    return (probability.clamp(0, 1) * 255).to(torch.uint8)
+
+
+def labels_in_original(scores: Tensor, geometry: Tensor, several: bool, confidence: int = 0) -> Tensor:
     """Bilinearly enlarge scores to the original picture, then decide: uint8 (H, W), or (K, H, W) with ``several``.
 
     Deciding first and enlarging the labels would give ragged borders. Original pixels that the canvas does not show
@@ -47,7 +58,7 @@ def labels_in_original(scores: Tensor, geometry: Tensor, several: bool, confiden
         scores: float (K, h, w) on the canvas.
         geometry: float (6,), see ``datamodules.geometry``; on any device.
         several: See ``labels_of``.
-        confidence: The same: (2, H, W) then.
+        confidence: The same: (2, H, W) or (4, H, W) then.
     """
     height, width, scale_x, scale_y, offset_x, offset_y = (float(v) for v in geometry.tolist())
     size = round(height), round(width)
@@ -55,7 +66,7 @@ def labels_in_original(scores: Tensor, geometry: Tensor, several: bool, confiden
         return labels_of(scores, several, confidence)
     rows = _places(size[0], scale_y, offset_y, scores.shape[1], round(size[0] * scale_y), scores)
     columns = _places(size[1], scale_x, offset_x, scores.shape[2], round(size[1] * scale_x), scores)
-    maps = (len(scores),) if several else (2,) if confidence else ()
+    maps = (len(scores),) if several else (2 * confidence,) if confidence else ()
     out = scores.new_empty((*maps, *size), dtype=torch.uint8)
     strip = max(1, STRIP // (len(scores) * size[1]))
     for first in range(0, size[0], strip):
@@ -82,7 +93,7 @@ def _between(scores: Tensor, axis: int, before: Tensor, after: Tensor, part: Ten
     return torch.lerp(scores.index_select(axis, before), scores.index_select(axis, after), part.view(shape))
 
 
-def labels_by_tiles(scorer: Scorer, image: Tensor, windows: Tensor, several: bool, confidence: bool = False) -> Tensor:
+def labels_by_tiles(scorer: Scorer, image: Tensor, windows: Tensor, several: bool, confidence: int = 0) -> Tensor:
     """Labels of a picture that is scored window by window; where windows overlap their scores are blended.
 
     The outer quarter of an overlap counts for nothing, since a net sees too little around it; between, the weight
@@ -98,7 +109,7 @@ def labels_by_tiles(scorer: Scorer, image: Tensor, windows: Tensor, several: boo
         confidence: The same.
 
     Returns:
-        uint8 (H, W), (K, H, W) with ``several``, or (2, H, W) with ``confidence``, on the image's device.
+        uint8 (H, W), (K, H, W) with ``several``, or (2, H, W) or (4, H, W) with ``confidence``, on the image's device.
     """
     rows = sorted({(y1, y2) for y1, _, y2, _ in windows.tolist()})
     columns = sorted({(x1, x2) for _, x1, _, x2 in windows.tolist()})

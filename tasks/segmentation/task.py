@@ -146,7 +146,7 @@ class Segmentation(Task):
         self.tta, self.tta_scales = tta, tta_scales
         self.boundary_metric = boundary_metric
         self.multi_label = multi_label
-        self.with_confidence = False  # what pseudo-label asks for
+        self.with_confidence = 0  # classes a pixel whose probability pseudo-label asks for
         self.save_hyperparameters(ignore=["optim"])
         self.remember_arguments()
 
@@ -258,7 +258,7 @@ class Segmentation(Task):
         """``mask``: for each image the labels in its original pixels, uint8 (H, W), or (K, H, W) for several labels.
 
         With ``with_confidence`` also ``confidence``: uint8 (H, W), the label's probability in parts of 255, rounded
-        down.
+        down; and with two of them ``second``: uint8 (2, H, W), the next class and its probability.
         """
         how = self.kind == "multilabel", self.with_confidence
         if "tiles" in batch:
@@ -268,7 +268,8 @@ class Segmentation(Task):
             records = zip(self.scores(batch["image"]), batch["geometry"].cpu(), strict=True)
             labels = [labels_in_original(scores, record, *how) for scores, record in records]
         if self.with_confidence:
-            return {"mask": [both[0] for both in labels], "confidence": [both[1] for both in labels]}
+            found = {"mask": [planes[0] for planes in labels], "confidence": [planes[1] for planes in labels]}
+            return found | ({"second": [planes[2:] for planes in labels]} if self.with_confidence > 1 else {})
         return {"mask": labels}
 
     def update_metrics(self, batch: Batch, predictions: dict[str, Any]) -> None:

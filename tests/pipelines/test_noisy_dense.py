@@ -19,6 +19,7 @@ from datamodules import DetectionData, SegmentationData
 from datamodules.augment import Augment, DetectionAugment
 from datamodules.masks import load_mask
 from datamodules.pool import pool_records
+from datamodules.soft_masks import read_soft_mask
 from pipelines import cli
 from pipelines.errors import UsageError
 from pipelines.noisy_student import boxes, labelling, machine, pixels, selection
@@ -180,6 +181,28 @@ def test_a_changed_config_restarts_what_depends_on_it_and_controls_are_trained(w
     same = set() if world.name.startswith("pixels") else {"student1", "relabelled"}
     assert {n for n in old if old[n] != new[n]} == {"selection1", "student1", "relabelled"} - same
     assert set(new) - set(old) == {"labels_only", "no_noise"}
+
+
+@pytest.mark.parametrize("world", ["pixels"], indirect=True)
+def test_soft_labels_of_pixels_are_taught_by_choice(world, capfd):
+    shutil.copytree(world / "whole", "soft")
+    text = (world / "loop.yaml").read_text().replace("ratio: 2", "ratio: 2\n    labels: soft")
+    Path("loop.yaml").write_text(text)
+    assert in_child(lambda: loop("soft", Path("loop.yaml")), 600) == 0
+    said = capfd.readouterr().out
+    assert "seed0/teacher: done before" in said
+    assert re.search("seed0/labels1: soft was None and is True; done again", said)
+    old, new = digests(world / "whole"), digests("soft")
+    assert {n for n in old if old[n] != new[n]} == {"labels1", "selection1", "student1", "relabelled"}
+    # The same classes, with their probabilities beside them.
+    hard, soft = (stage(runs, "selection1") / "selected.parquet" for runs in (world / "whole", "soft"))
+    hard, soft = pixels.read_pixels(hard), pixels.read_pixels(soft)
+    assert (hard.soft, len(soft.soft)) == (None, len(hard.masks))
+    for one, other, file in zip(hard.masks, soft.masks, soft.soft, strict=True):
+        mask, planes = load_mask(other).pixels, read_soft_mask(file)
+        assert (load_mask(one).pixels == mask).all()
+        assert (planes[0] == mask)[mask != 255].all()
+        assert (planes[1] >= planes[3]).all()
 
 
 def disturbed(world: Path, kills: int, seed: int) -> None:
@@ -457,10 +480,10 @@ def test_mean_iou_of_a_resample_is_that_of_the_images_drawn():
 
 def test_confidences_are_the_labels_own_rounded_down():
     scores = torch.tensor([[[0.7, 0.25]], [[0.3, 0.75]]])
-    assert labels_of(scores, False, True).tolist() == [[[0, 1]], [[178, 191]]]
-    assert labels_of(scores[1:], False, True).tolist() == [[[0, 1]], [[178, 191]]]  # binary: one score a pixel
+    assert labels_of(scores, False, 1).tolist() == [[[0, 1]], [[178, 191]]]
+    assert labels_of(scores[1:], False, 1).tolist() == [[[0, 1]], [[178, 191]]]  # binary: one score a pixel
     half = torch.tensor([2.0, 4.0, 0.5, 0.5, 0.0, 0.0])  # a picture of twice the canvas's size
-    both, labels = labels_in_original(scores, half, False, True), labels_in_original(scores, half, False)
+    both, labels = labels_in_original(scores, half, False, 1), labels_in_original(scores, half, False)
     assert both.shape == (2, 2, 4)
     assert (both[0] == labels).all()
     assert both[1].tolist() == [[178, 149, 162, 191]] * 2
@@ -500,8 +523,18 @@ WRONG = [
     ("boxes", "threshold: 0.002", "threshold: {'3': 0.05}", "selection.threshold of '3' is 0.05"),
     ("boxes", "threshold: 0.002", "threshold: 0.5, ignore: 0.01", "selection.ignore is 0.01; it is a score, 0.05"),
     ("boxes", "threshold: 0.002", "threshold: 0.5, ignor: 0.2", "did you mean selection.ignore?"),
-    ("boxes", "ratio: 2", "ratio: 2\n    labels: hard", "students.0.labels is 'hard', but pseudo-labels of boxes are"),
-    ("pixels", "ratio: 2", "ratio: 2\n    temperature: 0.5", "students.0.temperature is 0.5, but pseudo-labels of pix"),
+    (
+        "boxes",
+        "ratio: 2",
+        "ratio: 2\n    labels: soft",
+        "students.0.labels is 'soft', but boxes have a class and a score",
+    ),
+    (
+        "pixels",
+        "ratio: 2",
+        "ratio: 2\n    temperature: 0.5",
+        "temperature is 0.5, but only labels of whole images have",
+    ),
 ]
 
 

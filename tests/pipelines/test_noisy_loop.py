@@ -18,6 +18,7 @@ import yaml
 
 from datamodules import ClassificationData
 from pipelines import cli
+from pipelines.checkpoint_io import read_checkpoint_config
 from pipelines.errors import UsageError
 from pipelines.noisy_student import images, machine, stages
 from pipelines.noisy_student.settings import read_settings
@@ -137,6 +138,20 @@ def test_the_same_command_repeats_nothing(world, capfd):
     assert in_child(lambda: loop(world / "whole", world / "loop.yaml", *shown)) == 0
     assert {p: p.stat().st_mtime_ns for p in (world / "whole").rglob("*.ckpt")} == before
     assert capfd.readouterr().out.count("done before") == len(STAGES)
+
+
+def test_fit_with_the_loops_config_runs_one_generation_that_the_loop_takes_as_it_is(world, capfd):
+    shutil.copytree(world / "whole", "fitted")
+    for name in ("student1", "labels_only", "no_noise", "relabelled"):
+        shutil.rmtree(stage("fitted", name))
+    words = ["fit", "--config", str(world / "loop.yaml"), "--runs_dir", "fitted", "--name", "loop"]
+    assert in_child(lambda: cli.main([*words, "--seeds", "[0, 1]"])) == 0
+    whole = digests(world / "whole")
+    assert digests("fitted") == {name: whole[name] for name in STAGES if name not in ("labels_only", "no_noise")}
+    assert capfd.readouterr().out.count("done before") == 4
+    assert not Path("fitted", "loop", "seed1").exists()
+    config = read_checkpoint_config(stage("fitted", "student1") / "student.ckpt")
+    assert config["model"]["class_path"].endswith("Classification")
 
 
 def test_a_changed_config_restarts_what_depends_on_it_and_says_so(world, capfd):
