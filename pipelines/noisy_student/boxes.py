@@ -34,6 +34,7 @@ from pipelines.noisy_student.selection import (
     fixed_thresholds,
     thresholds_for,
 )
+from pipelines.noisy_student.several import fused
 from pipelines.panels import class_palette, display_size, drawn, rescaled, resized
 from tasks.detection.matching import Matching, match
 from tasks.detection.metrics import COCO_IOUS
@@ -139,9 +140,9 @@ def write_part(file: Any, rows: list[Any]) -> None:
 
 def merge(output: Path, pools: Sequence[Pool], class_names: list[str], digest: str, *, every: bool) -> None:
     """Write the boxes of all chunks, those of a score of at least ``LEAST_SCORE``; all of them with ``every``."""
-    (pool,) = pools
-    entries = [entry for file in pool.files() for entry in json.loads(file.read_text())]
-    paths = [record["path"] for record in pool.records]
+    each = [[entry for file in pool.files() for entry in json.loads(file.read_text())] for pool in pools]
+    entries = each[0] if len(pools) == 1 else [fused(entries) for entries in zip(*each, strict=True)]
+    paths = [record["path"] for record in pools[0].records]
     image = np.repeat(np.arange(len(paths)), [len(entry["labels"]) for entry in entries])
     corners = np.array([box for entry in entries for box in entry["bbox"]], np.float64).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
@@ -158,7 +159,7 @@ def merge(output: Path, pools: Sequence[Pool], class_names: list[str], digest: s
     )
     if not every:
         found = take(found, scores >= LEAST_SCORE)
-    write_boxes(found, output, class_names, pool.data.class_ids, digest)  # type: ignore[attr-defined]
+    write_boxes(found, output, class_names, pools[0].data.class_ids, digest)  # type: ignore[attr-defined]
 
 
 def digest_in(file: Path) -> str | None:

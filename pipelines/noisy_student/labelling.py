@@ -6,6 +6,7 @@ gives the same bytes, and a run that was killed goes on behind the last chunk.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,10 +26,11 @@ from datamodules.loading import Record, RecordDataset, make_loader
 from datamodules.mask_checks import two_sizes
 from pipelines.callbacks.predictions import output_names
 from pipelines.checkpoint_io import check_fits, read_checkpoint_config
-from pipelines.noisy_student import images
+from pipelines.noisy_student import images, pixels
 from pipelines.noisy_student.kinds import kind_of
 from pipelines.noisy_student.machine import digest_of
 from pipelines.noisy_student.paths import beside, listed
+from pipelines.noisy_student.several import averaged_scores
 from tasks.base import Task
 
 Key = tuple[int, int, int]
@@ -104,21 +106,17 @@ def label_pool(
 
     Args:
         trainer: Where to run; its number of processes shares the chunks.
-        teachers: Their probabilities are averaged.
+        teachers: Their probabilities are averaged; boxes are fused.
         records: The images.
         output: The file; one that the same teachers wrote for the same images is not made again.
         every: Keep labels however unsure, which scores need; see ``boxes.merge``.
         soft: Write soft labels of pixels, too.
 
     Raises:
-        ValueError: If the teachers differ in their classes, or their labels cannot be averaged.
+        ValueError: If the teachers differ in their classes, or, for pixels, in how they see images.
     """
     kind = kind_of(teachers[0].data)
     class_names = _common_classes(teachers)
-    if len(teachers) > 1 and kind is not images:
-        raise ValueError(
-            f"{len(teachers)} teachers are given, but {kind.UNIT} of several teachers are not averaged: give one."
-        )
     for teacher in teachers:
         kind.prepare(teacher.task, soft=soft)
         _one_by_one(teacher.data, records)
@@ -130,15 +128,18 @@ def label_pool(
         rank_zero_info(f"{output} holds these labels already.")
         shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed behind its last line
         return
-    pools = [Pool(teacher.data, records, parts / str(i)) for i, teacher in enumerate(teachers)]
-    for teacher, pool in zip(teachers, pools, strict=True):
-        writer = ChunkWriter(pool)
-        trainer.callbacks.append(writer)  # type: ignore[attr-defined]
-        try:
-            # Lightning's own, not our command of that name.
-            pl.Trainer.predict(trainer, teacher.task, None, pool, False, str(teacher.checkpoint))
-        finally:
-            trainer.callbacks.remove(writer)  # type: ignore[attr-defined]
+    with contextlib.ExitStack() as stack:
+        if kind is pixels:  # maps of all probabilities are too large to be kept for a mean
+            teachers = [stack.enter_context(averaged_scores(teachers))]
+        pools = [Pool(teacher.data, records, parts / str(i)) for i, teacher in enumerate(teachers)]
+        for teacher, pool in zip(teachers, pools, strict=True):
+            writer = ChunkWriter(pool)
+            trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+            try:
+                # Lightning's own, not our command of that name.
+                pl.Trainer.predict(trainer, teacher.task, None, pool, False, str(teacher.checkpoint))
+            finally:
+                trainer.callbacks.remove(writer)  # type: ignore[attr-defined]
     trainer.strategy.barrier("labels")
     if trainer.is_global_zero:
         kind.merge(output, pools, class_names, digest, every=every)

@@ -27,6 +27,7 @@ from pipelines.noisy_student.kinds import kind_of
 from pipelines.noisy_student.scorers import RECALLS, average_precision, mean_iou
 from pipelines.noisy_student.selection import Selection
 from pipelines.noisy_student.settings import read_settings, student_config
+from pipelines.noisy_student.several import fused
 from pipelines.pictures import save_png
 from tasks.detection.matching import match
 from tasks.detection.metrics import COCO_IOUS, CocoMetrics
@@ -565,18 +566,65 @@ def test_wrong_flags_of_pseudo_label_end_with_one_message(world, capfd):
     right, wrong = (".parquet", ".json") if world.name.startswith("pixels") else (".json", ".parquet")
     save_png(np.zeros((32, 32, 3), np.uint8), "pool/a.png")
     words = ["pseudo-label", "--ckpt_path", teacher, "--source", "pool", *QUIET]
+    other = torch.load(teacher, weights_only=True)
+    config = yaml.safe_load(other["config"])
+    config["data"]["init_args"]["resize"] = "letterbox"
+    torch.save({**other, "config": yaml.safe_dump(config)}, "other.ckpt")
 
     def work() -> int:
         statuses = [
             cli.main([*words, "--output", f"labels{wrong}"]),
-            cli.main([*words, "--output", f"labels{right}", "--teachers", f"[{teacher}]"]),
+            cli.main([*words, "--output", f"labels{right}", "--teachers", "[other.ckpt]"]),
         ]
         return min(statuses)
 
     assert in_child(work) != 0
     said = capfd.readouterr().err
     assert f"--output labels{wrong} must end in {right}" in said
-    assert "of several teachers are not averaged: give one" in said
+    assert "other.ckpt has data.resize letterbox, but" in said
+    assert "need the same view of an image" in said
+
+
+@pytest.mark.parametrize("world", list(TASKS), indirect=True)
+def test_labels_of_several_teachers_are_averaged(world):
+    """A teacher and itself label as the teacher alone; the student changes what it says."""
+    teacher, student = (stage(world / "whole", n) / f"{n.rstrip('1')}.ckpt" for n in ("teacher", "student1"))
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        save_png(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), Path(f"pool/{i}.png"))
+    suffix = ".parquet" if world.name.startswith("pixels") else ".json"
+
+    def work() -> int:
+        words = ["pseudo-label", "--ckpt_path", str(teacher), "--source", "pool", *QUIET]
+        more = {"one": "[]", "twice": f"[{teacher}]", "two": f"[{student}]"}
+        return max(cli.main([*words, "--output", f"{n}/labels{suffix}", "--teachers", t]) for n, t in more.items())
+
+    assert in_child(quick(work)) == 0
+    if suffix == ".parquet":
+        tables = [pixels.read_pixels(Path(n, "labels.parquet")) for n in ("one", "twice", "two")]
+        one, twice, two = ([load_mask(file).pixels.astype(int) for file in table.maps] for table in tables)
+        assert max(int(np.abs(a - b).max()) for a, b in zip(one, twice, strict=True)) <= 1
+        assert max(int(np.abs(a - b).max()) for a, b in zip(one, two, strict=True)) > 1
+    else:
+        digits = list("0123456789")
+        one, twice, two = (boxes.read_boxes(Path(n, "labels.json"), digits) for n in ("one", "twice", "two"))
+        best = [found.scores[found.image == 0].max() for found in (one, twice, two)]
+        assert best[1] == pytest.approx(best[0], rel=0.2)  # neighbours that NMS left join the group
+        assert len(two.scores) > 0
+
+
+def test_fused_boxes_are_the_means_of_groups():
+    """Two teachers: both find the ant, one of them a bee at the same place, and a second ant far away."""
+    first = {"bbox": [[0, 0, 10, 10], [50, 50, 10, 10]], "labels": [0, 0], "scores": [0.9, 0.4], "size": [80, 90]}
+    second = {"bbox": [[1, 0, 10, 10], [0, 0, 10, 10]], "labels": [0, 1], "scores": [0.6, 0.8], "size": [80, 90]}
+    both = fused([first, second])
+    assert both["labels"] == [0, 1, 0]
+    assert both["scores"] == pytest.approx([0.75, 0.4, 0.2])
+    assert both["bbox"][0] == pytest.approx([0.4, 0, 10, 10])  # 0.6 / 1.5 of the way
+    assert both["bbox"][1:] == [[0, 0, 10, 10], [50, 50, 10, 10]]
+    nothing = {"bbox": [], "labels": [], "scores": [], "size": [80, 90]}
+    assert fused([nothing, nothing]) == nothing
+    assert fused([first]) == {**first, "scores": pytest.approx([0.9, 0.4])}
 
 
 def test_lists_of_images_and_masks_are_data(tmp_path):
