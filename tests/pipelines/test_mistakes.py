@@ -24,6 +24,8 @@ from tests.conftest import in_child, write_images
 from tests.detection_mistakes import CASES as DETECTION_CASES
 from tests.detection_mistakes import CONFIG as DETECTION
 from tests.detection_mistakes import write_boxes
+from tests.noisy_mistakes import CASES as NOISY_CASES
+from tests.noisy_mistakes import CONFIGS as NOISY
 
 DOCS = Path(__file__).parents[2] / "docs" / "mistakes.md"
 CONFIG = """\
@@ -276,6 +278,8 @@ CASES = [
     masks("scale of a view out of range", NET, f"{NET}\n    tta_scales: [40]", status=2),
     # Detection.
     *(Case(m, old, new, status=status, config=DETECTION) for m, old, new, status in DETECTION_CASES),
+    # Noisy student.
+    *(Case(m, old, new, command="noisy-student", config=config) for m, config, old, new in NOISY_CASES),
 ]
 
 
@@ -342,7 +346,7 @@ def write_masks(root: Path) -> None:
 def row(case: Case, message: str) -> str:
     """The line of the docs' table."""
     written = [case.command if case.command != "fit" else "", case.new, case.flags]
-    if case.config not in (None, CONFIG, SEGMENTATION, DETECTION):
+    if case.config not in (None, CONFIG, SEGMENTATION, DETECTION, *NOISY):
         written.append(str(case.config))
     shown = " ".join(" ".join(written).replace(EPOCHS + "\n", "").split())
     return f"| {case.mistake} | {f'`{shown}`' if shown else ''} | {message.replace(chr(10), '<br>')} |"

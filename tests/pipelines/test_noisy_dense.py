@@ -21,7 +21,6 @@ from datamodules.masks import load_mask
 from datamodules.pool import pool_records
 from datamodules.soft_masks import read_soft_mask
 from pipelines import cli
-from pipelines.errors import UsageError
 from pipelines.noisy_student import boxes, labelling, machine, pixels, selection
 from pipelines.noisy_student.kinds import kind_of
 from pipelines.noisy_student.scorers import RECALLS, average_precision, mean_iou
@@ -509,45 +508,6 @@ def test_the_control_without_noise_has_none(tmp_path):
     theirs = noisy["data"]["init_args"]["unlabeled"]["init_args"]
     assert theirs["source"].endswith("selected.json")
     assert not {"num_scenes", "split_file"} & set(theirs)
-
-
-WRONG = [
-    ("pixels", "labeled_images: 4", "labeled_images: 0", "labeled_images is 0; it must be at least 1"),
-    ("pixels", "labeled_images: 4", "", "or labeled_images (for images with one label each also labels_per_class)"),
-    ("boxes", "labeled_images: 4", "labels_per_class: 4", "an image has boxes of several classes: give labeled_images"),
-    ("pixels", "labeled_images: 4", "labeled_images: 4\nlabels_per_class: 2", "leave one of them out"),
-    ("boxes", "threshold: 0.002", "balance: true, threshold: 0.5", "set data.balance: sampler"),
-    ("pixels", "threshold: 0.11", "balance: true", "set data.balance: sampler (or loss)"),
-    ("pixels", "threshold: 0.11", "precision: 0.9", "the pixels of an image are not independent samples"),
-    ("pixels", "threshold: 0.11", "threshold: 0.5, ignore: 0.2", "only boxes have it: pixels below the threshold"),
-    ("boxes", "threshold: 0.002", "threshold: 0.05", "threshold is 0.05, but boxes below selection.ignore (0.1)"),
-    ("boxes", "threshold: 0.002", "threshold: {'3': 0.05}", "selection.threshold of '3' is 0.05"),
-    ("boxes", "threshold: 0.002", "threshold: 0.5, ignore: 0.01", "selection.ignore is 0.01; it is a score, 0.05"),
-    ("boxes", "threshold: 0.002", "threshold: 0.5, ignor: 0.2", "did you mean selection.ignore?"),
-    (
-        "boxes",
-        "ratio: 2",
-        "ratio: 2\n    labels: soft",
-        "students.0.labels is 'soft', but boxes have a class and a score",
-    ),
-    (
-        "pixels",
-        "ratio: 2",
-        "ratio: 2\n    temperature: 0.5",
-        "temperature is 0.5, but only labels of whole images have",
-    ),
-]
-
-
-@pytest.mark.parametrize(("task", "old", "new", "message"), WRONG, ids=[message[:30] for *_, message in WRONG])
-def test_wrong_configs_end_with_one_message(tmp_path, task, old, new, message):
-    text = config_of(task).replace("threshold: 0.002", "threshold: 0.5") if old[:5] != "thres" else config_of(task)
-    assert old in text
-    path = tmp_path / "loop.yaml"
-    path.write_text(text.replace(old, new))
-    with pytest.raises((UsageError, ValueError)) as caught:
-        read_settings(["noisy-student", "--config", str(path)])
-    assert message in str(caught.value)
 
 
 def test_what_the_data_do_not_allow_is_said_before_anything_is_trained(tmp_path, capsys):

@@ -310,48 +310,6 @@ def test_ranks_are_refused(monkeypatch, capsys):
     assert "is one process, but LOCAL_RANK is set" in capsys.readouterr().err
 
 
-WRONG = [
-    (
-        "labels_per_class: 4",
-        "labels_per_classs: 4",
-        "line 5: unknown key labels_per_classs; did you mean labels_per_class?",
-    ),
-    ("labels_per_class: 4", "", "pool is not set: give the folder or the list"),
-    ("labels_per_class: 4", "labels_per_class: 0", "labels_per_class is 0; it must be at least 1"),
-    ("labels_per_class: 4", "pool: nowhere", "pool 'nowhere' does not exist"),
-    ("ratio: 2", "ratio: 0", "students.0.ratio is 0"),
-    ("ratio: 2", "ratio: two", "students.ratio is 'two'; it must be a whole number"),
-    ("ratio: 2", "raito: 2", "did you mean students.ratio?"),
-    ("balance: true", "precision: 95", "selection.precision is 95; it must be above 0 and below 1"),
-    ("balance: true", "per_class: 5", "needs selection.balance: true"),
-    ("preset: rand, crop", "presett: rand, crop", "unknown key"),
-    ("drop_rate: 0.2,", "pretrained: teacher.pth,", "a student starts from scratch (false) or from the same weights"),
-    ("controls: true", "controls: true\nseeds: [0, 0]", "give at least one, and none twice"),
-    ("controls: true", "controls: true\noverlap: yes", "overlap is True; it must be one of error, remove, allow"),
-    (
-        "  trainer: {{max_epochs: 3}}",
-        "  checkpoint: x.ckpt",
-        "teacher needs either model: (it is trained) or checkpoint:",
-    ),
-    ("controls: true", "controls: true\ncheckpoint: first", "checkpoint is 'first'; it must be one of last, best"),
-    (
-        "class_path: Classification\n    init_args: {{backbone: test_resnet, optim",
-        "class_path: Classificaton\n    init_args: {{backbone: test_resnet, optim",
-        "did you mean Classification?",
-    ),
-]
-
-
-@pytest.mark.parametrize(("old", "new", "message"), WRONG, ids=[new.strip()[-24:] for _, new, _ in WRONG])
-def test_wrong_configs_end_with_one_message(tmp_path, old, new, message):
-    assert old in CONFIG
-    path = tmp_path / "loop.yaml"
-    path.write_text(CONFIG.replace(old, new).format(source="digits"))
-    with pytest.raises((UsageError, ValueError)) as caught:
-        read_settings(["noisy-student", "--config", str(path)])
-    assert message in str(caught.value)
-
-
 def test_flags_speak_of_what_the_config_names(tmp_path):
     path = tmp_path / "loop.yaml"
     path.write_text(CONFIG.format(source="digits"))
