@@ -199,22 +199,16 @@ def complete(args: list[str]) -> list[str]:
             rest[i], rest[i + 1] = "--config", str(path)
     needs_none = command in FROM_CHECKPOINT or (command == "probe" and _value(rest, "--ckpt_path") is not None)
     if not configs and needs_none:
-        checkpoint = _value(rest, "--ckpt_path")
-        if checkpoint in (None, "best", "last"):
-            if _value(rest, "--name") is None:
-                raise UsageError(
-                    f"{command.replace('_', '-')} needs to know which model: give --ckpt_path FILE, or --config FILE"
-                    " (its newest run's best checkpoint is taken)."
-                )
-            from pipelines.run import find_checkpoint
-
-            found = find_checkpoint(
-                _value(rest, "--runs_dir") or "runs", str(_value(rest, "--name")), checkpoint or "best"
+        checkpoint, name = _value(rest, "--ckpt_path"), _value(rest, "--name")
+        if checkpoint in (None, "best", "last") and name is None:
+            raise UsageError(
+                f"{command.replace('_', '-')} needs to know which model: give --ckpt_path FILE, or --config FILE"
+                " (its newest run's best checkpoint is taken)."
             )
-            checkpoint = str(found)
-        if not Path(str(checkpoint)).is_file():
-            raise UsageError(f"--ckpt_path {checkpoint} does not exist. Give a file, 'best' or 'last'.")
-        return [command, f"--config={_checkpoint_config(Path(str(checkpoint)))}", *rest]
+        from pipelines.run import find_checkpoint
+
+        found = find_checkpoint(_value(rest, "--runs_dir") or "runs", str(name), checkpoint)
+        return [command, f"--config={_checkpoint_config(found)}", *rest]
     named = [config for config in configs if load_config(config).get("name")]
     if _value(rest, "--name") is None and configs and not named:
         rest = [*rest, "--name", configs[0].stem]

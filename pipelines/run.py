@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+
+from pipelines.checkpoint_io import newest_good_checkpoint
 
 PACKAGES = [
     "torch",
@@ -76,12 +78,17 @@ def run_of_checkpoint(path: str | Path) -> Path | None:
     return folder if (folder / "config.yaml").exists() else None
 
 
-def find_checkpoint(root: str | Path, name: str, which: str) -> Path:
-    """``best`` or ``last`` of the newest run of a name that has it.
+def find_checkpoint(root: str | Path, name: str, which: str | None) -> Path:
+    """A file; or ``best`` (the default) or ``last`` of the newest run of a name that has it.
 
     Raises:
-        FileNotFoundError: If no run of that name has one; weights that were never trained are not evaluated.
+        FileNotFoundError: If there is none; weights that were never trained are not evaluated.
     """
+    which = which or "best"
+    if which not in ("best", "last"):
+        if not Path(which).is_file():
+            raise FileNotFoundError(f"--ckpt_path {which} does not exist. Give a file, 'best' or 'last'.")
+        return Path(which)
     for run in reversed(runs_of(root, name)):
         path = run / "checkpoints" / f"{which}.ckpt"
         if path.exists():
@@ -90,6 +97,34 @@ def find_checkpoint(root: str | Path, name: str, which: str) -> Path:
         f"--ckpt_path {which}: no run named '{name}' in {Path(root).absolute()} has such a checkpoint. Run `fit` first,"
         " or give --ckpt_path FILE (--name and --runs_dir if the run is elsewhere)."
     )
+
+
+def find_resume(root: str | Path, name: str, resume: str | None) -> tuple[Path | None, Path | None]:
+    """The run that is to be continued, and its newest good checkpoint; None where a new one is to be started.
+
+    Args:
+        root: Folder of all runs.
+        name: Of the run.
+        resume: ``--resume``: ``auto``, a run directory, or None.
+
+    Raises:
+        FileNotFoundError: If a directory is given that has no readable checkpoint.
+    """
+    if resume is None:
+        return None, None
+    if resume == "auto":
+        # Only the newest: an older run of the name is another, finished training.
+        for run in runs_of(root, name)[-1:]:
+            checkpoint = newest_good_checkpoint(run / "checkpoints")
+            if checkpoint is not None:
+                return run, checkpoint
+        rank_zero_info(f"--resume auto: the newest run of '{name}' has no checkpoint; starting a new one.")
+        return None, None
+    run = Path(resume)
+    checkpoint = newest_good_checkpoint(run / "checkpoints") if run.is_dir() else None
+    if checkpoint is None:
+        raise FileNotFoundError(f"--resume {resume}: there is no run directory with a readable checkpoint there.")
+    return run, checkpoint
 
 
 def write_config(directory: Path, config: dict[str, Any]) -> Path:

@@ -27,7 +27,6 @@ from pipelines.checkpoint_io import (
     AtomicCheckpointIO,
     check_fits,
     global_step_of,
-    newest_good_checkpoint,
     open_checkpoint,
 )
 from pipelines.loggers import MetricsCSV, wandb_logger
@@ -36,10 +35,10 @@ from pipelines.noisy_student.student import task_config, write_student
 from pipelines.run import (
     checkpoint_config,
     find_checkpoint,
+    find_resume,
     new_run,
     run_config,
     run_of_checkpoint,
-    runs_of,
     wandb_id,
     write_config,
     write_data_files,
@@ -164,14 +163,14 @@ class Trainer(pl.Trainer):
                 "--ckpt_path (a new run starts from a checkpoint) and --resume (a run goes on) are both given: leave"
                 " one out."
             )
-        run, checkpoint = self._find_resume(resume)
+        run, checkpoint = find_resume(self.runs_dir, self.run_name, resume)
         if ckpt_path is not None:
             if isinstance(model, NoisyStudent):
                 raise ValueError(
                     f"--ckpt_path {ckpt_path} would start the student from another model's state; a noisy student"
                     " starts from scratch. Leave it out; --resume auto continues a student's own run."
                 )
-            checkpoint = self._find_checkpoint(ckpt_path)
+            checkpoint = find_checkpoint(self.runs_dir, self.run_name, ckpt_path)
         if checkpoint is not None:
             self._expect_weights(model)
         self._prepare(model, datamodule, "fit")
@@ -297,7 +296,7 @@ class Trainer(pl.Trainer):
                 f"probe runs on one device, but there are {self.world_size} (trainer.devices times num_nodes). Add"
                 " --trainer.devices 1 --trainer.num_nodes 1."
             )
-        checkpoint = None if ckpt_path is None else self._find_checkpoint(ckpt_path)
+        checkpoint = None if ckpt_path is None else find_checkpoint(self.runs_dir, self.run_name, ckpt_path)
         if checkpoint is not None:
             self._expect_weights(model)
         self._prepare(model, datamodule, "probe")
@@ -350,7 +349,7 @@ class Trainer(pl.Trainer):
 
         assert isinstance(datamodule, DataModule)
         assert isinstance(model, Task)
-        teacher = Teacher(self._find_checkpoint(ckpt_path), model, datamodule)
+        teacher = Teacher(find_checkpoint(self.runs_dir, self.run_name, ckpt_path), model, datamodule)
         pseudo_label(self, teacher, teachers, source, Path(output), selection, batch_size, soft=soft)
 
     # What the commands share.
@@ -379,31 +378,6 @@ class Trainer(pl.Trainer):
         if hasattr(model, "load_pretrained"):
             model.load_pretrained = False
 
-    def _find_resume(self, resume: str | None) -> tuple[Path | None, Path | None]:
-        if resume is None:
-            return None, None
-        if resume == "auto":
-            # Only the newest: an older run of the name is another, finished training.
-            for run in runs_of(self.runs_dir, self.run_name)[-1:]:
-                checkpoint = newest_good_checkpoint(run / "checkpoints")
-                if checkpoint is not None:
-                    return run, checkpoint
-            rank_zero_info(f"--resume auto: the newest run of '{self.run_name}' has no checkpoint; starting a new one.")
-            return None, None
-        run = Path(resume)
-        checkpoint = newest_good_checkpoint(run / "checkpoints") if run.is_dir() else None
-        if checkpoint is None:
-            raise FileNotFoundError(f"--resume {resume}: there is no run directory with a readable checkpoint there.")
-        return run, checkpoint
-
-    def _find_checkpoint(self, ckpt_path: str | None) -> Path:
-        if ckpt_path in (None, "best", "last"):
-            return find_checkpoint(self.runs_dir, self.run_name, ckpt_path or "best")
-        path = Path(str(ckpt_path))
-        if not path.is_file():
-            raise FileNotFoundError(f"--ckpt_path {ckpt_path} does not exist. Give a file, 'best' or 'last'.")
-        return path
-
     def _start_evaluation(
         self,
         model: pl.LightningModule,
@@ -412,7 +386,7 @@ class Trainer(pl.Trainer):
         command: str,
         output: str | None = None,
     ) -> Path:
-        checkpoint = self._find_checkpoint(ckpt_path)
+        checkpoint = find_checkpoint(self.runs_dir, self.run_name, ckpt_path)
         self._expect_weights(model)
         self._prepare(model, datamodule, command)
         check_fits(checkpoint, model)
