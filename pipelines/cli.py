@@ -128,7 +128,7 @@ def main(args: list[str]) -> int:
     Returns:
         The exit status: 0 success, 1 a failure, 2 a mistake in the command or the config.
     """
-    _quieten()
+    quieten()
     try:
         args = complete(args)
         if args[0] == "fit" and is_loop(args):
@@ -254,7 +254,8 @@ def _checkpoint_config(checkpoint: Path) -> Path:
     return path
 
 
-def _quieten() -> None:
+def quieten() -> None:
+    """Leave out what libraries say that does not apply here."""
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
     for name in ("pytorch_lightning", "lightning_fabric"):

@@ -66,6 +66,7 @@ def main(args: list[str], *, one_generation: bool = False) -> int:
     from pipelines.noisy_student.loop import run
     from pipelines.noisy_student.settings import first_generation, read_settings
 
+    cli.quieten()
     try:
         settings = read_settings(cli.complete(["noisy-student", *args]))
         run(first_generation(settings) if one_generation else settings)
