@@ -14,7 +14,10 @@ from typing import Any
 
 import yaml
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
+from pytorch_lightning.utilities.exceptions import (  # type: ignore[attr-defined]
+    MisconfigurationException,
+    SIGTERMException,
+)
 
 import datamodules.classification
 import datamodules.detection
@@ -126,7 +129,8 @@ def main(args: list[str]) -> int:
         args: The command and its flags.
 
     Returns:
-        The exit status: 0 success, 1 a failure, 2 a mistake in the command or the config.
+        The exit status: 0 success, 1 a failure, 2 a mistake in the command or the config, 128 plus the number of the
+        signal that ended a training.
     """
     quieten()
     try:
@@ -136,6 +140,8 @@ def main(args: list[str]) -> int:
 
             return noisy_student(args[1:], one_generation=True)
         run(args)
+    except SIGTERMException as stop:
+        return int(stop.code or 0)
     except Exception as error:
         if os.environ.get("PIPELINES_TRACEBACK"):
             traceback.print_exc()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 
@@ -30,6 +35,10 @@ class SaveLast(Checkpoint):
     Lightning's ModelCheckpoint has either a time interval or the epoch's end, and its time interval may fall between
     two batches of one accumulated step.
 
+    SIGTERM and SIGUSR1, by which a cluster takes a job back, save behind the next complete step and end the process
+    with 128 plus the signal's number. It is enough that one rank gets the signal. Lightning's own handler saves
+    nothing, ends with 0, and sends from inside the handler to ranks that may not be listening.
+
     Args:
         directory: The run's ``checkpoints`` folder.
         every_minutes: Save inside an epoch after so many minutes; 0 for never.
@@ -42,6 +51,23 @@ class SaveLast(Checkpoint):
         self.every_minutes, self.every_n_steps = every_minutes, every_n_steps
         self._seen_step = -1
         self._saved_at = time.monotonic()
+        self._signal: int | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals over; Lightning puts back what was there before it.
+
+        Where Lightning's own requeueing is asked for, by a ``SLURMEnvironment`` among the plugins, they are left to it.
+        """
+        self._signal = None
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            return
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._signal = number
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -56,12 +82,27 @@ class SaveLast(Checkpoint):
             # Clocks differ between ranks: rank 0's decides, and only now and then, since asking is a sync.
             elapsed = time.monotonic() - self._saved_at
             due = trainer.strategy.broadcast(elapsed >= 60 * self.every_minutes)
-        if due:
+        asked = self._asked(trainer)
+        if due or asked:
             self._save(trainer)
+        if asked:
+            self._stop()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save."""
         self._save(trainer)
+        if self._asked(trainer):
+            self._stop()
+
+    def _asked(self, trainer: pl.Trainer) -> bool:
+        """Whether any rank has got a signal; all ask behind the same step."""
+        asked = self._signal is not None
+        return trainer.strategy.reduce_boolean_decision(asked, all=False) if trainer.world_size > 1 else asked
+
+    def _stop(self) -> None:
+        number = signal.Signals(self._signal or signal.SIGTERM)
+        rank_zero_info(f"{number.name}: saved {self.path}; --resume auto goes on from there.")
+        raise SIGTERMException(128 + number)
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.path)

@@ -37,7 +37,16 @@ Outputs = dict[str, Output]
 
 
 class StageError(RuntimeError):
-    """A stage's command failed; its own message stands above."""
+    """A stage's command failed; its own message stands above.
+
+    Args:
+        message: What to say.
+        status: The exit status that follows from it.
+    """
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def main(args: list[str], *, one_generation: bool = False) -> int:
@@ -48,7 +57,8 @@ def main(args: list[str], *, one_generation: bool = False) -> int:
         one_generation: What ``fit`` does with the loop's config: the first student of the first seed, no controls.
 
     Returns:
-        The exit status: 0 success, 1 a failure, 2 a mistake in the command or the config.
+        The exit status: 0 success, 1 a failure, 2 a mistake in the command or the config, 128 plus the number of the
+        signal that ended a training.
     """
     if not args or "--help" in args or "-h" in args:
         print(USAGE)
@@ -78,7 +88,7 @@ def main(args: list[str], *, one_generation: bool = False) -> int:
             traceback.print_exc()
             return 1
         print(f"error: {message}", file=sys.stderr, flush=True)
-        return 1 if isinstance(error, StageError) else 2
+        return error.status if isinstance(error, StageError) else 2
     return 0
 
 

@@ -240,6 +240,8 @@ def run_command(words: list[str], launch: Sequence[str] | None) -> None:
             else [sys.executable, "-m", "pipelines"]
         )
         status = subprocess.run([*launch, *program, *words], check=False).returncode
+    if status > 128:
+        raise StageError(f"`{words[0]}` was ended by a signal; the same command goes on from there.", status)
     if status:
         raise StageError(
             f"`{words[0]}` ended with status {status}; mend what it says, then give the same command again."

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Callback
 
 from pipelines import cli
 from tests.conftest import in_child, write_images
+from tests.ranks import in_ranks
 
 CONFIG = """
 model:
@@ -111,6 +112,52 @@ def test_killed_and_continued_equals_undisturbed(tmp_path, workers, cache, val_c
     steps = [int(row["step"]) for row in rows("cut")]
     assert steps == sorted(set(steps))
     assert rows("cut") == rows("whole")
+
+
+class SignalAt(Callback):
+    """What a cluster does before it takes a job back; between the two batches of an accumulated step."""
+
+    number, batch = signal.SIGTERM, 4
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx == self.batch and trainer.is_global_zero:
+            os.kill(os.getpid(), self.number)
+
+
+class SignalInTheLastBatch(SignalAt):
+    """The other signal, in the last batch of an epoch."""
+
+    number, batch = signal.SIGUSR1, 10
+
+
+@pytest.mark.parametrize(("signaller", "step", "epoch"), [("SignalAt", 9, 1), ("SignalInTheLastBatch", 12, 1)])
+def test_a_job_that_is_taken_back_saves_and_goes_on_exactly(tmp_path, signaller, step, epoch):
+    source = write_images(tmp_path / "pictures", {"train/a": 22, "train/b": 22, "val/a": 3, "val/b": 4}, (32, 32))
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(source=source, workers=0, cache="none", val_check_interval=1.0))
+    never = "--trainer.save_every_n_steps=100"
+    assert fit(config, "whole", never) == 0
+    number = globals()[signaller].number
+    assert fit(config, "cut", never, f"--trainer.callbacks={__name__}.{signaller}") == 128 + number
+    saved = last_state("cut")
+    assert (saved["epoch"], saved["global_step"]) == (epoch, step)
+    assert fit(config, "cut", never, "--resume", "auto") == 0
+    assert_equal(last_state("whole"), last_state("cut"), "state_dict")
+    assert rows("cut") == rows("whole")
+
+
+def test_one_signalled_rank_stops_all(tmp_path, folder):
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(source=folder, workers=0, cache="none", val_check_interval=1.0))
+    flags = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    flags += ["--data.batch_size=2", f"--trainer.callbacks={__name__}.SignalAt"]
+    SignalAt.batch = 0
+    try:
+        words = ["fit", "--config", str(config), "--runs_dir", "runs", *flags]
+        assert in_ranks(lambda: cli.main(words)) == [128 + signal.SIGTERM] * 2
+    finally:
+        SignalAt.batch = 4
+    assert last_state("runs")["epoch"] == 1
 
 
 def test_resume_auto_starts_where_there_is_nothing(tmp_path, folder):
