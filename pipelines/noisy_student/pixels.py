@@ -283,7 +283,9 @@ def choose(
     shutil.rmtree(output.with_suffix(""), ignore_errors=True)  # of a run that was killed
     folder = Path(os.path.commonpath([os.path.dirname(mask) for mask in pixels.masks]))
 
-    def work(mask_file: str, map_file: str, known: str | None) -> tuple[str, str, NDArray[np.int64]]:
+    def work(
+        mask_file: str, map_file: str, soft_file: str | None, known: str | None
+    ) -> tuple[str, str, NDArray[np.int64]]:
         """Where the new mask is, its digest, and counts: pixels, and true and given classes of all and of kept ones."""
         mask, levels = _indices(mask_file), _indices(map_file) if map_file != mask_file else None
         kept = mask if levels is None else np.where(levels >= least[mask], mask, IGNORE).astype(np.uint8)
@@ -293,11 +295,13 @@ def choose(
         true = np.full_like(mask, IGNORE) if known is None else read(records[known])["mask"]
         counts = [np.bincount(part.ravel(), minlength=256)[: len(names)] for part in (mask, kept)]
         tables = [_confusion(true, part, len(names)) for part in (mask, kept)]
-        digest = hashlib.sha256(kept.tobytes()).hexdigest()[:32]
+        taught = kept.tobytes() + (b"" if soft_file is None else Path(soft_file).read_bytes())
+        digest = hashlib.sha256(taught).hexdigest()[:32]
         return str(target.relative_to(directory)), digest, np.concatenate([np.stack(counts), *tables])
 
     with ThreadPoolExecutor(4) as threads:
-        done = list(threads.map(work, pixels.masks, pixels.maps, truth["pool"]))
+        soft: Sequence[str | None] = pixels.soft or [None] * len(pixels.masks)
+        done = list(threads.map(work, pixels.masks, pixels.maps, soft, truth["pool"]))
     taught = [i for i, (_, _, counts) in enumerate(done) if counts[1].any()]
     if not taught:
         raise ValueError(
