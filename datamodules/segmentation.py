@@ -248,7 +248,8 @@ class SegmentationData(DenseData):
         )
 
     def _has_soft_masks(self) -> bool:
-        return any("soft_mask" in record for record in self.records.get("train", ())[:1])
+        records = self.records.get("train", [])
+        return bool(records) and "soft_mask" in records[0]  # the list has the column, or it has not
 
     # Frequencies.
 

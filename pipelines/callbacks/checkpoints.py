@@ -95,7 +95,10 @@ class SaveLast(Checkpoint):
             self._stop()
 
     def _asked(self, trainer: pl.Trainer) -> bool:
-        """Whether any rank has got a signal; all ask behind the same step."""
+        """Whether any rank has got a signal; all ask behind the same step.
+
+        With several ranks that is a sync a step; Lightning, too, asks rank 0 for the signal in front of each batch.
+        """
         asked = self._signal is not None
         return trainer.strategy.reduce_boolean_decision(asked, all=False) if trainer.world_size > 1 else asked
 

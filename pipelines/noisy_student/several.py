@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from pipelines.checkpoint_io import open_checkpoint
 
@@ -59,8 +60,8 @@ def _groups(corners: NDArray[np.float64], scores: NDArray[np.float64], order: ND
     members: list[list[int]] = []
     boxes = np.zeros((0, 4))
     for i in order.tolist():
-        overlaps = _iou(boxes, corners[i])
-        if len(boxes) and overlaps.max() > SAME_OBJECT:
+        overlaps = box_iou(torch.from_numpy(boxes), torch.from_numpy(corners[i][None])).flatten()
+        if len(boxes) and float(overlaps.max()) > SAME_OBJECT:
             best = int(overlaps.argmax())
             members[best].append(i)
             boxes[best] = np.average(corners[members[best]], axis=0, weights=scores[members[best]])
@@ -68,14 +69,6 @@ def _groups(corners: NDArray[np.float64], scores: NDArray[np.float64], order: ND
             members.append([i])
             boxes = np.concatenate([boxes, corners[i][None]])
     return members
-
-
-def _iou(boxes: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.float64]:
-    """IoU of boxes (N, 4) with one (4,)."""
-    shared = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
-    area = shared.clip(0).prod(1)
-    total: NDArray[np.float64] = area / ((boxes[:, 2:] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod() - area)
-    return total
 
 
 @contextlib.contextmanager
