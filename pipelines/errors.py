@@ -11,6 +11,7 @@ import yaml
 
 KEY = r"(?:model|data|trainer)(?:\.\w+)+"  # how a message about the config begins
 CHECKPOINT_MARK = "# The config in "  # first line of a config that was taken out of a checkpoint
+WORDS = ("on", "off", "yes", "no")  # YAML 1.1 takes these for true and false; a flag, as in a shell, does not
 Keys = tuple[str | int, ...]
 
 
@@ -76,7 +77,7 @@ def sources(args: list[str]) -> list[Source]:
             found.append(Source(value, load_config(value) if Path(value).is_file() else {}))
             continue
         try:
-            nested: Any = yaml.safe_load(value)
+            nested: Any = value if value.lower() in WORDS else yaml.safe_load(value)
         except yaml.YAMLError:
             nested = value
         for part in reversed(flag.lstrip("-").rstrip("+").split(".")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +42,15 @@ from tasks.detection.metrics import COCO_IOUS
 
 if TYPE_CHECKING:
     from datamodules.loading import Record
-    from pipelines.noisy_student.labelling import Pool
+    from pipelines.noisy_student.labelling import Pool, Teacher
 
 METRIC = "mAP"
 UNIT = "boxes"
 LABELS = PART = ".json"
 JUDGED = ".npz"
 REPLICATES = 2_000  # of the bootstrap; each ranks all boxes again
+TILE = 320  # two pictures side by side
+SOFT_FILES = False
 SOURCE_ARGUMENTS: tuple[str, ...] = (
     *("source", "format", "image_root", "class_ids", "voc_one_based", "voc_difficult", "num_scenes", "scene_digits"),
     *("val_fraction", "test_fraction", "split_seed", "split_file"),
@@ -125,6 +128,11 @@ def prepare(task: Any, *, soft: bool) -> None:
         raise UsageError(
             f"The teacher is a {task.detector}, but masks of objects are not pseudo-labelled: take a detector of boxes."
         )
+
+
+def together(teachers: Sequence[Teacher]) -> AbstractContextManager[Sequence[Teacher]]:
+    """Each teacher labels; ``merge`` fuses the boxes."""
+    return nullcontext(teachers)
 
 
 def rows_of(outputs: Mapping[str, Any], batch: Mapping[str, Any], pool: Pool) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,13 +19,15 @@ from pipelines.noisy_student.selection import Selection, Validation, select
 
 if TYPE_CHECKING:
     from datamodules.loading import Record
-    from pipelines.noisy_student.labelling import Pool
+    from pipelines.noisy_student.labelling import Pool, Teacher
 
 METRIC = "accuracy"
 UNIT = "labels"
 LABELS = JUDGED = ".parquet"
 PART = ".npy"
 REPLICATES = 10_000  # of the bootstrap
+TILE = 96
+SOFT_FILES = False  # probabilities are in the list in any case
 #: Arguments of the labelled data that say where it comes from; the pseudo-labels come from their own list.
 SOURCE_ARGUMENTS: tuple[str, ...] = (
     *("source", "image_root", "columns", "val_fraction", "test_fraction", "split_seed", "split_file"),
@@ -73,6 +76,11 @@ def unlabelled_arguments(class_names: list[str]) -> dict[str, Any]:
 
 
 # Labelling.
+
+
+def together(teachers: Sequence[Teacher]) -> AbstractContextManager[Sequence[Teacher]]:
+    """Each teacher labels; ``merge`` takes the mean."""
+    return nullcontext(teachers)
 
 
 def prepare(task: Any, *, soft: bool) -> None:

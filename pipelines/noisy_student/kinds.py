@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +22,7 @@ from pipelines.noisy_student.selection import Selection
 
 if TYPE_CHECKING:
     from datamodules.loading import Record
-    from pipelines.noisy_student.labelling import Pool
+    from pipelines.noisy_student.labelling import Pool, Teacher
 
 
 class Kind(Protocol):
@@ -33,6 +34,8 @@ class Kind(Protocol):
     JUDGED: str  # suffix of the file that scores are computed from
     PART: str  # suffix of a chunk's file
     REPLICATES: int
+    TILE: int  # width of a doubtful label's picture in the sheet, in pixels
+    SOFT_FILES: bool  # soft labels are files of their own, written where asked for
     SOURCE_ARGUMENTS: tuple[str, ...]
 
     def check_data(self, data: Any) -> None:
@@ -52,6 +55,9 @@ class Kind(Protocol):
 
     def prepare(self, task: Any, *, soft: bool) -> None:
         """Make a teacher give what labels need, where asked for soft ones."""
+
+    def together(self, teachers: Sequence[Teacher]) -> AbstractContextManager[Sequence[Teacher]]:
+        """Those that label: each teacher, whose labels `merge` joins, or one that gives what all say."""
 
     def rows_of(self, outputs: Mapping[str, Any], batch: Mapping[str, Any], pool: Pool) -> list[Any]:
         """What is kept of a batch of predictions."""

@@ -6,7 +6,6 @@ gives the same bytes, and a run that was killed goes on behind the last chunk.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -26,11 +25,10 @@ from datamodules.loading import Record, RecordDataset, make_loader
 from datamodules.mask_checks import two_sizes
 from pipelines.callbacks.predictions import output_names
 from pipelines.checkpoint_io import check_fits, read_checkpoint_config
-from pipelines.noisy_student import images, pixels
+from pipelines.noisy_student import images
 from pipelines.noisy_student.kinds import kind_of
 from pipelines.noisy_student.machine import digest_of
 from pipelines.noisy_student.paths import beside, listed
-from pipelines.noisy_student.several import averaged_scores
 from tasks.base import Task
 
 Key = tuple[int, int, int]
@@ -122,17 +120,15 @@ def label_pool(
         _one_by_one(teacher.data, records)
     paths = [record["path"] for record in records]
     digest = _digest(teachers, paths if kind is images else [listed(path, output) for path in paths])
-    digest += "-soft" if soft and kind is not images else ""
+    digest += "-soft" if soft and kind.SOFT_FILES else ""
     parts = output.with_name(f".{output.name}.parts-{digest}")
     if kind.digest_in(output) == digest:
         rank_zero_info(f"{output} holds these labels already.")
         shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed behind its last line
         return
-    with contextlib.ExitStack() as stack:
-        if kind is pixels:  # maps of all probabilities are too large to be kept for a mean
-            teachers = [stack.enter_context(averaged_scores(teachers))]
-        pools = [Pool(teacher.data, records, parts / str(i)) for i, teacher in enumerate(teachers)]
-        for teacher, pool in zip(teachers, pools, strict=True):
+    with kind.together(teachers) as labelling:
+        pools = [Pool(teacher.data, records, parts / str(i)) for i, teacher in enumerate(labelling)]
+        for teacher, pool in zip(labelling, pools, strict=True):
             writer = ChunkWriter(pool)
             trainer.callbacks.append(writer)  # type: ignore[attr-defined]
             try:

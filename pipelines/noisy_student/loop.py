@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datamodules.base import DataModule
-from pipelines.noisy_student import pixels, stages
+from pipelines.noisy_student import stages
 from pipelines.noisy_student.kinds import kind_of, score
 from pipelines.noisy_student.machine import Output, Outputs, digest_of, only_one, read_json, run_stage, say, write_json
 from pipelines.noisy_student.report import write_report
@@ -72,7 +72,7 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
     for number, student in enumerate(settings.students, 1):
         teacher = models[-1].outputs
         name = "teacher" if number == 1 else "student"
-        soft = student.labels == "soft" and kind_of(data) is pixels
+        soft = student.labels == "soft" and kind_of(data).SOFT_FILES
         labels = stage(
             f"labels{number}",
             {"soft": True} if soft else {},

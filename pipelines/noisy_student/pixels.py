@@ -11,8 +11,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,11 +29,12 @@ from pipelines.noisy_student.machine import write_json
 from pipelines.noisy_student.paths import beside, listed, resolved
 from pipelines.noisy_student.scorers import mean_iou
 from pipelines.noisy_student.selection import Selection, by_class, fixed_thresholds
+from pipelines.noisy_student.several import averaged_scores
 from pipelines.panels import class_palette, display_size, label_png, overlay, rescaled, resized
 
 if TYPE_CHECKING:
     from datamodules.loading import Record
-    from pipelines.noisy_student.labelling import Pool
+    from pipelines.noisy_student.labelling import Pool, Teacher
 
 METRIC = "mIoU"
 UNIT = "pixels"
@@ -40,6 +42,8 @@ LABELS = ".parquet"
 PART = ".json"
 JUDGED = ".npz"
 REPLICATES = 10_000  # of the bootstrap
+TILE = 320  # two pictures side by side
+SOFT_FILES = True
 SOURCE_ARGUMENTS: tuple[str, ...] = (
     *("source", "images", "masks", "mask_format", "colors", "class_values", "ignore_values", "num_scenes"),
     *("val_fraction", "test_fraction", "split_seed", "split_file"),
@@ -129,6 +133,13 @@ def prepare(task: Any, *, soft: bool) -> None:
     if getattr(task, "multi_label", False):
         raise UsageError("The teacher gives several labels a pixel (model.multi_label), but pseudo-labels have one.")
     task.with_confidence = 2 if soft else 1
+
+
+@contextmanager
+def together(teachers: Sequence[Teacher]) -> Iterator[Sequence[Teacher]]:
+    """One teacher gives the mean of all: maps of every class's probability are too large to be kept for it."""
+    with averaged_scores(teachers) as mean:
+        yield [mean]
 
 
 def rows_of(outputs: Mapping[str, Any], batch: Mapping[str, Any], pool: Pool) -> list[Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from datamodules.base import DataModule
 from datamodules.pool import pool_records
-from pipelines.noisy_student import images, stages
+from pipelines.noisy_student import stages
 from pipelines.noisy_student.kinds import Kind, kind_of
 from pipelines.noisy_student.machine import Outputs, digest_of_values, read_json, say, write_json
 from pipelines.noisy_student.page import write_page
@@ -131,8 +131,7 @@ def _suspects(root: Path, kind: Kind, data: DataModule, run: SeedRun, truth: dic
     selected, judged = run.selections[-1]["selected"].path, run.relabelled["labels"].path
     pool = pool_records(run.data["pool"].path)
     found, pictures, captions = kind.suspects(selected, judged, pool, truth, data, SUSPECTS)
-    tile = 96 if kind is images else 320  # two pictures side by side
-    contact_sheet(pictures, captions, root / "suspects.png", tile=tile)
+    contact_sheet(pictures, captions, root / "suspects.png", tile=kind.TILE)
     return found
 
 

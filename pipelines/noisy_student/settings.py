@@ -12,7 +12,7 @@ from typing import Any, Literal
 from datamodules.base import DataModule
 from pipelines.errors import Keys, Mistake, UsageError, place_of, sources
 from pipelines.mistakes import Context, check_keys, find_class
-from pipelines.noisy_student import images, pixels
+from pipelines.noisy_student import images
 from pipelines.noisy_student.kinds import Kind, kind_of
 from pipelines.noisy_student.selection import Selection
 from pipelines.trainer import Trainer
@@ -244,7 +244,7 @@ def _check_kind(settings: Settings) -> None:
             " labeled_images, the number of images that keep their annotations."
         )
     for i, student in enumerate(settings.students):
-        if student.labels == "soft" and kind is not pixels:
+        if student.labels == "soft" and not kind.SOFT_FILES:
             raise UsageError(f"students.{i}.labels is 'soft', but {kind.UNIT} have a class and a score: leave it out.")
         for key, default in (("temperature", 1.0), ("smoothing", 0.0)):
             if getattr(student, key) != default:

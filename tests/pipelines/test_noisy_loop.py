@@ -314,12 +314,14 @@ def test_flags_speak_of_what_the_config_names(tmp_path):
     path = tmp_path / "loop.yaml"
     path.write_text(CONFIG.format(source="digits"))
     flags = ["--data.val_fraction", "0.3", "--teacher.model.backbone", "lenet5", "--selection.threshold", "0.5"]
+    flags += ["--trainer.wandb.mode", "off"]  # a word, as for the other commands
     settings = read_settings(["noisy-student", "--config", str(path), *flags])
     assert settings.data["init_args"]["val_fraction"] == 0.3
     assert settings.data["init_args"]["source"] == "digits"
     assert settings.teacher.model["init_args"]["backbone"] == "lenet5"
     assert settings.selection.threshold == 0.5
     assert settings.selection.balance
+    assert settings.trainer["wandb"]["mode"] == "off"
     with pytest.raises(UsageError, match=r"--data.val_fractoin; did you mean --data.val_fraction"):
         read_settings(["noisy-student", "--config", str(path), "--data.val_fractoin", "0.3"])
 
