@@ -17,6 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from datamodules.loading import available_cores
+
 PACKAGES = (
     *("torch", "torchvision", "pytorch-lightning", "timm", "albumentations", "torchmetrics", "simplejpeg"),
     *("opencv-python-headless", "pillow", "pillow-simd", "numpy", "jsonargparse"),
@@ -132,7 +134,7 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     info: dict[str, Any] = {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from benchmarks.photos import write_photos
 from benchmarks.training import MarkedData, make_bare, make_task, ours
 from datamodules import images
 from datamodules.augment import Augment
+from datamodules.loading import available_cores
 
 LOG_EVERY = 50  # the Trainer's default
 
@@ -97,7 +97,7 @@ def measure(
         photos: JPEG files written; each is read several times, and each time augmented anew.
     """
     accelerator = "gpu" if device.type == "cuda" else "cpu"
-    workers = min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
+    workers = min(8, available_cores()) if device.type == "cuda" else 0
     torch.backends.cudnn.benchmark = True  # as timm's script and our Trainer do
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), photos)

@@ -40,7 +40,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from datamodules.augment import Augment
-from datamodules.cache import DecodedCache, check_images
+from datamodules.cache import DecodedCache, readable
 from datamodules.images import find_images
 from datamodules.loading import (
     EvalSampler,
@@ -49,6 +49,7 @@ from datamodules.loading import (
     TensorLoader,
     TrainLoader,
     TrainSampler,
+    available_cores,
     collate,
     make_loader,
 )
@@ -154,21 +155,17 @@ class DataModule(LightningDataModule, ABC):
             ValueError: If the data is not usable, naming the file or the setting.
         """
         if self.predict_source is not None:
-            self.records["predict"] = [{"image": path, "path": path} for path in find_images(self.predict_source)]
+            found: list[Record] = [{"image": path, "path": path} for path in find_images(self.predict_source)]
+            self.records["predict"], self.skipped = readable(found, self.on_corrupt)
+            if self.skipped:
+                path, reason = self.skipped[0]
+                rank_zero_warn(f"{len(self.skipped)} unreadable image(s) are left out; the first is {path}: {reason}")
             return
         if self.records:
             return
         listing = self.list_records()
-        records = listing.records
-        self.skipped = check_images(records, full=self.on_corrupt == "skip")
-        if self.skipped and self.on_corrupt == "error":
-            shown = "\n".join(f"  {path}: {reason}" for path, reason in self.skipped[:10])
-            raise ValueError(
-                f"{len(self.skipped)} image file(s) cannot be read:\n{shown}\n"
-                "Repair or remove them, or set data.on_corrupt: skip to train without them."
-            )
-        bad = {path for path, _ in self.skipped}
-        records = self.check_annotations([r for r in records if r["path"] not in bad])
+        records, self.skipped = readable(listing.records, self.on_corrupt)
+        records = self.check_annotations(records)
         self.records = {s: [r for r in records if r["split"] == s] for s in ("train", "val", "test")}
         if not self.records["train"] and stage in ("fit", "probe"):
             raise ValueError("The training split holds no images.")
@@ -320,7 +317,7 @@ class DataModule(LightningDataModule, ABC):
         if self.num_workers is not None:
             return self.num_workers
         local = self.trainer.num_devices if self.trainer is not None else 1
-        return 0 if num_images <= self.batch_size else min(8, max(1, len(os.sched_getaffinity(0)) // local))
+        return 0 if num_images <= self.batch_size else min(8, max(1, available_cores() // local))
 
     def _resolve_cache(self) -> Cache:
         """``auto``: ``tensor`` for few and small images whose augmentation has a batched form, else ``none``."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.images import ImageError, check_image, read_image
+from datamodules.video import is_frame
 
 Record = dict[str, Any]
 
@@ -25,7 +26,7 @@ def check_images(records: Sequence[Record], *, full: bool) -> list[tuple[str, st
     """Look at every image file: its header, or with ``full`` all of its pixels.
 
     Args:
-        records: Plain records; those that hold arrays are taken as good.
+        records: Plain records; those that hold arrays, and frames of videos, are taken as good.
         full: Decode each image. A truncated file is found only so.
 
     Returns:
@@ -33,7 +34,7 @@ def check_images(records: Sequence[Record], *, full: bool) -> list[tuple[str, st
     """
 
     def problem(record: Record) -> tuple[str, str] | None:
-        if not isinstance(record["image"], str):
+        if not isinstance(record["image"], str) or is_frame(record["image"]):
             return None
         try:
             if full:
@@ -46,6 +47,27 @@ def check_images(records: Sequence[Record], *, full: bool) -> list[tuple[str, st
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         return [p for p in pool.map(problem, records) if p is not None]
+
+
+def readable(records: Sequence[Record], on_corrupt: str) -> tuple[list[Record], list[tuple[str, str]]]:
+    """The records whose images can be read, and of the others ``(path, reason)``.
+
+    Args:
+        records: Plain records.
+        on_corrupt: ``skip`` decodes each image, and leaves out what fails; ``error`` looks at the headers.
+
+    Raises:
+        ValueError: If there are others, and they are not to be skipped; up to 10 are named.
+    """
+    skipped = check_images(records, full=on_corrupt == "skip")
+    if skipped and on_corrupt == "error":
+        shown = "\n".join(f"  {path}: {reason}" for path, reason in skipped[:10])
+        raise ValueError(
+            f"{len(skipped)} image file(s) cannot be read:\n{shown}\n"
+            "Repair or remove them, or set data.on_corrupt: skip to go on without them."
+        )
+    bad = {path for path, _ in skipped}
+    return [record for record in records if record["path"] not in bad], skipped
 
 
 class DecodedCache:

@@ -96,6 +96,10 @@ class ClassificationData(DataModule):
                 raise ValueError(f"data.{key} is {part}; it is a part of the images, at least 0 and below 1.")
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise ValueError(f"data.crop_pct is {crop_pct}; it must be above 0 and at most 1.")
+        if crop_pct is not None and resize != "crop":
+            raise ValueError(
+                f"data.crop_pct is {crop_pct}, but data.resize is '{resize}': only crop has it; leave it out."
+            )
         is_list = source.endswith((".csv", ".parquet"))
         if columns is not None and not is_list:
             raise ValueError(f"data.columns is set, but data.source is '{source}', not a .csv or .parquet list.")

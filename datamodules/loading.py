@@ -7,6 +7,7 @@ bit for bit at any batch, with any number of workers and the same global batch o
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -23,6 +24,11 @@ Record = dict[str, Any]
 ANNOTATIONS = ("mask", "boxes", "labels", "masks", "iscrowd", "area")
 Key = tuple[int, int, int]
 """``(index, pass, position)`` of one draw; pass is -1 in evaluation, where nothing is random."""
+
+
+def available_cores() -> int:
+    """Cores that this process may use; where the system does not tell (macOS, Windows), all that there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def key_seed(seed: int, stream: str, *key: int) -> int:

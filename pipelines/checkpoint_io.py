@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities import rank_zero_warn
 
 _number = itertools.count()
 # A temporary file of another machine cannot be asked whether its writer lives; no save takes this long.
@@ -155,6 +156,35 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
         _load(path, "cpu")  # says why
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return checkpoint if isinstance(checkpoint, dict) else {}
+
+
+def check_data(path: Path, datamodule: Any) -> None:
+    """Compare the data that a checkpoint was trained on with the data at hand.
+
+    Args:
+        path: The checkpoint; one without a config is taken as it is.
+        datamodule: Set up.
+
+    Raises:
+        ValueError: If the classes, or their order, differ.
+    """
+    text = open_checkpoint(path).get("config")
+    trained = {} if text is None else (yaml.safe_load(text).get("data") or {}).get("init_args", {})
+    names, mine = trained.get("class_names"), getattr(datamodule, "class_names", None)
+    if names and mine and list(names) != list(mine):
+        raise ValueError(
+            f"{path} was trained on the classes {names}, but the data has {list(mine)}. Give data with those classes;"
+            " their order is set by data.class_names."
+        )
+    view = {key: getattr(datamodule, key, None) for key in ("resize", "crop_pct", "interpolation", "dtype")}
+    if view["resize"] not in (None, "native") and hasattr(datamodule, "canvas"):
+        view["image_size"] = list(datamodule.canvas())
+    for key, value in view.items():
+        if key in trained and trained[key] != value:
+            rank_zero_warn(
+                f"data.{key} is {value}, but {path} was trained with {trained[key]}: this is another model of the same"
+                " weights. Without --config, the checkpoint's own settings are taken."
+            )
 
 
 def check_fits(path: Path, model: torch.nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -341,7 +342,8 @@ def main(args: list[str]) -> int:
         help="VOC's difficult objects (ignore: crowds)",
     )
     try:
-        given = parser.parse_args(args)
+        # As in the other commands, words may be joined by _.
+        given = parser.parse_args([re.sub(r"^--[a-z_]+", lambda m: m[0].replace("_", "-"), word) for word in args])
     except SystemExit as stop:
         return int(stop.code or 0)
     try:

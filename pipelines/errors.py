@@ -98,7 +98,7 @@ def with_place(message: str, args: list[str]) -> str:
         return message
     keys = tuple(found[0].split("."))
     for source in reversed(sources(args)):
-        if source.file is None and _has(source.values, keys):
+        if source.file is None and has(source.values, keys):
             return f"--{message}"
         if source.file is not None and (place := place_of(source.file, keys)):
             return f"{place}{message}"
@@ -142,7 +142,8 @@ def unwrapped(error: BaseException) -> BaseException:
     return error
 
 
-def _has(values: Any, keys: Keys) -> bool:
+def has(values: Any, keys: Keys) -> bool:
+    """Whether nested values have a key."""
     for key in keys:
         if not isinstance(values, dict) or key not in values:
             return False

@@ -73,9 +73,15 @@ def new_run(root: str | Path, name: str) -> Path:
 
 
 def run_of_checkpoint(path: str | Path) -> Path | None:
-    """The run directory that a checkpoint lies in, or None for one that was copied elsewhere."""
-    folder = Path(path).resolve().parent.parent
-    return folder if (folder / "config.yaml").exists() else None
+    """The run directory that a checkpoint lies in, or None for one that was copied elsewhere.
+
+    A stage of noisy student has its checkpoint beside the run that it comes from.
+    """
+    folder = Path(path).resolve().parent
+    if (folder.parent / "config.yaml").exists():
+        return folder.parent
+    runs = runs_of(folder.parent, folder.name)
+    return runs[-1] if runs and (runs[-1] / "config.yaml").exists() else None
 
 
 def find_checkpoint(root: str | Path, name: str, which: str | None) -> Path:
@@ -118,7 +124,8 @@ def find_resume(root: str | Path, name: str, resume: str | None) -> tuple[Path |
             checkpoint = newest_good_checkpoint(run / "checkpoints")
             if checkpoint is not None:
                 return run, checkpoint
-        rank_zero_info(f"--resume auto: the newest run of '{name}' has no checkpoint; starting a new one.")
+        why = "has no checkpoint" if runs_of(root, name) else "is not there"
+        rank_zero_info(f"--resume auto: the newest run of '{name}' {why}; starting a new one.")
         return None, None
     run = Path(resume)
     checkpoint = newest_good_checkpoint(run / "checkpoints") if run.is_dir() else None

@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
 from pytorch_lightning.callbacks import ProgressBar as LightningBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from datamodules.base import DataModule
 from pipelines.callbacks.checkpoints import KeepBest, SaveLast
@@ -25,10 +24,12 @@ from pipelines.callbacks.progress import ProgressBar
 from pipelines.callbacks.run_files import RunFiles
 from pipelines.checkpoint_io import (
     AtomicCheckpointIO,
+    check_data,
     check_fits,
     global_step_of,
     open_checkpoint,
 )
+from pipelines.hardware import AveragedWeights, Precision, SyncBatchNorm, resolve_precision
 from pipelines.loggers import MetricsCSV, wandb_logger
 from pipelines.noisy_student.selection import Selection
 from pipelines.noisy_student.student import task_config, write_student
@@ -48,8 +49,6 @@ from pipelines.wandb_run import Wandb
 from tasks.base import Task
 from tasks.noisy_student import NoisyStudent
 
-Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"]
-
 
 class Trainer(pl.Trainer):
     """Lightning's Trainer with a run directory around it.
@@ -58,6 +57,7 @@ class Trainer(pl.Trainer):
         precision: ``auto`` is bf16 on a GPU that has it, else 32 bits.
         ema_decay: Decay of an exponential moving average of the weights, which is then evaluated and saved as the
             model (Lightning's WeightAveraging); none by default.
+        sync_batchnorm: Batch norms take their statistics over all ranks; for GPUs.
         save_every_minutes: Save ``last.ckpt`` inside long epochs so often; 0 for the epoch's end only.
         save_every_n_steps: Save ``last.ckpt`` inside epochs after so many optimiser steps.
         wandb: Weights & Biases.
@@ -66,7 +66,8 @@ class Trainer(pl.Trainer):
         enable_checkpointing: ``false`` writes no checkpoints.
         enable_progress_bar: Show a progress bar.
         log_every_n_steps: Optimiser steps between two rows of training losses; the only syncs with the device.
-        benchmark: cuDNN's search for the fastest kernels; on by default, since images have one size.
+        deterministic: Only algorithms that give the same result each time; see Lightning.
+        benchmark: cuDNN's search for the fastest kernels; on by default, but not with ``deterministic``.
         use_distributed_sampler: Must stay false: the datamodule shares the samples among the ranks, without repeats.
         kwargs: Lightning's other arguments.
     """
@@ -76,6 +77,7 @@ class Trainer(pl.Trainer):
         *,
         precision: Precision = "auto",
         ema_decay: float | None = None,
+        sync_batchnorm: bool = False,
         save_every_minutes: float = 10.0,
         save_every_n_steps: int | None = None,
         wandb: Wandb = Wandb(),  # noqa: B008 - frozen
@@ -85,6 +87,7 @@ class Trainer(pl.Trainer):
         enable_progress_bar: bool | None = None,
         log_every_n_steps: int = 50,
         benchmark: bool | None = None,
+        deterministic: bool | Literal["warn"] | None = None,
         use_distributed_sampler: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -92,6 +95,8 @@ class Trainer(pl.Trainer):
             raise ValueError(f"trainer.ema_decay is {ema_decay}; it must lie between 0 and 1, for example 0.999.")
         if save_every_n_steps is not None and save_every_n_steps < 1:
             raise ValueError(f"trainer.save_every_n_steps is {save_every_n_steps}; it must be at least 1.")
+        if log_every_n_steps < 1:
+            raise ValueError(f"trainer.log_every_n_steps is {log_every_n_steps}; it must be at least 1.")
         if use_distributed_sampler:
             raise ValueError(
                 "trainer.use_distributed_sampler is true: Lightning's sampler repeats samples to even out the ranks."
@@ -103,19 +108,23 @@ class Trainer(pl.Trainer):
         if enable_progress_bar is not False and not any(isinstance(c, LightningBar) for c in callbacks):
             callbacks.append(ProgressBar())
         if ema_decay is not None:
-            callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(ema_decay)))
+            callbacks.append(AveragedWeights(ema_decay))
         plugins = kwargs.pop("plugins", None) or []
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
         if not any(isinstance(p, pl.plugins.CheckpointIO) for p in plugins):
             plugins.append(AtomicCheckpointIO())
+        if sync_batchnorm:
+            plugins.append(SyncBatchNorm())
         super().__init__(
-            precision=_resolve_precision(precision, kwargs.get("accelerator", "auto")),
+            precision=resolve_precision(precision, kwargs.get("accelerator", "auto")),
             callbacks=callbacks,
             logger=False,
             enable_checkpointing=own_checkpoints,
             enable_progress_bar=enable_progress_bar,
             log_every_n_steps=log_every_n_steps,
-            benchmark=torch.cuda.is_available() if benchmark is None else benchmark,
+            benchmark=torch.cuda.is_available() and not deterministic if benchmark is None else benchmark,
+            deterministic=deterministic,
+            sync_batchnorm=sync_batchnorm,
             plugins=plugins,
             use_distributed_sampler=False,
             **kwargs,
@@ -183,6 +192,8 @@ class Trainer(pl.Trainer):
             )
         if checkpoint is not None:
             check_fits(checkpoint, model)
+            if run is not None:
+                check_data(checkpoint, datamodule)
         if self.fast_dev_run or getattr(self, "barebones", False):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, _str(checkpoint))
             return
@@ -265,6 +276,11 @@ class Trainer(pl.Trainer):
         if source is not None and not Path(source).exists():
             raise FileNotFoundError(
                 f"--source {source} does not exist in {Path.cwd()}. Give a folder, an image or a video."
+            )
+        if source is not None and output is not None and Path(output).resolve().is_relative_to(Path(source).resolve()):
+            raise ValueError(
+                f"--output {output} lies inside --source {source}: the next call would predict what this one writes."
+                " Give a folder elsewhere."
             )
         if datamodule is not None:
             datamodule.predict_source = source  # type: ignore[attr-defined]
@@ -371,7 +387,10 @@ class Trainer(pl.Trainer):
             datamodule.setup(stage)
             if isinstance(getattr(datamodule, "class_names", None), list) and hasattr(model, "resolve"):
                 source = str(getattr(datamodule, "source", type(datamodule).__name__))
-                model.resolve(datamodule.spec(), source)  # type: ignore[attr-defined]
+                spec = datamodule.spec()
+                if stage not in ("fit", "probe"):
+                    spec.pop("class_weights", None)  # of training images, which may be others than the checkpoint's
+                model.resolve(spec, source)  # type: ignore[attr-defined]
         model.configure_model()
 
     def _expect_weights(self, model: pl.LightningModule) -> None:
@@ -390,6 +409,7 @@ class Trainer(pl.Trainer):
         self._expect_weights(model)
         self._prepare(model, datamodule, command)
         check_fits(checkpoint, model)
+        check_data(checkpoint, datamodule)
         self.run_dir = run_of_checkpoint(checkpoint) or (Path(output) if output else self._new_run())
         rank_zero_info(f"Using {checkpoint}.")
         self.callbacks[:0] = [RunFiles(self.run_dir, self.config)]
@@ -470,13 +490,6 @@ class Trainer(pl.Trainer):
 def rank_zero_print(text: str) -> None:
     """Print on rank 0."""
     print(text, flush=True)
-
-
-def _resolve_precision(precision: Precision, accelerator: Any) -> Any:
-    if precision != "auto":
-        return precision
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def _str(path: Path | None) -> str | None:

@@ -414,13 +414,15 @@ class Task(LightningModule, ABC):
         state = checkpoint.get("task_state", {})
         self._batches_seen = state.get("batches_seen", 0)
         mine = self._trainer is None or self.trainer.is_global_zero  # the other ranks start from zero
-        self._loss_sums = {k: v.to(self.device) * mine for k, v in state.get("loss_sums", {}).items()}
+        self._loss_sums = {k: v * mine for k, v in state.get("loss_sums", {}).items()}
         self._last_train = state.get("last_train", {})
         self._restored_plateau = state.get("plateau")
 
     def on_train_start(self) -> None:
         """Restore the plateau schedule, which exists only now, and the modes of the epoch that is resumed."""
         self.train()
+        # Checkpoints are read before Lightning moves the model to its device.
+        self._loss_sums = {name: sums.to(self.device) for name, sums in self._loss_sums.items()}
         restored = getattr(self, "_restored_plateau", None)
         if self._plateau is not None and restored is not None:
             self._plateau.load_state_dict(restored)

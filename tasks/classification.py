@@ -104,6 +104,8 @@ class Classification(Task):
         for key, value in (("mixup", mixup), ("cutmix", cutmix), ("color_jitter", color_jitter)):
             if value < 0:
                 raise ValueError(f"model.{key} is {value}; it must be 0 (off) or more.")
+        if focal_gamma != 2 and loss != "focal":
+            raise ValueError(f"model.focal_gamma is {focal_gamma}, but model.loss is '{loss}': set model.loss: focal.")
         self.pretrained = pretrained
         self.backbone_args = backbone_args
         self.drop_rate, self.drop_path_rate = drop_rate, drop_path_rate

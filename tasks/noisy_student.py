@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from tasks.base import Batch, Task
 from tasks.classification import Classification
@@ -57,6 +58,8 @@ class NoisyStudent(Task):
             student; for an average of it, as in the papers, set ``trainer.ema_decay``, too.
         burn_in_steps: Mean teacher: optimiser steps that learn from the labels alone, until the teacher is worth
             listening to.
+        noise: ``false`` switches the student's dropout and stochastic depth off, also those that a net has by
+            default: for a control.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class NoisyStudent(Task):
         threshold: float | None = None,
         ema_decay: float | None = None,
         burn_in_steps: int = 0,
+        noise: bool = True,
     ) -> None:
         if isinstance(student, NoisyStudent):
             raise ValueError("model.student is a NoisyStudent; give an ordinary task, for example Classification.")
@@ -106,6 +110,7 @@ class NoisyStudent(Task):
         self.unlabeled_weight = unlabeled_weight
         self.labels = labels
         self.temperature, self.smoothing = temperature, smoothing
+        self.noise = noise
         self.teacher: TeacherKind = teacher
         self.threshold = (0.7 if isinstance(student, Detection) else 0.95) if threshold is None else threshold
         self.ema_decay, self.burn_in_steps = 0.999 if ema_decay is None else ema_decay, burn_in_steps
@@ -136,6 +141,9 @@ class NoisyStudent(Task):
         if self.student.network is None:
             self.student.load_pretrained = self.load_pretrained
             self.student.configure_model()
+            if not self.noise:
+                assert self.student.network is not None
+                without_noise(self.student.network)
         # Seen here, registered there: assigning a module would register it twice.
         self.__dict__["network"] = self.student.network
         self.__dict__["eval_metrics"] = self.student.eval_metrics
@@ -187,20 +195,20 @@ class NoisyStudent(Task):
             return labeled
         if self.teacher != "offline":
             return {**labeled, "unlabeled": self.student.augment(batch["unlabeled"])}
-        return self.join(labeled, self.student.augment(batch["unlabeled"]))
+        # Made soft or hard first: mixup mixes labels as it mixes images.
+        return self.join(labeled, self.student.augment(self.pseudo_targets(batch["unlabeled"])))
 
     def join(self, labeled: Batch, unlabeled: Batch) -> Batch:
         """One batch of both halves, the labelled first; ``weight`` carries the scale of the loss.
 
         Args:
             labeled: A batch of B images.
-            unlabeled: A batch of U images with pseudo-labels; they are made soft or hard here.
+            unlabeled: A batch of U images with pseudo-labels, as ``pseudo_targets`` makes them.
 
         Returns:
             A batch of B + U images. Its mean loss is ``loss``'s: the weights are 1 for ``paper``, (B + U) / B for
             ``code``, where U / B is the ratio.
         """
-        unlabeled = self.pseudo_targets(unlabeled)
         size, rest = len(labeled["image"]), len(unlabeled["image"])
         scale = (size + rest) / size if self.loss_scale == "code" else 1.0
         joined = join_batches(labeled, unlabeled, self.num_classes)
@@ -299,6 +307,16 @@ class NoisyStudent(Task):
         """Take it back."""
         super().on_load_checkpoint(checkpoint)
         self._restored_teacher = checkpoint.get("mean_teacher")
+
+
+def without_noise(network: nn.Module) -> None:
+    """Set dropout and stochastic depth of a network to 0, whatever its arguments and defaults say."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd | StochasticDepth):
+            module.p = 0.0
+        for name in ("drop_prob", "drop_rate"):  # timm's DropPath, and its nets that call F.dropout
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def join_batches(first: Batch, second: Batch, num_classes: int | None) -> Batch:

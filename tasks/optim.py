@@ -264,13 +264,13 @@ def build_optimizer(
     arguments = dict(optim.opt_args or {})
     parameters = [parameter for group in groups for parameter in group["params"]]
     fused = all(parameter.is_cuda for parameter in parameters) and _can_fuse(optim.name)
-    if fused:
+    if fused and not arguments.get("foreach"):
         arguments.setdefault("fused", True)
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             groups, optim.name, lr=optim.lr, momentum=optim.momentum, **arguments
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"model.optim.opt_args: {optim.name} refuses {optim.opt_args}: {error}") from error
     if fused:
         # Lightning refuses to clip gradients for optimisers that unscale by themselves; without this mark the gradient
@@ -299,6 +299,13 @@ def _keep_settings_on_load(optimizer: torch.optim.Optimizer, keys: Collection[st
             if before != now:
                 group["lr"] *= now / before
             group.update(settings)
+            if group.get("fused"):
+                # torch placed them by the old run's setting, and Lightning leaves them there; the fused kernel wants
+                # them beside the parameters: https://github.com/pytorch/pytorch/issues/104767
+                for parameter in group["params"]:
+                    state = loaded.state.get(parameter, {})
+                    if "step" in state:
+                        state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
 
     inner = getattr(optimizer, "_base_optimizer", optimizer)  # timm's Lookahead shares another's groups
     inner.register_load_state_dict_post_hook(restore)

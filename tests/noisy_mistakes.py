@@ -73,4 +73,6 @@ CASES = [
     ("checkpoint of another name", IMAGES, "controls: true", "checkpoint: first"),
     ("seed twice", IMAGES, "controls: true", "seeds: [0, 0]"),
     ("overlap that is no choice", IMAGES, "controls: true", "overlap: yes"),
+    ("several devices without a launcher", IMAGES, "controls: true", "trainer: {devices: 2}"),
+    ("launcher without the number of devices", IMAGES, "controls: true", "launch: [torchrun]"),
 ]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback
 
 from datamodules.images import IMAGE_SUFFIXES, read_image
+from datamodules.loading import available_cores
 from datamodules.splits import common_folder
 from datamodules.video import is_frame
 from pipelines.callbacks.detections import BoxFormat, drawable, entry_of, write_coco, write_csv, write_yolo
@@ -156,7 +157,7 @@ class PredictionWriter(Callback):
     ) -> None:
         """Write a batch in threads while the device works on the next; waits for the batch before."""
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0))), "predictions")
+            self._pool = ThreadPoolExecutor(min(4, available_cores()), "predictions")
         palette, class_names = palette_of(trainer), class_names_of(trainer)
         jobs = []
         for i, (name, path) in enumerate(zip(files, batch["path"], strict=True)):

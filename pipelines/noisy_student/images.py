@@ -131,7 +131,7 @@ def write_labels(labels: Labels, output: Path, note: dict[str, str] | None = Non
 
     best = labels.probabilities.argmax(1) if len(labels.paths) else np.zeros(0, np.int64)
     columns: dict[str, Any] = {
-        "path": [path if "#" in path else os.path.abspath(path) for path in labels.paths],
+        "path": [path if path.startswith("digits#") else os.path.abspath(path) for path in labels.paths],
         "split": ["train"] * len(labels.paths),
         "pseudo_label": [labels.class_names[k] for k in best],
         "confidence": labels.probabilities.max(1, initial=0.0),

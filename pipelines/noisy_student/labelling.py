@@ -33,7 +33,18 @@ from tasks.base import Task
 
 Key = tuple[int, int, int]
 CHUNK_BATCHES = 16  # batches a file: what a kill costs
-VIEW = ("image_size", "in_chans", "dtype", "resize", "crop_pct", "interpolation", "eval_batch_size")
+VIEW = (
+    "image_size",
+    "in_chans",
+    "dtype",
+    "resize",
+    "crop_pct",
+    "interpolation",
+    "eval_batch_size",
+    "tile",
+    "tile_overlap",
+)
+SAYS = ("tta", "tta_scales", "nms_iou", "min_score", "max_detections")
 
 
 class Teacher(NamedTuple):
@@ -293,6 +304,7 @@ def _digest(teachers: Sequence[Teacher], paths: Sequence[str]) -> str:
     """Of the teachers' weights and views of the images, the images' names, and how they are cut into batches."""
     digest = hashlib.sha256(json.dumps(list(paths)).encode())
     for teacher in teachers:
-        view = {key: getattr(teacher.data, key, None) for key in VIEW} | {"tta": getattr(teacher.task, "tta", None)}
+        view = {key: getattr(teacher.data, key, None) for key in VIEW}
+        view |= {key: getattr(teacher.task, key, None) for key in SAYS}
         digest.update(f"{digest_of(teacher.checkpoint)} {view} {CHUNK_BATCHES}".encode())
     return digest.hexdigest()[:16]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datamodules.base import DataModule
+from pipelines.checkpoint_io import read_checkpoint_config
 from pipelines.noisy_student import stages
 from pipelines.noisy_student.kinds import kind_of, score
 from pipelines.noisy_student.machine import Output, Outputs, digest_of, only_one, read_json, run_stage, say, write_json
@@ -15,11 +16,12 @@ from pipelines.noisy_student.report import write_report
 from pipelines.noisy_student.settings import (
     Settings,
     Student,
-    merged,
+    num_devices,
     outcome,
     plain,
     student_config,
     teacher_config,
+    trainer_of,
 )
 
 
@@ -28,6 +30,7 @@ class Model(NamedTuple):
 
     name: str
     outputs: Outputs
+    says: dict[str, Any]  # its settings, which its labels depend on beside its weights
     score: float  # on validation: accuracy, mAP or mIoU
 
 
@@ -64,40 +67,45 @@ def run(settings: Settings) -> Path:
 def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> SeedRun:
     """All stages of one seed."""
     stage = partial(_stage, root)
-    found = stage("data", stages.data_settings(settings, data, seed), {}, stages.make_data, settings, data, seed)
+    made = stages.data_settings(settings, data, seed)
+    found = stage("data", made, {}, stages.make_data, settings, data, seed)
     truth = stages.read_truth(found["truth"].path)
-    models = [_teacher(root, settings, data, found, truth, seed)]
+    # The lists that later stages read name images and annotations; what is in these goes into their settings.
+    images, pool = {"images": made["images"]}, {"pool": made["pool"], "images": made["images"]}
+    models = [_teacher(root, settings, data, found, truth, images, seed)]
     selections: list[Outputs] = []
     final = 0
     for number, student in enumerate(settings.students, 1):
-        teacher = models[-1].outputs
+        teacher = models[-1]
         name = "teacher" if number == 1 else "student"
         soft = student.labels == "soft" and kind_of(data).SOFT_FILES
         labels = stage(
             f"labels{number}",
-            {"soft": True} if soft else {},
-            {"teacher": teacher[name], "pool": found["pool"]},
+            {"soft": True, **teacher.says, **pool} if soft else {**teacher.says, **pool},
+            {"teacher": teacher.outputs[name], "pool": found["pool"]},
             partial(stages.label, soft=soft),
             settings,
             data,
-            teacher[name].path,
+            teacher.outputs[name].path,
             found["pool"].path,
         )
         selected = stage(
             f"selection{number}",
             {**_selection(settings), "seed": seed},
-            {"labels": labels["labels"], "validation": teacher["val"], "truth": found["truth"]},
+            {"labels": labels["labels"], "validation": teacher.outputs["val"], "truth": found["truth"]},
             stages.choose,
             data,
             settings.selection,
             labels["labels"].path,
-            teacher["val"].path,
+            teacher.outputs["val"].path,
             truth,
             seed,
         )
         selections.append(selected)
         name = f"student{number}"
-        trained = _student(root, settings, data, student, name, found, truth, selected, stage_seed(seed, number))
+        trained = _student(
+            root, settings, data, student, name, found, truth, images, selected, stage_seed(seed, number)
+        )
         models.append(trained)
         if models[-1].score > models[final].score:
             final = number
@@ -109,13 +117,13 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
     student = settings.students[last - 1]
     controls = []
     if settings.controls:
-        known: dict[str, Any] = {"found": found, "truth": truth, "seed": stage_seed(seed, last)}
+        known: dict[str, Any] = {"found": found, "truth": truth, "images": images, "seed": stage_seed(seed, last)}
         again = partial(_student, root, settings, data, student, **known)
         controls.append(again(name="labels_only", selected=None, steps_of=selections[-1]))
         controls.append(again(name="no_noise", selected=selections[-1], noise=False))
     relabelled = stage(
         "relabelled",
-        {},
+        {**models[last].says, **pool},
         {"teacher": models[last].outputs["student"], "pool": found["pool"]},
         stages.label,
         settings,
@@ -147,18 +155,29 @@ def _selection(settings: Settings) -> dict[str, Any]:
 
 
 def _teacher(
-    root: Path, settings: Settings, data: DataModule, found: Outputs, truth: dict[str, Any], seed: int
+    root: Path,
+    settings: Settings,
+    data: DataModule,
+    found: Outputs,
+    truth: dict[str, Any],
+    images: dict[str, Any],
+    seed: int,
 ) -> Model:
     given = settings.teacher.checkpoint
     if given is not None:
         read = {"checkpoint": Output(Path(given), digest_of(Path(given))), "split": found["split"]}
-        outputs = _stage(root, "teacher", {}, read, stages.take_teacher, settings, data, Path(given))
+        known: dict[str, Any] = dict(read_checkpoint_config(Path(given)))
+        outputs = _stage(root, "teacher", _says(known) | images, read, stages.take_teacher, settings, data, Path(given))
     else:
         config = teacher_config(settings, found["split"].path, stage_seed(seed, 0))
-        known = outcome(config) | _part(settings, "checkpoint")
+        known = outcome(config) | _part(settings, "checkpoint") | images
         read = {"split": found["split"]}
         outputs = _stage(root, "teacher", known, read, stages.train, settings, data, config, "teacher")
-    return Model("teacher", outputs, score(kind_of(data), outputs["val"].path, truth["val"]))
+    return Model("teacher", outputs, _says(known), score(kind_of(data), outputs["val"].path, truth["val"]))
+
+
+def _says(config: dict[str, Any]) -> dict[str, Any]:
+    return {"teacher": {key: config[key] for key in ("model", "data")}}
 
 
 def _student(
@@ -169,6 +188,7 @@ def _student(
     name: str,
     found: Outputs,
     truth: dict[str, Any],
+    images: dict[str, Any],
     selected: Outputs | None,
     seed: int,
     *,
@@ -190,16 +210,15 @@ def _student(
         seed,
         noise=noise,
     )
-    known = outcome(config) | _part(settings, "checkpoint")
+    known = outcome(config) | _part(settings, "checkpoint") | images
     read = {"split": found["split"]} | ({} if selected is None else {"selected": selected["selected"]})
     outputs = _stage(root, name, known, read, stages.train, settings, data, config, "student")
-    return Model(name, outputs, score(kind_of(data), outputs["val"].path, truth["val"]))
+    return Model(name, outputs, _says(known), score(kind_of(data), outputs["val"].path, truth["val"]))
 
 
 def steps_per_epoch(settings: Settings, data: DataModule, student: Student, selected: Outputs) -> int:
     """Batches of one pass over the selected images, over all devices."""
     batch_size = int(student.data.get("batch_size", data.batch_size))
-    trainer = merged(settings.trainer, student.trainer)  # type: ignore[arg-type]
-    counts = [trainer.get(key, 1) for key in ("devices", "num_nodes")]
-    world = max(1, int(counts[0]) if str(counts[0]).isdigit() else 1) * int(counts[1])
+    world = num_devices(trainer_of(settings, student))
+    assert world is not None  # the settings were checked
     return max(1, int(read_json(selected["account"].path)["images"]) // (batch_size * student.ratio * world))

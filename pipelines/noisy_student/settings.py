@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.base import DataModule
-from pipelines.errors import Keys, Mistake, UsageError, place_of, sources
+from pipelines.errors import Keys, Mistake, UsageError, has, place_of, sources
 from pipelines.mistakes import Context, check_keys, find_class
 from pipelines.noisy_student import images
 from pipelines.noisy_student.kinds import Kind, kind_of
@@ -144,6 +144,7 @@ def read_settings(args: list[str]) -> Settings:
         where = place_of(source.file, mistake.keys) if source is not None and source.file else ""
         raise UsageError(f"{where}{mistake}") from None
     first = next(s.file for s in found if s.file)
+    _check_overruled([s.values["trainer"] for s in found if s.file is None and "trainer" in s.values], values)
     values.setdefault("name", Path(str(first)).stem)
     for key in ("data", "teacher", "students"):
         if not values.get(key):
@@ -161,6 +162,23 @@ def read_settings(args: list[str]) -> Settings:
     )
     _check_settings(settings)
     return settings
+
+
+def _check_overruled(flags: Sequence[dict[str, Any]], values: Mapping[str, Any]) -> None:
+    """Refuse ``--trainer.KEY`` where a part has a KEY of its own, which goes before."""
+    parts = {"teacher": values.get("teacher") or {}}
+    parts |= {f"students.{i}": student for i, student in enumerate(values.get("students") or [])}
+    for flag in flags:
+        keys: tuple[str, ...] = ()
+        value: Any = flag
+        while isinstance(value, dict) and len(value) == 1:  # a flag has one key
+            keys, value = (*keys, next(iter(value))), next(iter(value.values()))
+        own = [f"{name}.trainer" for name, part in parts.items() if has(part.get("trainer"), keys)]
+        if own:
+            raise UsageError(
+                f"--trainer.{'.'.join(keys)} is {value}, but {' and '.join(own)} in the config say otherwise, and go"
+                " before it. Change it there (the teacher's also by --teacher.trainer), or give a second --config."
+            )
 
 
 def first_generation(settings: Settings) -> Settings:
@@ -229,6 +247,26 @@ def _check_settings(settings: Settings) -> None:
                 f"students.{i}.model.pretrained is {mine!r}, but the teacher's is {taught!r}: a student starts from"
                 " scratch (false) or from the same weights as the teacher did, never from the teacher."
             )
+    _check_devices(settings)
+
+
+def _check_devices(settings: Settings) -> None:
+    """Refuse several devices without a launcher, and a launcher without their number."""
+    parts: dict[str, Teacher | Student | None] = {"trainer": None, "teacher.trainer": settings.teacher}
+    parts |= {f"students.{i}.trainer": student for i, student in enumerate(settings.students)}
+    for key, part in parts.items():
+        number = num_devices(trainer := trainer_of(settings, part))
+        if settings.launch is None and number != 1:
+            raise UsageError(
+                f"{key} asks for devices: {trainer['devices']} and num_nodes: {trainer.get('num_nodes', 1)}, but"
+                " noisy-student is one process: for several devices give it a launcher of its trainings, for example"
+                " launch: [torchrun, --nproc-per-node, '2'] with trainer: {devices: 2}."
+            )
+        if settings.launch is not None and number is None:
+            raise UsageError(
+                f"{key}.devices is {trainer.get('devices', 'not set')}, but launch is {settings.launch}: give the"
+                " number of devices on each node, which the length of an epoch depends on (1 for one)."
+            )
 
 
 def _check_kind(settings: Settings) -> None:
@@ -286,10 +324,21 @@ def labelled_data(settings: Settings, part: Teacher | Student, split_file: Path)
     return {"class_path": data["class_path"], "init_args": arguments}
 
 
-def _trainer(settings: Settings, part: Teacher | Student) -> dict[str, Any]:
-    """The trainer of one training; all trainings of the loop are one group in W&B."""
-    group = {"wandb": {"group": settings.name}}
-    return merged(merged(group, settings.trainer), part.trainer)  # type: ignore[arg-type]
+def trainer_of(settings: Settings, part: Teacher | Student | None = None) -> dict[str, Any]:
+    """The trainer of one training, or of the labelling; without a launcher it has one device.
+
+    All trainings of the loop are one group in W&B.
+    """
+    base: dict[str, Any] = {"wandb": {"group": settings.name}} | ({} if settings.launch else {"devices": 1})
+    return merged(merged(base, settings.trainer), {} if part is None else part.trainer)  # type: ignore[arg-type]
+
+
+def num_devices(trainer: Mapping[str, Any]) -> int | None:
+    """How many devices a trainer's settings ask for, over all nodes; None where Lightning is to find out."""
+    devices, nodes = trainer.get("devices", "auto"), int(trainer.get("num_nodes", 1))
+    if isinstance(devices, list):
+        return len(devices) * nodes
+    return int(devices) * nodes if str(devices).isdigit() else None
 
 
 def teacher_config(settings: Settings, split_file: Path, seed: int) -> dict[str, Any]:
@@ -298,7 +347,7 @@ def teacher_config(settings: Settings, split_file: Path, seed: int) -> dict[str,
         "seed_everything": seed,
         "model": settings.teacher.model,
         "data": labelled_data(settings, settings.teacher, split_file),
-        "trainer": _trainer(settings, settings.teacher),
+        "trainer": trainer_of(settings, settings.teacher),
     }
 
 
@@ -332,9 +381,6 @@ def student_config(
     if not noise:
         arguments = model.setdefault("init_args", {})
         arguments.update({key: 0.0 for key in MODEL_NOISE if key in arguments})
-        for key in ("backbone_args", "decoder_args", "detector_args"):
-            inner = arguments.get(key) or {}
-            inner.update({name: 0.0 for name in inner if "dropout" in name or name in MODEL_NOISE})
         labeled["init_args"]["augment"] = {"preset": "none"}
     data: dict[str, Any] = {"labeled": labeled, "ratio": student.ratio, "steps_per_epoch": steps_per_epoch}
     if selected is not None:
@@ -342,12 +388,14 @@ def student_config(
         arguments |= {"source": str(selected), **kind.unlabelled_arguments(class_names)}
         data["unlabeled"] = {"class_path": labeled["class_path"], "init_args": arguments}
     how = {k: getattr(student, k) for k in ("loss", "unlabeled_weight", "temperature", "smoothing")}
+    if not noise:
+        how["noise"] = False
     how["labels"] = (student.labels if kind is images else None) or "soft"  # soft masks are so in their file
     return {
         "seed_everything": seed,
         "model": {"class_path": "NoisyStudent", "init_args": {"student": model, **how}},
         "data": {"class_path": "SemiSupervised", "init_args": data},
-        "trainer": _trainer(settings, student),
+        "trainer": trainer_of(settings, student),
     }
 
 

@@ -15,18 +15,19 @@ from typing import Any
 import yaml
 
 from datamodules.base import DataModule
+from datamodules.cache import readable
 from datamodules.digits import digit_scene
-from datamodules.loading import Record
+from datamodules.loading import Record, available_cores
 from datamodules.pool import hide_labels, pool_records
 from pipelines.errors import UsageError
 from pipelines.noisy_student.kinds import kind_of
 from pipelines.noisy_student.labelling import judge, load_teacher, prepare_teacher
-from pipelines.noisy_student.machine import StageError, digest_of_values, say, write_json
-from pipelines.noisy_student.selection import Selection
-from pipelines.noisy_student.settings import Settings
+from pipelines.noisy_student.machine import StageError, digest_of_values, read_json, say, write_json
+from pipelines.noisy_student.selection import Selection, fixed_thresholds
+from pipelines.noisy_student.settings import Settings, trainer_of
 from pipelines.noisy_student.student import export
 from pipelines.pictures import save_png
-from pipelines.run import runs_of
+from pipelines.run import run_of_checkpoint, runs_of
 from pipelines.trainer import Trainer
 from pipelines.wandb_run import Wandb
 
@@ -46,6 +47,7 @@ def read_data(settings: Settings) -> DataModule:
     if not data.records["val"]:
         raise UsageError("The labelled data has no validation split, which tells generations apart: set val_fraction.")
     kind_of(data).check_data(data)
+    fixed_thresholds(data.class_names or [], settings.selection.threshold)  # names of classes, before hours of training
     return data
 
 
@@ -77,7 +79,7 @@ def make_data(directory: Path, settings: Settings, data: DataModule, seed: int) 
     """
     kind = kind_of(data)
     seen, hidden = _hide(data, settings, seed)
-    outside = [] if settings.pool is None else pool_records(settings.pool)
+    outside = [] if settings.pool is None else _readable_pool(settings.pool, data)
     pool = [*hidden, *outside]
     if settings.overlap != "allow":
         pool = without_overlap(pool, [*data.records["val"], *data.records["test"]], data, settings.overlap)
@@ -94,10 +96,19 @@ def make_data(directory: Path, settings: Settings, data: DataModule, seed: int) 
     return {"split": "split.json", "pool": "pool.parquet", "truth": "truth.json"}
 
 
+def _readable_pool(source: str, data: DataModule) -> list[Record]:
+    records, skipped = readable(pool_records(source), data.on_corrupt)
+    if skipped:
+        path, reason = skipped[0]
+        say(f"{len(skipped)} images of the pool cannot be read and are left out; the first is {path}: {reason}")
+    return records
+
+
 def _as_file(record: Record, directory: Path) -> str:
-    """The path of an image; a generated scene is written below the directory first."""
+    """The path of an image; a generated scene is written below the directory first, and named from there."""
     if "scene" not in record:
-        return str(record["path"])
+        on_disk = isinstance(record["image"], str)
+        return os.path.abspath(record["path"]) if on_disk else str(record["path"])
     number, _, split, *_ = record["scene"]
     file = Path("pool") / f"{split}_{number:06d}.png"
     save_png(digit_scene(*record["scene"])["image"], directory / file)
@@ -148,7 +159,7 @@ def pixel_digests(records: Sequence[Record], data: DataModule) -> list[str]:
         image = read(record)["image"]
         return hashlib.sha256(f"{image.shape}{image.dtype}".encode() + image.tobytes()).hexdigest()
 
-    with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(min(8, available_cores())) as pool:
         return list(pool.map(digest, records))
 
 
@@ -161,9 +172,7 @@ def _write_paths(file: Path, paths: Sequence[str]) -> None:
     import pyarrow.parquet as pq
 
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    inside = f"pool{os.sep}"  # scenes written here, by a path that holds wherever the run directory lies
-    column = [p if "#" in p or p.startswith(inside) else os.path.abspath(p) for p in paths]
-    pq.write_table(pa.table({"path": column}), temporary)
+    pq.write_table(pa.table({"path": list(paths)}), temporary)
     os.replace(temporary, file)
 
 
@@ -190,7 +199,24 @@ def train(directory: Path, settings: Settings, data: DataModule, config: dict[st
 
 
 def take_teacher(directory: Path, settings: Settings, data: DataModule, checkpoint: Path) -> dict[str, str]:
-    """A teacher that is trained already, in place of ``train``."""
+    """A teacher that is trained already, in place of ``train``.
+
+    Raises:
+        UsageError: If its run trained on images that are for validation or test here.
+    """
+    run = run_of_checkpoint(checkpoint)
+    split = None if run is None else read_json(run / "split.json")
+    if split is None:
+        say(f"{checkpoint} lies in no run: whether it was trained on validation or test images is not known")
+    elif settings.overlap != "allow":
+        trained = {os.path.abspath(path) for path in split.get("train", [])}
+        known = [r["path"] for s in ("val", "test") for r in data.records[s] if os.path.abspath(r["path"]) in trained]
+        if known:
+            raise UsageError(
+                f"teacher.checkpoint {checkpoint} was trained on {len(known)} of the validation and test images, among"
+                f" them {known[0]}: its scores would be worth nothing. Set data.split_file to {run}/split.json, or"
+                " train it here (teacher.model); overlap: allow lets it pass."
+            )
     export(checkpoint, directory / "teacher.ckpt")
     return {"teacher": "teacher.ckpt", **score(directory, settings, data, directory / "teacher.ckpt")}
 
@@ -255,7 +281,7 @@ def label(
     directory: Path, settings: Settings, data: DataModule, teacher: Path, pool: Path, *, soft: bool = False
 ) -> dict[str, str]:
     """``pseudo-label`` of the pool: ``labels.parquet``, or ``labels.json`` for boxes."""
-    trainer = dict(settings.trainer)  # type: ignore[call-overload]
+    trainer = trainer_of(settings)
     flags = [f"--trainer.{k}={trainer[k]}" for k in ("accelerator", "devices", "num_nodes", "strategy") if k in trainer]
     flags += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     flags += ["--soft=true"] if soft else []

@@ -127,6 +127,16 @@ class Segmentation(Task):
                 f"model.label_smoothing is {label_smoothing}, but only cross_entropy uses it, which is not among"
                 f" model.losses ({', '.join(losses)})."
             )
+        for key, value, default, loss in (
+            ("focal_gamma", focal_gamma, 2.0, "focal"),
+            ("tversky_alpha", tversky_alpha, 0.3, "tversky"),
+            ("tversky_beta", tversky_beta, 0.7, "tversky"),
+        ):
+            if value != default and loss not in losses:
+                raise ValueError(
+                    f"model.{key} is {value}, but only {loss} uses it, which is not among model.losses"
+                    f" ({', '.join(losses)})."
+                )
         for key, value in (("color_jitter", color_jitter), ("aux_weight", aux_weight), ("focal_gamma", focal_gamma)):
             if value < 0:
                 raise ValueError(f"model.{key} is {value}; it must be 0 (off) or more.")

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from datamodules import ClassificationData
+from datamodules.readers.lists import read_paths
 from pipelines import cli
 from pipelines.checkpoint_io import read_checkpoint_config
 from pipelines.errors import UsageError
@@ -232,7 +233,7 @@ def test_a_students_checkpoint_is_an_ordinary_one(world):
         return sum(statuses)
 
     assert in_child(work) == 0
-    tested = json.loads(next(Path("runs/t").rglob("test.json")).read_text())
+    tested = json.loads((student.parent / "0" / "test.json").read_text())  # in the run that it comes from
     report = json.loads((world / "whole" / "loop" / "report.json").read_text())
     row = next(row for row in report["rows"] if row["name"] == "student1")
     assert tested["test/accuracy"] == pytest.approx(row["mean"])
@@ -280,6 +281,68 @@ def test_a_teacher_that_is_trained_already_is_taken(world):
     ours, theirs = digests("taken"), digests(world / "whole")
     assert {k: ours["teacher"][k] for k in ("teacher", "val", "test")} == theirs["teacher"]
     assert not list(stage("taken", "teacher").rglob("last.ckpt"))  # nothing was trained
+
+
+def test_corrected_labels_train_all_models_again(world, capfd):
+    """Their names stay; a replaced picture counts as one, too."""
+    shutil.copytree(world / "whole", "again")
+    shutil.copytree(world / "pictures", "pictures")
+    text = (world / "loop.yaml").read_text().replace(str(world / "pictures"), "pictures")
+    Path("again.yaml").write_text(text)
+    settings = read_settings(["noisy-student", "--config", "again.yaml"])
+    before = stages.data_settings(settings, stages.read_data(settings), 0)
+    picture = next(Path("pictures/train/ant").iterdir())
+    cv2.imwrite(str(picture), np.zeros((40, 40, 3), np.uint8))
+    after = stages.data_settings(settings, stages.read_data(settings), 0)
+    assert before["images"] != after["images"]
+    keys = {p.parent.name: json.loads(p.read_text())["key"] for p in Path("again").rglob("manifest.json")}
+    for name in ("teacher", "student1", "labels_only", "no_noise", "labels1", "relabelled"):
+        assert "images" in keys[name]["settings"], f"{name} does not depend on the pictures"
+    assert {"pool", "teacher"} <= keys["labels1"]["settings"].keys()
+
+
+def test_pool_is_read_where_it_is_and_bad_files_are_left_out_by_choice(capfd):
+    """A folder named like the loop's own, names with #, and a broken file."""
+    write_images(
+        Path("pictures"), {"train/a": 4, "val/a": 2, "test/a": 2, "train/b": 4, "val/b": 2, "test/b": 2}, (8, 8)
+    )
+    write_images(Path("pool"), {"x": 3}, (9, 9))
+    first, second, *_ = sorted(Path("pool/x").iterdir())
+    first.rename(first.with_name("a#0" + first.suffix))
+    second.write_bytes(b"")
+    Path("loop.yaml").write_text(CONFIG.format(source="pictures").replace("labels_per_class: 4", "pool: pool"))
+    Path("made").mkdir()
+    settings = read_settings(["noisy-student", "--config", "loop.yaml"])
+    with pytest.raises(ValueError, match=r"1 image file\(s\) cannot be read:\n  pool/x/.*the file is empty"):
+        stages.make_data(Path("made"), settings, stages.read_data(settings), 0)
+    settings = read_settings(["noisy-student", "--config", "loop.yaml", "--data.on_corrupt", "skip"])
+    stages.make_data(Path("made"), settings, stages.read_data(settings), 0)
+    assert "1 images of the pool cannot be read and are left out" in capfd.readouterr().out
+    records = read_paths(Path("made/pool.parquet"))
+    assert {Path(r["image"]).name for r in records} == {"002.jpg", "a#0.jpg"}
+    assert all(Path(r["image"]).is_file() for r in records)
+
+
+def test_a_teacher_that_saw_the_evaluated_images_is_refused(world):
+    config = yaml.safe_load((world / "loop.yaml").read_text())
+    teacher = stage(world / "whole", "teacher") / "teacher.ckpt"
+    config["teacher"] = {"checkpoint": str(teacher)}
+    Path("taken.yaml").write_text(yaml.safe_dump(config))
+    settings = read_settings(["noisy-student", "--config", "taken.yaml"])
+    data = stages.read_data(settings)
+    data.records["test"].append(data.records["train"][0])  # which one the teacher was shown is drawn
+    data.records["test"] += data.records["train"][1:]
+    Path("taken").mkdir()
+    with pytest.raises(UsageError, match=r"was trained on \d+ of the validation and test images, among them"):
+        stages.take_teacher(Path("taken"), settings, data, teacher)
+
+
+def test_a_flag_that_a_part_overrules_is_refused(tmp_path):
+    path = tmp_path / "loop.yaml"
+    path.write_text(CONFIG.format(source="digits"))
+    with pytest.raises(UsageError, match=r"--trainer.max_epochs is 9, but teacher.trainer and students.0.trainer"):
+        read_settings(["noisy-student", "--config", str(path), "--trainer.max_epochs", "9"])
+    assert read_settings(["noisy-student", "--config", str(path), "--trainer.gradient_clip_val", "1"]).trainer
 
 
 def test_a_launched_stage_is_a_command_of_its_own():

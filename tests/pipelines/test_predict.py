@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import shutil
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,12 @@ trainer:
 
 
 def run(*words: str) -> int:
-    return in_child(lambda: cli.main([str(w) for w in words]))
+    def work() -> int:
+        warnings.simplefilter("default")  # pytest keeps them
+        warnings.showwarning = lambda message, *_, **__: print(message, file=sys.stderr)
+        return cli.main([str(w) for w in words])
+
+    return in_child(work)
 
 
 def table(path: Path) -> dict[str, dict[str, str]]:
@@ -112,3 +119,37 @@ def test_untrained_weights_are_never_evaluated(tmp_path, folder, capfd):
     config.write_text(CONFIG.format(source=folder, resize="crop", pretrained="false"))
     assert run("test", "--config", config) != 0
     assert "no run named 'run'" in capfd.readouterr().err
+
+
+def test_other_classes_are_refused_and_another_view_is_said(tmp_path, folder, capfd):
+    config = tmp_path / "run.yaml"
+    config.write_text(CONFIG.format(source=folder, resize="crop", pretrained="false"))
+    assert run("fit", "--config", config) == 0
+    assert run("test", "--config", config) == 0
+    before = Path("runs/run/0/test.json").read_text()
+    order = ["--data.class_names", "[bee, ant]"]
+    for words in (["test", "--ckpt_path", "runs/run/0/checkpoints/best.ckpt"], ["fit", "--resume", "auto"]):
+        capfd.readouterr()
+        assert run(words[0], "--config", config, *words[1:], *order) != 0
+        assert "was trained on the classes ['ant', 'bee'], but the data has ['bee', 'ant']" in capfd.readouterr().err
+    assert Path("runs/run/0/test.json").read_text() == before
+    assert run("test", "--config", config, "--data.image_size", "32") == 0
+    assert "data.image_size is [32, 32], but" in capfd.readouterr().err
+
+
+def test_a_broken_picture_among_the_new_ones(tmp_path, folder, capfd):
+    config = tmp_path / "run.yaml"
+    config.write_text(CONFIG.format(source=folder, resize="crop", pretrained="false"))
+    assert run("fit", "--config", config) == 0
+    new = write_images(tmp_path / "new", {"x": 3})
+    (new / "x" / "001.jpg").write_bytes((new / "x" / "001.jpg").read_bytes()[:200])
+    words = ["predict", "--ckpt_path", "runs/run/0/checkpoints/best.ckpt", "--source", new]
+    skip = ["--data.on_corrupt", "skip"]
+    assert run(*words, *skip, "--output", "out") == 0
+    assert "1 unreadable image(s) are left out; the first is" in capfd.readouterr().err
+    assert sorted(table(Path("out/predictions.csv"))) == ["000.jpg", "002.jpg"]
+    assert run(*words, *skip, "--output", new / "out") != 0
+    assert "lies inside --source" in capfd.readouterr().err
+    (new / "x" / "001.jpg").write_bytes(b"")
+    assert run(*words, "--output", "more") != 0
+    assert "1 image file(s) cannot be read" in capfd.readouterr().err

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 
 from tasks import Classification, NoisyStudent
-from tasks.noisy_student import join_batches
+from tasks.noisy_student import join_batches, without_noise
 
 
 def student(**arguments) -> Classification:
@@ -74,6 +75,28 @@ def test_labels_soft_hard_and_sharpened():
     assert torch.allclose(hard, torch.tensor([[0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3]]))
     numbers = torch.tensor([1, 2])  # corrected by hand into classes: ordinary targets
     assert built(student()).pseudo_targets({"label": numbers})["label"] is numbers
+
+
+def test_labels_are_made_hard_before_mixup_mixes_them():
+    model = built(student(mixup=1.0), labels="hard").train()
+    torch.manual_seed(0)
+    label = model.augment({"labeled": batch(4, soft=False), "unlabeled": batch(8, soft=True, seed=1)})["label"][4:]
+    assert torch.allclose(label.sum(1), torch.ones(8))
+    assert ((label > 0.01) & (label < 0.99)).any(), "labels of mixed images are mixed"
+
+
+def test_the_control_has_no_noise_whatever_the_nets_own_defaults():
+    def noise(network: torch.nn.Module) -> list[float]:
+        found = [getattr(m, name, 0.0) for m in network.modules() for name in ("p", "drop_prob", "drop_rate")]
+        return [rate for rate in found if isinstance(rate, float) and rate > 0]
+
+    net = smp.DeepLabV3Plus("resnet18", encoder_weights=None)  # dropout of 0.5 by its own default
+    assert noise(net)
+    without_noise(net)
+    assert noise(net) == []
+    arguments = {"drop_rate": 0.3, "drop_path_rate": 0.2}
+    assert noise(built(student(**arguments)).network)
+    assert noise(built(student(**arguments), noise=False).network) == []
 
 
 def test_drop_path_rate_is_a_drop_rate():

@@ -255,6 +255,19 @@ def test_fused_on_the_gpu_can_still_be_clipped() -> None:
     assert not torch.equal(net.weight, before)
 
 
+def test_counts_of_steps_follow_the_parameters_of_a_fused_optimiser():
+    """A run that began unfused, on a CPU, goes on fused: torch leaves Adam's `step` where it was."""
+    net = nn.Linear(2, 2)
+    optimizer = build_optimizer(net, Optim(), 1)
+    net(torch.rand(4, 2)).sum().backward()
+    optimizer.step()
+    again = build_optimizer(nn.Linear(2, 2, device="meta"), Optim(opt_args={"fused": True}), 1)
+    again.load_state_dict(optimizer.state_dict())
+    states = list(again.state.values())
+    assert states
+    assert {state["step"].device.type for state in states} == {"meta"}
+
+
 def test_muon_computes_in_float32_on_a_cpu():
     """Bfloat16 is emulated on most CPUs, and seven times as slow; the result is nearer to orthogonal, too."""
     from timm.optim import muon

@@ -1,0 +1,60 @@
+"""What a Trainer needs to know of the device that it runs on."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+#: Without Lightning's "true" half and double precisions: they cast all of a batch, sizes and boxes in pixels, too.
+Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
+
+
+def resolve_precision(precision: Precision, accelerator: Any) -> Literal["32-true", "16-mixed", "bf16-mixed"]:
+    """``auto``: bf16 on a GPU with units for it (not one that emulates it, which is slower than 32 bits)."""
+    if precision != "auto":
+        return precision
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+class SyncBatchNorm(TorchSyncBatchNorm):
+    """Batch norms over all ranks, those of timm with their activations.
+
+    Lightning's own puts torch's layer in place of timm's norm with activation, and the activation is silently gone:
+    https://github.com/huggingface/pytorch-image-models/issues/1254
+    """
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Put the synchronised layers in; parameters and buffers stay the same ones."""
+        converted: nn.Module = convert_sync_batchnorm(model)
+        return converted
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Nothing: in evaluation the layers do what they were made from, on any device, with the same names."""
+        return model
+
+
+class AveragedWeights(WeightAveraging):
+    """An exponential moving average that lies on the device of the training.
+
+    Lightning asks the model where it is before that has been moved, so the average would be the CPU's, and all weights
+    would travel there in each step.
+
+    Args:
+        decay: Of the average, between 0 and 1.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make the average."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)

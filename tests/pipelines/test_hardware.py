@@ -1,0 +1,83 @@
+"""What depends on the device, as far as a CPU can show it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from pytorch_lightning.plugins.layer_sync import LayerSync
+
+from pipelines.hardware import AveragedWeights, SyncBatchNorm, resolve_precision
+from pipelines.trainer import Trainer
+from pipelines.wandb_run import Wandb
+from tasks import Classification
+
+QUIET = {"accelerator": "cpu", "devices": 1, "wandb": Wandb(mode="off"), "enable_progress_bar": False}
+
+
+@pytest.mark.parametrize("backbone", ["mobilenetv2_035", "resnet10t"])
+def test_synchronised_batch_norms_keep_their_activations(backbone):
+    """Torch's own conversion turns timm's norms with activation into bare ones, under the same names."""
+    torch.manual_seed(0)
+    net = timm.create_model(backbone, num_classes=2).eval()
+    image = torch.randn(1, 3, 64, 64)
+    names, before = list(net.state_dict()), net(image)
+    net = SyncBatchNorm().apply(net)
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in net.modules())
+    assert list(net.state_dict()) == names
+    assert torch.equal(net(image), before)
+    assert torch.equal(SyncBatchNorm().revert(net)(image), before)
+
+
+def test_the_trainer_takes_ours_and_lightning_does_not_mind():
+    trainer = Trainer(sync_batchnorm=True, **QUIET)
+    sync = trainer._accelerator_connector._layer_sync
+    assert isinstance(sync, SyncBatchNorm)
+    assert isinstance(sync, LayerSync)
+
+
+def test_the_average_is_made_where_the_training_is():
+    task = Classification("test_resnet", num_classes=2, in_chans=3, image_size=32)
+    callback = AveragedWeights(0.9)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    callback.setup(trainer, task, "fit")
+    assert {p.device.type for p in callback._average_model.parameters()} == {"meta"}
+
+
+def test_sums_of_a_checkpoint_go_where_the_model_is():
+    """Lightning restores before it moves the model."""
+    task = Classification("test_resnet", num_classes=2, in_chans=3, image_size=32)
+    task.configure_model()
+    task.on_load_checkpoint({"task_state": {"loss_sums": {"loss": torch.ones(2)}}})
+    task.to("meta")
+    task.on_train_start()
+    assert task._loss_sums["loss"].device.type == "meta"
+
+
+def test_determinism_is_not_undone_by_the_search_for_kernels(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    before = torch.backends.cudnn.benchmark
+    try:
+        Trainer(deterministic=True, **QUIET)
+        assert not torch.backends.cudnn.benchmark
+        Trainer(**QUIET)
+        assert torch.backends.cudnn.benchmark
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = before
+
+
+def test_auto_precision_is_bf16_only_where_the_gpu_has_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for real, wanted in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, r=real: r)
+        assert resolve_precision("auto", "gpu") == wanted
+    assert resolve_precision("auto", "cpu") == "32-true"
+    assert resolve_precision("16-mixed", "cpu") == "16-mixed"
+
+
+def test_losses_are_logged_at_least_sometimes():
+    with pytest.raises(ValueError, match=r"trainer.log_every_n_steps is 0; it must be at least 1"):
+        Trainer(log_every_n_steps=0, **QUIET)
