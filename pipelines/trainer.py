@@ -277,6 +277,10 @@ class Trainer(pl.Trainer):
             raise FileNotFoundError(
                 f"--source {source} does not exist in {Path.cwd()}. Give a folder, an image or a video."
             )
+        if list(box_formats) != ["coco"] and not hasattr(model, "detector"):
+            raise ValueError(
+                f"--box_formats is {box_formats}, but a {type(model).__name__} finds no boxes: leave it out."
+            )
         if source is not None and output is not None and Path(output).resolve().is_relative_to(Path(source).resolve()):
             raise ValueError(
                 f"--output {output} lies inside --source {source}: the next call would predict what this one writes."

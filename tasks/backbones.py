@@ -136,7 +136,8 @@ def _file_overlay(name: str, file: str) -> dict[str, Any]:
         weights = load_state_dict(str(path))
     except Exception as error:
         raise ValueError(
-            f"model.pretrained: {file} is no file of weights (.safetensors, .pth, .bin): {error}"
+            f"model.pretrained: {file} cannot be read as weights (.safetensors, .pth, .bin). What holds other objects"
+            " than tensors is not loaded, since that would run its code: save the state_dict alone."
         ) from error
     config = _config(name)
     rows = [len(weights[f"{head}.weight"]) for head in _classifier_names(config) if f"{head}.weight" in weights]

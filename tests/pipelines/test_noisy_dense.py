@@ -146,7 +146,7 @@ def test_scores_are_those_of_the_test_command_and_labels_are_ordinary_data(world
         )
 
     assert in_child(work) == 0
-    tested = json.loads(next(Path("runs").rglob("test.json"), student.parent / "test.json").read_text())
+    tested = json.loads((student.parent / "0" / "test.json").read_text())
     row = next(row for row in report["rows"] if row["name"] == "student1")
     assert row["mean"] == pytest.approx(tested[f"test/{'miou' if suffix == 'parquet' else 'map'}"], abs=1e-6)
     for other in report["other_metrics"]:
