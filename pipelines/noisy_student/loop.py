@@ -11,7 +11,17 @@ from datamodules.base import DataModule
 from pipelines.checkpoint_io import read_checkpoint_config
 from pipelines.noisy_student import stages
 from pipelines.noisy_student.kinds import kind_of, score
-from pipelines.noisy_student.machine import Output, Outputs, digest_of, only_one, read_json, run_stage, say, write_json
+from pipelines.noisy_student.machine import (
+    Output,
+    Outputs,
+    digest_of,
+    digest_of_values,
+    only_one,
+    read_json,
+    run_stage,
+    say,
+    write_json,
+)
 from pipelines.noisy_student.report import write_report
 from pipelines.noisy_student.settings import (
     Settings,
@@ -68,11 +78,9 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
     """All stages of one seed."""
     stage = partial(_stage, root)
     made = stages.data_settings(settings, data, seed)
-    found = stage("data", made, {}, stages.make_data, settings, data, seed)
+    found = with_content(stage("data", made, {}, stages.make_data, settings, data, seed), made)
     truth = stages.read_truth(found["truth"].path)
-    # The lists that later stages read name images and annotations; what is in these goes into their settings.
-    images, pool = {"images": made["images"]}, {"pool": made["pool"], "images": made["images"]}
-    models = [_teacher(root, settings, data, found, truth, images, seed)]
+    models = [_teacher(root, settings, data, found, truth, seed)]
     selections: list[Outputs] = []
     final = 0
     for number, student in enumerate(settings.students, 1):
@@ -81,7 +89,7 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
         soft = student.labels == "soft" and kind_of(data).SOFT_FILES
         labels = stage(
             f"labels{number}",
-            {"soft": True, **teacher.says, **pool} if soft else {**teacher.says, **pool},
+            teacher.says | ({"soft": True} if soft else {}),
             {"teacher": teacher.outputs[name], "pool": found["pool"]},
             partial(stages.label, soft=soft),
             settings,
@@ -103,9 +111,7 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
         )
         selections.append(selected)
         name = f"student{number}"
-        trained = _student(
-            root, settings, data, student, name, found, truth, images, selected, stage_seed(seed, number)
-        )
+        trained = _student(root, settings, data, student, name, found, truth, selected, stage_seed(seed, number))
         models.append(trained)
         if models[-1].score > models[final].score:
             final = number
@@ -117,13 +123,13 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
     student = settings.students[last - 1]
     controls = []
     if settings.controls:
-        known: dict[str, Any] = {"found": found, "truth": truth, "images": images, "seed": stage_seed(seed, last)}
+        known: dict[str, Any] = {"found": found, "truth": truth, "seed": stage_seed(seed, last)}
         again = partial(_student, root, settings, data, student, **known)
         controls.append(again(name="labels_only", selected=None, steps_of=selections[-1]))
         controls.append(again(name="no_noise", selected=selections[-1], noise=False))
     relabelled = stage(
         "relabelled",
-        {**models[last].says, **pool},
+        models[last].says,
         {"teacher": models[last].outputs["student"], "pool": found["pool"]},
         stages.label,
         settings,
@@ -132,6 +138,15 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
         found["pool"].path,
     )
     return SeedRun(seed, found, [*models, *controls], selections, final, relabelled)
+
+
+def with_content(found: Outputs, made: dict[str, Any]) -> Outputs:
+    """The data stage's files, their digests with what is in the images and annotations that they name."""
+    content = {"pool": [made["images"], made["pool"]]}
+    return {
+        name: Output(output.path, digest_of_values([output.digest, *content.get(name, [made["images"]])]))
+        for name, output in found.items()
+    }
 
 
 def stage_seed(seed: int, generation: int) -> int:
@@ -155,22 +170,16 @@ def _selection(settings: Settings) -> dict[str, Any]:
 
 
 def _teacher(
-    root: Path,
-    settings: Settings,
-    data: DataModule,
-    found: Outputs,
-    truth: dict[str, Any],
-    images: dict[str, Any],
-    seed: int,
+    root: Path, settings: Settings, data: DataModule, found: Outputs, truth: dict[str, Any], seed: int
 ) -> Model:
     given = settings.teacher.checkpoint
     if given is not None:
         read = {"checkpoint": Output(Path(given), digest_of(Path(given))), "split": found["split"]}
         known: dict[str, Any] = dict(read_checkpoint_config(Path(given)))
-        outputs = _stage(root, "teacher", _says(known) | images, read, stages.take_teacher, settings, data, Path(given))
+        outputs = _stage(root, "teacher", _says(known), read, stages.take_teacher, settings, data, Path(given))
     else:
         config = teacher_config(settings, found["split"].path, stage_seed(seed, 0))
-        known = outcome(config) | _part(settings, "checkpoint") | images
+        known = outcome(config) | _part(settings, "checkpoint")
         read = {"split": found["split"]}
         outputs = _stage(root, "teacher", known, read, stages.train, settings, data, config, "teacher")
     return Model("teacher", outputs, _says(known), score(kind_of(data), outputs["val"].path, truth["val"]))
@@ -188,7 +197,6 @@ def _student(
     name: str,
     found: Outputs,
     truth: dict[str, Any],
-    images: dict[str, Any],
     selected: Outputs | None,
     seed: int,
     *,
@@ -210,7 +218,7 @@ def _student(
         seed,
         noise=noise,
     )
-    known = outcome(config) | _part(settings, "checkpoint") | images
+    known = outcome(config) | _part(settings, "checkpoint")
     read = {"split": found["split"]} | ({} if selected is None else {"selected": selected["selected"]})
     outputs = _stage(root, name, known, read, stages.train, settings, data, config, "student")
     return Model(name, outputs, _says(known), score(kind_of(data), outputs["val"].path, truth["val"]))

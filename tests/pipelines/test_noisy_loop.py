@@ -22,6 +22,7 @@ from pipelines import cli
 from pipelines.checkpoint_io import read_checkpoint_config
 from pipelines.errors import UsageError
 from pipelines.noisy_student import images, machine, stages
+from pipelines.noisy_student.loop import with_content
 from pipelines.noisy_student.settings import read_settings
 from pipelines.noisy_student.statistics import estimate
 from tasks import NoisyStudent
@@ -283,22 +284,32 @@ def test_a_teacher_that_is_trained_already_is_taken(world):
     assert not list(stage("taken", "teacher").rglob("last.ckpt"))  # nothing was trained
 
 
-def test_corrected_labels_train_all_models_again(world, capfd):
-    """Their names stay; a replaced picture counts as one, too."""
-    shutil.copytree(world / "whole", "again")
-    shutil.copytree(world / "pictures", "pictures")
-    text = (world / "loop.yaml").read_text().replace(str(world / "pictures"), "pictures")
-    Path("again.yaml").write_text(text)
-    settings = read_settings(["noisy-student", "--config", "again.yaml"])
-    before = stages.data_settings(settings, stages.read_data(settings), 0)
-    picture = next(Path("pictures/train/ant").iterdir())
-    cv2.imwrite(str(picture), np.zeros((40, 40, 3), np.uint8))
-    after = stages.data_settings(settings, stages.read_data(settings), 0)
-    assert before["images"] != after["images"]
-    keys = {p.parent.name: json.loads(p.read_text())["key"] for p in Path("again").rglob("manifest.json")}
-    for name in ("teacher", "student1", "labels_only", "no_noise", "labels1", "relabelled"):
-        assert "images" in keys[name]["settings"], f"{name} does not depend on the pictures"
-    assert {"pool", "teacher"} <= keys["labels1"]["settings"].keys()
+def test_corrected_labels_and_replaced_pictures_count():
+    """The files of the data stage name them; what is in them goes into the digests that later stages ask for."""
+    write_images(Path("pictures"), {f"{s}/{c}": 4 for s in ("train", "val") for c in "ab"}, (8, 8))
+    write_images(Path("pool"), {"x": 2}, (9, 9))
+    Path("loop.yaml").write_text(CONFIG.format(source="pictures").replace("labels_per_class: 4", "pool: pool"))
+
+    def found() -> dict[str, str]:
+        settings = read_settings(["noisy-student", "--config", "loop.yaml"])
+        made = stages.data_settings(settings, stages.read_data(settings), 0)
+        files = {name: machine.Output(Path(name), "the same") for name in ("split", "pool", "truth")}
+        return {name: output.digest for name, output in with_content(files, made).items()}
+
+    first = found()
+    assert found() == first
+    write_images(Path("pool"), {"x": 1}, (10, 10))
+    second = found()
+    assert [name for name in first if first[name] != second[name]] == ["pool"]
+    shutil.move("pictures/train/a/000.jpg", "pictures/train/b/corrected.jpg")
+    assert not set(found().values()) & {*first.values(), *second.values()}
+
+
+def test_a_changed_view_of_the_same_weights_labels_again(world):
+    """Weights alone do not tell what a teacher says: its config is among what the labels depend on."""
+    keys = {p.parent.name: json.loads(p.read_text())["key"] for p in (world / "whole").rglob("manifest.json")}
+    for name in ("labels1", "relabelled"):
+        assert {"model", "data"} == keys[name]["settings"]["teacher"].keys()
 
 
 def test_pool_is_read_where_it_is_and_bad_files_are_left_out_by_choice(capfd):
