@@ -8,9 +8,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from tasks.backbones import synchronised_norms
 
 #: Without Lightning's "true" half and double precisions: they cast all of a batch, sizes and boxes in pixels, too.
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
@@ -25,16 +26,11 @@ def resolve_precision(precision: Precision, accelerator: Any) -> Literal["32-tru
 
 
 class SyncBatchNorm(TorchSyncBatchNorm):
-    """Batch norms over all ranks, those of timm with their activations.
-
-    Lightning's own puts torch's layer in place of timm's norm with activation, and the activation is silently gone:
-    https://github.com/huggingface/pytorch-image-models/issues/1254
-    """
+    """Batch norms over all ranks, as `tasks.backbones.synchronised_norms` makes them."""
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Put the synchronised layers in; parameters and buffers stay the same ones."""
-        converted: nn.Module = convert_sync_batchnorm(model)
-        return converted
+        return synchronised_norms(model)
 
     def revert(self, model: nn.Module) -> nn.Module:
         """Nothing: in evaluation the layers do what they were made from, on any device, with the same names."""

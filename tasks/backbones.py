@@ -17,7 +17,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, convert_sync_batchnorm
 from timm.models import load_state_dict
 from torch import nn
 
@@ -293,6 +293,16 @@ def _quiet_head(model: nn.Module) -> None:
             nn.init.trunc_normal_(parameter, std=0.01)
         elif name in heads and name.endswith("bias"):
             nn.init.zeros_(parameter)
+
+
+def synchronised_norms(module: nn.Module) -> nn.Module:
+    """Batch norms take their statistics over all ranks; parameters and buffers stay the same ones.
+
+    Torch's own conversion puts a bare norm in place of timm's norm with activation, whose activation is silently gone:
+    https://github.com/huggingface/pytorch-image-models/issues/1254
+    """
+    converted: nn.Module = convert_sync_batchnorm(module)
+    return converted
 
 
 class Pyramid(nn.Module):
