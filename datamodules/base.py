@@ -40,7 +40,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from datamodules.augment import Augment
-from datamodules.cache import DecodedCache, readable
+from datamodules.cache import DecodedCache, readable_images
 from datamodules.images import find_images
 from datamodules.loading import (
     EvalSampler,
@@ -97,6 +97,8 @@ class DataModule(LightningDataModule, ABC):
         self.seed = seed
         self.class_names: list[str] | None = None
         self.predict_source: str | None = None
+        self.evaluates = False  # whether it was set up to evaluate or predict only
+        self._listed: str | None = None  # the source that was read
         self.passes_per_epoch = 1.0  # more or less where another datamodule draws an epoch's batches from this one
         self.skipped: list[tuple[str, str]] = []
         self.records: dict[str, list[Record]] = {}
@@ -154,17 +156,21 @@ class DataModule(LightningDataModule, ABC):
             FileNotFoundError: If the data is not where the config says.
             ValueError: If the data is not usable, naming the file or the setting.
         """
+        self.evaluates = stage in ("validate", "test", "predict")
         if self.predict_source is not None:
+            if self._listed == self.predict_source:
+                return
             found: list[Record] = [{"image": path, "path": path} for path in find_images(self.predict_source)]
-            self.records["predict"], self.skipped = readable(found, self.on_corrupt)
+            self.records["predict"], self.skipped = readable_images(found, self.on_corrupt)
             if self.skipped:
                 path, reason = self.skipped[0]
                 rank_zero_warn(f"{len(self.skipped)} unreadable image(s) are left out; the first is {path}: {reason}")
+            self._listed = self.predict_source
             return
         if self.records:
             return
         listing = self.list_records()
-        records, self.skipped = readable(listing.records, self.on_corrupt)
+        records, self.skipped = readable_images(listing.records, self.on_corrupt)
         records = self.check_annotations(records)
         self.records = {s: [r for r in records if r["split"] == s] for s in ("train", "val", "test")}
         if not self.records["train"] and stage in ("fit", "probe"):

@@ -49,7 +49,7 @@ def check_images(records: Sequence[Record], *, full: bool) -> list[tuple[str, st
         return [p for p in pool.map(problem, records) if p is not None]
 
 
-def readable(records: Sequence[Record], on_corrupt: str) -> tuple[list[Record], list[tuple[str, str]]]:
+def readable_images(records: Sequence[Record], on_corrupt: str) -> tuple[list[Record], list[tuple[str, str]]]:
     """The records whose images can be read, and of the others ``(path, reason)``.
 
     Args:

@@ -199,7 +199,10 @@ class ClassificationData(DataModule):
         return [float((m * rarity).sum() / m.sum()) if m.sum() > 0 else float(rarity.mean()) for m in masses]
 
     def spec(self) -> dict[str, Any]:
-        """Number of classes, channels, image size, kind of label and, for ``balance: loss``, the class weights."""
+        """Number of classes, channels, image size, kind of label and, for ``balance: loss``, the class weights.
+
+        No weights to evaluate a checkpoint, which may have been trained on other images.
+        """
         label = self.records["train"][0]["label"] if self.records.get("train") else 0
         spec: dict[str, Any] = {
             "num_classes": len(self.class_names or ()),
@@ -209,7 +212,7 @@ class ClassificationData(DataModule):
         if self.records.get("train"):
             sums = () if isinstance(label, int) else [float(np.sum(r["label"])) for r in self.records["train"]]
             spec["multi_label"] = bool(len(sums)) and not np.allclose(sums, 1.0, atol=1e-3)
-        if self.balance == "loss" and self.records.get("train"):
+        if self.balance == "loss" and self.records.get("train") and not self.evaluates:
             counts = np.maximum(self.class_counts, 1)
             total = len(self.records["train"])
             # One label: the mean over the images is 1. Several: as many negatives as positives count.

@@ -289,6 +289,7 @@ class SegmentationData(DenseData):
 
         The weights, for ``balance: loss``: one class a pixel, ``median_frequency``; several, pixels without the class
         over pixels with it, so that as many negatives as positives count.
+        None to evaluate a checkpoint, which may have been trained on other images.
         """
         spec: dict[str, Any] = {
             "num_classes": len(self.class_names or ()),
@@ -296,7 +297,7 @@ class SegmentationData(DenseData):
             "image_size": list(self.canvas()),
             "multi_label": self.multi_label,
         }
-        if self.balance == "loss" and self.records.get("train"):
+        if self.balance == "loss" and self.records.get("train") and not self.evaluates:
             if self.multi_label:
                 positives = np.maximum(self.class_counts, 1)
                 pixels = np.sum([c.pixels for c in self._train_checks], axis=0)

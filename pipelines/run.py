@@ -80,8 +80,8 @@ def run_of_checkpoint(path: str | Path) -> Path | None:
     folder = Path(path).resolve().parent
     if (folder.parent / "config.yaml").exists():
         return folder.parent
-    runs = runs_of(folder.parent, folder.name)
-    return runs[-1] if runs and (runs[-1] / "config.yaml").exists() else None
+    is_stage = (folder / "config.yaml").exists()
+    return next(reversed(runs_of(folder.parent, folder.name)), None) if is_stage else None
 
 
 def find_checkpoint(root: str | Path, name: str, which: str | None) -> Path:

@@ -391,10 +391,7 @@ class Trainer(pl.Trainer):
             datamodule.setup(stage)
             if isinstance(getattr(datamodule, "class_names", None), list) and hasattr(model, "resolve"):
                 source = str(getattr(datamodule, "source", type(datamodule).__name__))
-                spec = datamodule.spec()
-                if stage not in ("fit", "probe"):
-                    spec.pop("class_weights", None)  # of training images, which may be others than the checkpoint's
-                model.resolve(spec, source)  # type: ignore[attr-defined]
+                model.resolve(datamodule.spec(), source)  # type: ignore[attr-defined]
         model.configure_model()
 
     def _expect_weights(self, model: pl.LightningModule) -> None:

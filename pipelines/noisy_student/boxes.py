@@ -270,7 +270,7 @@ def choose(
     chosen = images_of(take(chosen, kept | found.crowd | (found.scores >= ignore)), np.unique(found.image[kept]))
     write_boxes(chosen, directory / "selected.json", names, data.class_ids)
     account |= _describe(found, kept, chosen, thresholds, names) | {"ignored": int(chosen.crowd.sum())}
-    account |= _compared(found, kept, truth["pool"], data, names)
+    account |= _compared(found, kept, truth["pool"], data, names) | {"labels": labels_file.name}
     write_json(directory / "selection.json", account)
     return account
 

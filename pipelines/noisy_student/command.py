@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from datamodules.cache import readable
+from datamodules.cache import readable_images
 from datamodules.pool import pool_records
 from pipelines.noisy_student.kinds import Kind, kind_of
 from pipelines.noisy_student.labelling import (
@@ -19,7 +18,7 @@ from pipelines.noisy_student.labelling import (
     load_teacher,
     prepare_teacher,
 )
-from pipelines.noisy_student.machine import write_json
+from pipelines.noisy_student.machine import read_json
 from pipelines.noisy_student.selection import Selection
 
 if TYPE_CHECKING:
@@ -60,16 +59,15 @@ def pseudo_label(
         raise ValueError(f"--batch_size is {batch_size}; it must be at least 1.")
     if selection is not None:
         kind.check_selection(selection)
-    records, skipped = readable(pool_records(source), teacher.data.on_corrupt)
+    records, skipped = readable_images(pool_records(source), teacher.data.on_corrupt)
     if skipped:
         rank_zero_warn(f"{len(skipped)} images cannot be read and are left out; the first is {': '.join(skipped[0])}")
-    selected = output.with_name("selection.json")
-    if selection is not None and selected.exists():
-        of = json.loads(selected.read_text(encoding="utf-8")).get("labels", output.name)
-        if of != output.name:
-            raise ValueError(
-                f"{selected} says what was selected of {of}, and would be overwritten: give --output in another folder."
-            )
+    account = output.with_name("selection.json")
+    of = (read_json(account) or {}).get("labels", output.name)
+    if selection is not None and of != output.name:
+        raise ValueError(
+            f"{account} says what was selected of {of}, and would be overwritten: give --output in another folder."
+        )
     teachers = [teacher, *(load_teacher(path) for path in further)]
     needs_validation = selection is not None and selection.precision is not None
     for each in teachers:
@@ -100,7 +98,6 @@ def _select(
             "pool": [unknown] * images_,
         }
         account = kind.choose(output.parent, data, selection, output, validation, truth, 0)
-        write_json(output.with_name("selection.json"), {"labels": output.name, **account})
         what = output.with_name(f"selected{kind.LABELS}")
         rank_zero_info(
             f"{what} teaches {account['images']} images: {account['kept']} of {account['pool']} {kind.UNIT} were kept"

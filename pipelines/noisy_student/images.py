@@ -224,8 +224,9 @@ def choose(
     known = np.array(truth["pool"], np.int64)
     chosen = select(labels.probabilities, labels.class_names, selection, validation=validation, seed=seed, truth=known)
     write_labels(taken(labels, chosen.rows), directory / "selected.parquet")
-    write_json(directory / "selection.json", chosen.account)
-    return chosen.account
+    account = {"labels": labels_file.name, **chosen.account}
+    write_json(directory / "selection.json", account)
+    return account
 
 
 def suspects(

@@ -330,6 +330,7 @@ def choose(
     _write_list(columns, output)
     account = _describe(np.sum([counts for _, _, counts in done], axis=0), names, thresholds)
     account |= {"pool_images": len(done), "images": len(taught), "distinct_images": len(taught)}
+    account["labels"] = labels_file.name
     write_json(directory / "selection.json", account)
     return account
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from datamodules.base import DataModule
-from datamodules.cache import readable
+from datamodules.cache import readable_images
 from datamodules.digits import digit_scene
 from datamodules.loading import Record, available_cores
 from datamodules.pool import hide_labels, pool_records
@@ -97,7 +97,7 @@ def make_data(directory: Path, settings: Settings, data: DataModule, seed: int) 
 
 
 def _readable_pool(source: str, data: DataModule) -> list[Record]:
-    records, skipped = readable(pool_records(source), data.on_corrupt)
+    records, skipped = readable_images(pool_records(source), data.on_corrupt)
     if skipped:
         path, reason = skipped[0]
         say(f"{len(skipped)} images of the pool cannot be read and are left out; the first is {path}: {reason}")

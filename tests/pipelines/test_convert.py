@@ -203,6 +203,7 @@ def test_impossible_boxes(source, tmp_path, capsys):
         (["--output", "full/file"], "'full/file' is there already"),
         (["--split", "val"], "has no split val; it has test, train"),
         (["--class-names", "a", "b"], "class_names is set, but"),
+        (["--class_names", "a", "b"], "class_names is set, but"),
         (["--from", "voc"], "holds no VOC data"),
         (["--to", "pdf"], "invalid choice: 'pdf'"),
         (["--split", "all"], "invalid choice: 'all'"),

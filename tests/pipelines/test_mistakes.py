@@ -162,6 +162,8 @@ CASES = [
     Case("number of classes differs from the data's", LR, "num_classes: 7"),
     Case("class weights of another number", LR, "class_weights: [1, 2, 3]"),
     Case("batch larger than the training set", "batch_size: 4", "batch_size: 64"),
+    Case("exponent of a loss that is not used", LR, "focal_gamma: 3"),
+    Case("crop of an image that is not cropped", SIZE, "resize: stretch\n    crop_pct: 0.9"),
     Case("mixup with an odd batch", "batch_size: 4", "batch_size: 3", flags="--model.mixup 0.2"),
     Case("image size that the patches do not divide", SIZE, "image_size: 30", flags="--model.backbone test_vit"),
     Case("drop path for a net without it", NET, "backbone: lenet5\n    drop_path_rate: 0.1"),
@@ -229,6 +231,12 @@ CASES = [
         config=None,
     ),
     flag(
+        "formats of boxes for a classifier",
+        "--ckpt_path data/good.ckpt --source data/good --box_formats [yolo]",
+        command="predict",
+        config=None,
+    ),
+    flag(
         "predict an empty folder",
         "--ckpt_path data/good.ckpt --source data/empty",
         command="predict",
@@ -275,6 +283,7 @@ CASES = [
     masks("unknown loss", NET, f"{NET}\n    losses: {{dise: 1}}", status=2),
     masks("losses without weight", NET, f"{NET}\n    losses: {{dice: 0}}", status=2),
     masks("smoothing that no loss uses", NET, f"{NET}\n    losses: {{dice: 1}}\n    label_smoothing: 0.1", status=2),
+    masks("weight that no loss uses", NET, f"{NET}\n    tversky_alpha: 0.5", status=2),
     masks("scale of a view out of range", NET, f"{NET}\n    tta_scales: [40]", status=2),
     # Detection.
     *(Case(m, old, new, status=status, config=DETECTION) for m, old, new, status in DETECTION_CASES),

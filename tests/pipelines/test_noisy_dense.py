@@ -517,6 +517,8 @@ def test_what_the_data_do_not_allow_is_said_before_anything_is_trained(tmp_path,
     assert "labeled_images is 14, but there are 14 training images" in capsys.readouterr().err
     assert loop("runs", path, "--data.masks", "true") == 2
     assert "masks of objects are not pseudo-labelled" in capsys.readouterr().err
+    assert loop("runs", path, "--selection.threshold", "{cat: 0.5}") == 2
+    assert "selection.threshold names the class 'cat'; there are 0, 1, 2," in capsys.readouterr().err
     assert not list(Path("runs").rglob("*.ckpt"))
 
 
@@ -547,7 +549,7 @@ def test_wrong_flags_of_pseudo_label_end_with_one_message(world, capfd):
 
 @pytest.mark.parametrize("world", list(TASKS), indirect=True)
 def test_labels_of_several_teachers_are_averaged(world):
-    """A teacher and itself label as the teacher alone; the student changes what it says."""
+    """A teacher and itself label as the teacher alone; the student changes what it says, and so do other settings."""
     teacher, student = (stage(world / "whole", n) / f"{n.rstrip('1')}.ckpt" for n in ("teacher", "student1"))
     rng = np.random.default_rng(0)
     for i in range(2):
@@ -557,7 +559,14 @@ def test_labels_of_several_teachers_are_averaged(world):
     def work() -> int:
         words = ["pseudo-label", "--ckpt_path", str(teacher), "--source", "pool", *QUIET]
         more = {"one": "[]", "twice": f"[{teacher}]", "two": f"[{student}]"}
-        return max(cli.main([*words, "--output", f"{n}/labels{suffix}", "--teachers", t]) for n, t in more.items())
+        ends = [cli.main([*words, "--output", f"{n}/labels{suffix}", "--teachers", t]) for n, t in more.items()]
+        others = ["--model.nms_iou", "0.3"] if suffix == ".json" else ["--model.tta", "[hflip]"]
+        written = []
+        for flags in ([], [], others):
+            ends.append(cli.main([*words, "--output", f"again/labels{suffix}", *flags]))
+            written.append(Path(f"again/labels{suffix}").stat().st_mtime_ns)
+        assert written[0] == written[1] != written[2]
+        return max(ends)
 
     assert in_child(quick(work)) == 0
     if suffix == ".parquet":

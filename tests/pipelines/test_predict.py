@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipelines import cli
@@ -135,6 +136,20 @@ def test_other_classes_are_refused_and_another_view_is_said(tmp_path, folder, ca
     assert Path("runs/run/0/test.json").read_text() == before
     assert run("test", "--config", config, "--data.image_size", "32") == 0
     assert "data.image_size is [32, 32], but" in capfd.readouterr().err
+
+
+def test_class_weights_are_those_of_training(tmp_path, capfd):
+    """A checkpoint is evaluated on images of other frequencies than those its weights were counted on."""
+    for name, ants, bees in (("one", 8, 4), ("two", 4, 8)):
+        counts = {"train/ant": ants, "train/bee": bees, "val/ant": 2, "val/bee": 2, "test/ant": 2, "test/bee": 2}
+        write_images(tmp_path / name, counts)
+    config = tmp_path / "run.yaml"
+    config.write_text(CONFIG.format(source=tmp_path / "one", resize="crop", pretrained="false"))
+    assert run("fit", "--config", config, "--data.balance", "loss") == 0
+    checkpoint = Path("runs/run/0/checkpoints/best.ckpt")
+    trained = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["class_weights"]
+    assert trained == [0.75, 1.5]
+    assert run("test", "--ckpt_path", checkpoint, "--data.source", tmp_path / "two") == 0, capfd.readouterr().err
 
 
 def test_a_broken_picture_among_the_new_ones(tmp_path, folder, capfd):

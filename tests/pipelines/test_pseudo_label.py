@@ -132,7 +132,7 @@ def test_a_killed_labelling_goes_on_and_a_finished_one_is_not_repeated(world, mo
     assert Path("cut.parquet").stat().st_mtime_ns == before
 
 
-def test_several_teachers_are_averaged_and_the_worthwhile_labels_selected(world):
+def test_several_teachers_are_averaged_and_the_worthwhile_labels_selected(world, capfd):
     assert in_child(lambda: label(world, "a.parquet")) == 0
     both = ["--teachers", f"[{world / 'b.ckpt'}]", "--selection.precision", "0.5", "--selection.balance", "true"]
     assert in_child(lambda: label(world, "both.parquet", *both)) == 0
@@ -144,6 +144,21 @@ def test_several_teachers_are_averaged_and_the_worthwhile_labels_selected(world)
     account = json.loads(Path("selection.json").read_text())
     assert account["pool"] == 23
     assert len(read_list("selected.parquet").records) == account["images"]
+    before = Path("selection.json").read_bytes()
+    assert in_child(lambda: label(world, "a.parquet", "--selection.threshold", "0.5")) != 0
+    assert "selection.json says what was selected of both.parquet" in capfd.readouterr().err
+    assert Path("selection.json").read_bytes() == before
+
+
+def test_a_broken_picture_of_the_pool_is_left_out_by_choice(world, tmp_path, capfd):
+    (tmp_path / "pool").mkdir()
+    for i, image in enumerate(sorted((world / "pool" / "x").iterdir())[:5]):
+        (tmp_path / "pool" / f"{i}.jpg").write_bytes(image.read_bytes() if i else b"")
+    flags = ["--source", str(tmp_path / "pool")]
+    assert in_child(lambda: label(world, "labels.parquet", *flags)) != 0
+    assert "0.jpg" in capfd.readouterr().err
+    assert in_child(lambda: label(world, "labels.parquet", *flags, "--data.on_corrupt", "skip")) == 0
+    assert len(read_labels(Path("labels.parquet")).paths) == 4
 
 
 def test_lists_of_files_and_embedded_digits_are_pools(tmp_path):

@@ -237,9 +237,15 @@ def test_backbone_scale_without_a_head_is_refused() -> None:
         build_optimizer(nn.Linear(2, 2), Optim(backbone_lr_scale=0.1), 1)
 
 
+def test_what_the_optimiser_itself_refuses_is_said_of_its_arguments() -> None:
+    with pytest.raises(ValueError, match=r"model.optim.opt_args: adamw refuses \{'fused': True, 'foreach': True\}"):
+        build_optimizer(nn.Linear(2, 2), Optim(opt_args={"fused": True, "foreach": True}), 1)
+
+
 @pytest.mark.gpu
 def test_fused_on_the_gpu_can_still_be_clipped() -> None:
     net = nn.Linear(4, 4).cuda()
+    assert not build_optimizer(net, Optim(opt_args={"foreach": True}), 1).defaults["fused"]
     optimizer = build_optimizer(net, Optim(), 1)
     assert optimizer.defaults["fused"]
     assert not optimizer._step_supports_amp_scaling
