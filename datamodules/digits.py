@@ -92,36 +92,42 @@ def digit_scene(index: int, seed: int = 0, split: Split = "train", size: int = 1
     canvas = _background(rng, size)
     owner = np.zeros((size, size), np.int16)
     labels: list[int] = []
-    areas: list[int] = []
+    areas: list[int] = []  # pixels of each digit
+    now: list[int] = []  # those of them that are still visible
+    places: list[tuple[slice, slice]] = []
     for _ in range(int(rng.integers(1, most + 1))):
-        source = int(rng.choice(choice))
+        source = int(choice[rng.integers(len(choice))])
         side = max(12, round(8 * float(rng.uniform(3, 6)) * size / 128))
         glyph = glyphs[source][..., 0].astype(np.float32) / 255
         opacity = np.clip(cv2.resize(glyph, (side, side), interpolation=cv2.INTER_CUBIC) * 1.15, 0, 1)
         visible = opacity >= _VISIBLE
-        now = np.bincount(owner.ravel(), minlength=len(labels) + 1)[1:]  # visible pixels of each digit so far
+        area = int(visible.sum())
         for _ in range(20):
-            y, x = (int(v) for v in rng.integers(0, size - side + 1, 2))
-            region = owner[y : y + side, x : x + side]
-            covered = np.bincount(region[visible], minlength=len(labels) + 1)[1:]
-            left = now - covered
-            if covered.sum() <= _MAX_COVERED * visible.sum() and all(
-                n >= (1 - _MAX_COVERED) * area for n, area in zip(left, areas, strict=True)
+            y, x = rng.integers(0, size - side + 1, 2).tolist()
+            place = slice(y, y + side), slice(x, x + side)
+            region = owner[place]
+            _, *covered = np.bincount(region[visible], minlength=len(labels) + 1).tolist()
+            left = [n - gone for n, gone in zip(now, covered, strict=True)]
+            if sum(covered) <= _MAX_COVERED * area and all(
+                n >= (1 - _MAX_COVERED) * full for n, full in zip(left, areas, strict=True)
             ):
                 break
         else:
             continue  # no room left for this one
         labels.append(classes[source])
-        areas.append(int(visible.sum()))
-        patch = canvas[y : y + side, x : x + side]
+        areas.append(area)
+        now = [*left, area]
+        places.append(place)
+        patch = canvas[place]
         colour = _ink(rng, patch[visible & (region == 0)].mean(axis=0))
         region[visible] = len(labels)
         patch += opacity[..., None] * (colour - patch)
     canvas += rng.normal(0, float(rng.uniform(1, 7)), canvas.shape).astype(np.float32)  # camera noise
     boxes = np.empty((len(labels), 4), np.float32)
-    for n in range(len(labels)):
-        rows, columns = np.nonzero(owner == n + 1)
-        boxes[n] = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    for n, (down, across) in enumerate(places):
+        x, y, width, height = cv2.boundingRect((owner[down, across] == n + 1).view(np.uint8))
+        boxes[n] = x, y, x + width, y + height
+        boxes[n] += across.start, down.start, across.start, down.start
     classes_of = np.array(labels, np.int64)
     return {
         "image": np.clip(np.rint(canvas), 0, 255).astype(np.uint8),
@@ -129,7 +135,7 @@ def digit_scene(index: int, seed: int = 0, split: Split = "train", size: int = 1
         "labels": classes_of,
         "masks": owner[None],
         "mask": np.concatenate([[0], classes_of + 1]).astype(np.uint8)[owner],
-        "label": labels[int(np.argmax(np.bincount(owner.ravel(), minlength=len(labels) + 1)[1:]))],
+        "label": labels[int(np.argmax(now))],
         "path": f"digit_scenes#{seed}/{split}/{index}",
         "split": split,
     }
