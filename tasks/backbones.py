@@ -1,4 +1,6 @@
-"""The only caller of timm models: any timm name as a classifier or a feature pyramid, and freezing that stays frozen.
+"""The only caller of timm's models: any timm name as a net, a classifier, and freezing that stays frozen.
+
+Feature maps are in `tasks.pyramid`.
 
 Importing this module also registers the nets of `tasks.networks`, so that they are names like any other.
 """
@@ -22,7 +24,6 @@ from timm.models import load_state_dict
 from torch import nn
 
 import tasks.networks  # noqa: F401  # registers our nets with timm
-from tasks.networks.simple_pyramid import SimplePyramid, scalable_strides
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
 
@@ -166,7 +167,7 @@ def _create_from_file(name: str, file: str, arguments: dict[str, Any]) -> nn.Mod
     return model
 
 
-def _create(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> nn.Module:
+def create_net(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> nn.Module:
     """timm.create_model with messages for people."""
     try:
         if isinstance(pretrained, str):
@@ -189,7 +190,7 @@ def _create(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> nn.
         ) from error
 
 
-def _arguments(
+def net_arguments(
     name: str,
     in_chans: int,
     image_size: tuple[int, int] | None,
@@ -197,24 +198,33 @@ def _arguments(
     drop_path_rate: float,
     backbone_args: dict[str, Any] | None,
 ) -> dict[str, Any]:
+    """Arguments of timm's constructor: only what is set, as most nets lack some.
+
+    Raises:
+        ValueError: an unknown name.
+    """
     check_backbone(name)
     arguments: dict[str, Any] = {"in_chans": in_chans}
     config = _config(name)
     if image_size and config and config.fixed_input_size:
         arguments["img_size"] = tuple(image_size)
-    # Only what is set: most nets lack one or the other.
     arguments |= {key: rate for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)) if rate}
     return arguments | (backbone_args or {})
 
 
-def _enable_checkpointing(model: nn.Module, name: str) -> None:
+def enable_checkpointing(model: nn.Module, name: str) -> None:
+    """Recompute activations in the backward pass.
+
+    Raises:
+        ValueError: the net cannot do it.
+    """
     try:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError) as error:
         raise ValueError(f"model.grad_checkpointing: the net '{name}' cannot do it; set it to false.") from error
 
 
-def _try_out(model: nn.Module, name: str, in_chans: int, image_size: tuple[int, int] | None) -> None:
+def try_out(model: nn.Module, name: str, in_chans: int, image_size: tuple[int, int] | None) -> None:
     """Run one black image, so that a net that cannot take this size is refused here and not in the first batch."""
     if image_size is None:
         return
@@ -269,14 +279,14 @@ def create_classifier(
             do not fit (the keys are named).
         FileNotFoundError: `pretrained` names a file that does not exist.
     """
-    arguments = _arguments(name, in_chans, image_size, drop_rate, drop_path_rate, backbone_args)
-    model = _create(name, pretrained, {"num_classes": num_classes} | arguments)
+    arguments = net_arguments(name, in_chans, image_size, drop_rate, drop_path_rate, backbone_args)
+    model = create_net(name, pretrained, {"num_classes": num_classes} | arguments)
     config: Any = getattr(model, "pretrained_cfg", None) or {}
     if pretrained and num_classes and config.get("num_classes") != num_classes:
         _quiet_head(model)
-    _try_out(model, name, in_chans, image_size)
+    try_out(model, name, in_chans, image_size)
     if grad_checkpointing:
-        _enable_checkpointing(model, name)
+        enable_checkpointing(model, name)
     return model
 
 
@@ -303,103 +313,6 @@ def synchronised_norms(module: nn.Module) -> nn.Module:
     """
     converted: nn.Module = convert_sync_batchnorm(module)
     return converted
-
-
-class Pyramid(nn.Module):
-    """Feature maps of one net: normalised float images (B, C, H, W) to a list of (B, channels[i], H_i, W_i).
-
-    H_i is about H / strides[i] (padded nets round up). Strides increase strictly. `pretrained_cfg` is the net's.
-    """
-
-    def __init__(self, net: nn.Module, channels: list[int], strides: list[int], neck: nn.Module | None = None) -> None:
-        """Wrap a timm feature net; `neck` makes several maps out of its last one."""
-        super().__init__()
-        self.net = net
-        self.neck = neck
-        self.channels = channels
-        self.strides = strides
-        self.pretrained_cfg = getattr(net, "pretrained_cfg", None)
-        # Swin and others without `forward_intermediates` give channels last.
-        self.permute = str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC")
-
-    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Maps from the finest to the coarsest stride."""
-        maps: list[torch.Tensor] = list(self.net(image))
-        if self.permute:
-            maps = [features.permute(0, 3, 1, 2) for features in maps]
-        return maps if self.neck is None else self.neck(maps[-1])
-
-
-def _create_features(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> nn.Module:
-    """A timm feature net; through `forward_intermediates` where the net has it, as its layers keep their names then."""
-    arguments = arguments | {"features_only": True}
-    try:
-        net = _create(name, pretrained, arguments | {"feature_cls": "getter"})
-        if hasattr(net.model, "forward_intermediates"):
-            return net
-    except ValueError:
-        if isinstance(pretrained, str):
-            raise
-    return _create(name, pretrained, arguments)
-
-
-def create_pyramid(
-    name: str,
-    *,
-    in_chans: int = 3,
-    pretrained: bool | str = False,
-    image_size: tuple[int, int] | None = None,
-    strides: Sequence[int] | None = None,
-    drop_path_rate: float = 0.0,
-    backbone_args: dict[str, Any] | None = None,
-    grad_checkpointing: bool = False,
-) -> Pyramid:
-    """A feature pyramid of any net, whatever its own layout; see `Pyramid`.
-
-    Of several maps of one stride the last is taken. Nets that work at one stride (plain ViTs) get the simple feature
-    pyramid of ViTDet, with 256 channels at stride / 4, / 2, 1 and * 2.
-
-    Args:
-        name: timm's name, or one of ours.
-        in_chans: number of input channels.
-        pretrained: True for the hub, or a local file; a head in it is left out.
-        image_size: height and width of the images, for nets of fixed size.
-        strides: the strides wanted, for example [4, 8, 16, 32]; None for all that the net has. Layers after the last
-            are cut.
-        drop_path_rate: stochastic depth.
-        backbone_args: more arguments of timm's constructor.
-        grad_checkpointing: recompute activations in the backward pass.
-
-    Raises:
-        ValueError: as `create_classifier`; a net without feature maps; a stride that it does not have.
-    """
-    arguments = _arguments(name, in_chans, image_size, 0.0, drop_path_rate, backbone_args)
-    try:
-        net = _create_features(name, False, arguments)
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"model.backbone: '{name}' gives no feature maps: {error}") from error
-    info: Any = net.feature_info
-    all_strides = [int(stride) for stride in info.reduction()]
-    single = len(all_strides) > 1 and len(set(all_strides)) == 1
-    places = dict(zip(all_strides, info.out_indices, strict=True))  # the last of a stride wins
-    available = scalable_strides(all_strides[0]) if single else sorted(places)
-    wanted = sorted(strides) if strides else available
-    if absent := [stride for stride in wanted if stride not in available]:
-        raise ValueError(f"model.backbone: '{name}' has no maps of stride {absent}; it has {available}.")
-    used = [info.out_indices[-1]] if single else [places[stride] for stride in wanted]
-    if pretrained or list(info.out_indices) != used:
-        net = _create_features(name, pretrained, arguments | {"out_indices": tuple(used)})
-    info = net.feature_info
-    channels = [int(count) for count in info.channels()]
-    if grad_checkpointing:
-        _enable_checkpointing(getattr(net, "model", net), name)
-    if single:
-        neck = SimplePyramid(channels[0], all_strides[0], wanted)
-        pyramid = Pyramid(net, [256] * len(wanted), wanted, neck)
-    else:
-        pyramid = Pyramid(net, channels, wanted)
-    _try_out(pyramid, name, in_chans, image_size)
-    return pyramid
 
 
 def head_parameters(model: nn.Module) -> set[str]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from datamodules.base import DataModule
 from pipelines.checkpoint_io import read_checkpoint_config
 from pipelines.noisy_student import stages
+from pipelines.noisy_student.configs import outcome, student_config, teacher_config
 from pipelines.noisy_student.kinds import kind_of, score
 from pipelines.noisy_student.machine import (
     Output,
@@ -23,16 +24,7 @@ from pipelines.noisy_student.machine import (
     write_json,
 )
 from pipelines.noisy_student.report import write_report
-from pipelines.noisy_student.settings import (
-    Settings,
-    Student,
-    num_devices,
-    outcome,
-    plain,
-    student_config,
-    teacher_config,
-    trainer_of,
-)
+from pipelines.noisy_student.settings import Settings, Student, num_devices, plain, trainer_of
 
 
 class Model(NamedTuple):

@@ -1,4 +1,4 @@
-"""The config of the loop: what it may say, and the configs of the single commands that follow from it."""
+"""The config of the loop: what it may say."""
 
 from __future__ import annotations
 
@@ -13,18 +13,10 @@ from datamodules.base import DataModule
 from pipelines.errors import Keys, Mistake, UsageError, has, place_of, sources
 from pipelines.mistakes import Context, check_keys, find_class
 from pipelines.noisy_student import images
-from pipelines.noisy_student.kinds import Kind, kind_of
+from pipelines.noisy_student.kinds import kind_of
 from pipelines.noisy_student.selection import Selection
 from pipelines.trainer import Trainer
 from tasks.base import Task
-
-#: Arguments of a student that are noise; without noise they are 0.
-MODEL_NOISE = ("drop_rate", "drop_path_rate", "mixup", "cutmix", "erasing", "color_jitter")
-#: Settings of the trainer that change nothing in what comes out: changing them repeats nothing.
-COSMETIC = (
-    *("wandb", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "logger", "profiler"),
-    *("save_every_minutes", "save_every_n_steps", "num_sanity_val_steps", "default_root_dir"),
-)
 
 
 @dataclass(frozen=True)
@@ -314,16 +306,6 @@ def plain(settings: Any) -> dict[str, Any]:
     return copy.deepcopy(settings)  # type: ignore[no-any-return]
 
 
-# The configs of single commands.
-
-
-def labelled_data(settings: Settings, part: Teacher | Student, split_file: Path) -> dict[str, Any]:
-    """The labelled images of one training."""
-    data = copy.deepcopy(dict(settings.data))  # type: ignore[call-overload]
-    arguments = {**data.get("init_args", {}), **part.data, "split_file": str(split_file)}
-    return {"class_path": data["class_path"], "init_args": arguments}
-
-
 def trainer_of(settings: Settings, part: Teacher | Student | None = None) -> dict[str, Any]:
     """The trainer of one training, or of the labelling; without a launcher it has one device.
 
@@ -339,74 +321,3 @@ def num_devices(trainer: Mapping[str, Any]) -> int | None:
     if isinstance(devices, list):
         return len(devices) * nodes
     return int(devices) * nodes if str(devices).isdigit() else None
-
-
-def teacher_config(settings: Settings, split_file: Path, seed: int) -> dict[str, Any]:
-    """``fit`` of the first teacher."""
-    return {
-        "seed_everything": seed,
-        "model": settings.teacher.model,
-        "data": labelled_data(settings, settings.teacher, split_file),
-        "trainer": trainer_of(settings, settings.teacher),
-    }
-
-
-def student_config(
-    settings: Settings,
-    kind: Kind,
-    student: Student,
-    split_file: Path,
-    selected: Path | None,
-    class_names: list[str],
-    steps_per_epoch: int,
-    seed: int,
-    *,
-    noise: bool = True,
-) -> dict[str, Any]:
-    """``fit`` of a student; without ``selected`` of the control on labels only, for as many steps.
-
-    Args:
-        settings: The loop's.
-        kind: The data's.
-        student: The generation.
-        split_file: Splits of the labelled images.
-        selected: The file of pseudo-labels.
-        class_names: In the order of the labelled data.
-        steps_per_epoch: The same for a student and its controls.
-        seed: The run's.
-        noise: False removes all noise: from the model's arguments and the augmentation of both halves.
-    """
-    model: dict[str, Any] = copy.deepcopy(dict(student.model))  # type: ignore[call-overload]
-    labeled = labelled_data(settings, student, split_file)
-    if not noise:
-        arguments = model.setdefault("init_args", {})
-        arguments.update({key: 0.0 for key in MODEL_NOISE if key in arguments})
-        labeled["init_args"]["augment"] = {"preset": "none"}
-    data: dict[str, Any] = {"labeled": labeled, "ratio": student.ratio, "steps_per_epoch": steps_per_epoch}
-    if selected is not None:
-        arguments = {k: v for k, v in labeled["init_args"].items() if k not in kind.SOURCE_ARGUMENTS}
-        arguments |= {"source": str(selected), **kind.unlabelled_arguments(class_names)}
-        data["unlabeled"] = {"class_path": labeled["class_path"], "init_args": arguments}
-    how = {k: getattr(student, k) for k in ("loss", "unlabeled_weight", "temperature", "smoothing")}
-    if not noise:
-        how["noise"] = False
-    how["labels"] = (student.labels if kind is images else None) or "soft"  # soft masks are so in their file
-    return {
-        "seed_everything": seed,
-        "model": {"class_path": "NoisyStudent", "init_args": {"student": model, **how}},
-        "data": {"class_path": "SemiSupervised", "init_args": data},
-        "trainer": trainer_of(settings, student),
-    }
-
-
-def outcome(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a command's config that its outcome depends on, without paths of files that go in by digest."""
-    part: dict[str, Any] = copy.deepcopy(dict(config))
-    arguments = part["data"]["init_args"]
-    for half in (part["data"], arguments.get("labeled"), arguments.get("unlabeled")):
-        if half is not None:
-            half["init_args"].pop("split_file", None)
-    if arguments.get("unlabeled") is not None:
-        arguments["unlabeled"]["init_args"].pop("source")
-    part["trainer"] = {key: value for key, value in part["trainer"].items() if key not in COSMETIC}
-    return part

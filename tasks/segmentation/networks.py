@@ -1,7 +1,7 @@
 """Networks of semantic segmentation: the architectures of segmentation-models-pytorch (SMP) and SegNet, on timm's nets.
 
 SMP takes an encoder of one's own (https://smp.readthedocs.io/en/latest/insights.html#creating-your-own-encoder): here
-that is always a pyramid of `tasks.backbones`, so that weights from files, nets of fixed size, plain ViTs and our own
+that is always a pyramid of `tasks.pyramid`, so that weights from files, nets of fixed size, plain ViTs and our own
 nets work as they do in the other tasks, with the same messages. Where an architecture wants a dilated encoder, the net
 is built with timm's `output_stride`. DPT takes its maps from the blocks of a plain ViT instead.
 """
@@ -21,17 +21,9 @@ from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
-from tasks.backbones import (
-    Pyramid,
-    _arguments,
-    _create,
-    _create_features,
-    _enable_checkpointing,
-    check_backbone,
-    create_classifier,
-    create_pyramid,
-)
+from tasks.backbones import check_backbone, create_classifier, create_net, enable_checkpointing, net_arguments
 from tasks.networks.segnet import SegNet
+from tasks.pyramid import Pyramid, create_features, create_pyramid
 
 SMP: dict[str, Any] = {
     "unet": smp.Unet,
@@ -208,7 +200,7 @@ def _any_size(backbone: str) -> dict[str, Any]:
     """The argument that lets a net of fixed size take other sizes, where it has one."""
     for extra in ({"dynamic_img_size": True}, {"strict_img_size": False}):
         try:
-            _sketch(partial(_create, backbone, False, extra))
+            _sketch(partial(create_net, backbone, False, extra))
         except ValueError:
             continue
         return extra
@@ -252,10 +244,10 @@ def _dilated(
     """The maps that have these strides in `sketch`, with dilation in place of strides beyond `output_stride`."""
     info: Any = sketch.net.feature_info
     places = dict(zip(sketch.strides, info.out_indices, strict=False))  # a ViT has one place and several strides
-    arguments = _arguments(backbone, drop_rate=0.0, **encoder_args)
+    arguments = net_arguments(backbone, drop_rate=0.0, **encoder_args)
     arguments |= {"out_indices": tuple(places.get(stride) for stride in strides), "output_stride": output_stride}
     try:
-        net = _sketch(partial(_create_features, backbone, False, arguments))
+        net = _sketch(partial(create_features, backbone, False, arguments))
         if net.feature_info.reduction() != [min(stride, output_stride) for stride in strides]:
             raise ValueError("its strides remain")
     except ValueError as error:
@@ -264,11 +256,11 @@ def _dilated(
             advice += " or encoder_output_stride to 32"
         reason = f"the first wants the second dilated to stride {output_stride}, which timm's net cannot be"
         raise _misfit(architecture, backbone, reason, f"{advice}, or take another net (resnet18), or unet") from error
-    # As `_create_features`, which tries only the first way if there is a file of weights.
+    # As `create_features`, which tries only the first way if there is a file of weights.
     arguments |= {"feature_cls": "getter"} if isinstance(net, FeatureGetterNet) else {}
-    net = _create(backbone, weights["pretrained"], arguments | {"features_only": True})
+    net = create_net(backbone, weights["pretrained"], arguments | {"features_only": True})
     if weights["grad_checkpointing"]:
-        _enable_checkpointing(getattr(net, "model", net), backbone)
+        enable_checkpointing(getattr(net, "model", net), backbone)
     info = net.feature_info
     return Pyramid(net, info.channels(), info.reduction())
 
@@ -344,7 +336,7 @@ def _dpt(
     indices = args.setdefault("encoder_output_indices", [blocks * i // depth - 1 for i in range(1, depth + 1)])
     if not getattr(vit, "num_prefix_tokens", 0):
         args["decoder_readout"] = "ignore"
-    arguments = _arguments(backbone, drop_rate=0.0, **encoder_args) | {"num_classes": 0}
+    arguments = net_arguments(backbone, drop_rate=0.0, **encoder_args) | {"num_classes": 0}
     del arguments["in_chans"]
     net = _decoded("dpt", f"tu-{backbone}", args | arguments)  # it builds a ViT of its own, which is replaced
     # Layers that are never used would be without gradients, which DDP refuses.
@@ -411,7 +403,7 @@ def create_segmenter(
 
     Raises:
         ValueError: an unknown name; an encoder that does not fit the architecture, with the reason and what to do; what
-            `tasks.backbones.create_pyramid` refuses.
+            `tasks.pyramid.create_pyramid` refuses.
         FileNotFoundError: `pretrained` names a file that does not exist.
     """
     check_architecture(architecture)

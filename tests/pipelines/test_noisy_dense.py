@@ -22,10 +22,11 @@ from datamodules.pool import pool_records
 from datamodules.soft_masks import read_soft_mask
 from pipelines import cli
 from pipelines.noisy_student import boxes, labelling, machine, pixels, selection
+from pipelines.noisy_student.configs import student_config
 from pipelines.noisy_student.kinds import kind_of
 from pipelines.noisy_student.scorers import RECALLS, average_precision, mean_iou
 from pipelines.noisy_student.selection import Selection
-from pipelines.noisy_student.settings import read_settings, student_config
+from pipelines.noisy_student.settings import read_settings
 from pipelines.noisy_student.several import fused
 from pipelines.pictures import save_png
 from tasks.detection.matching import match

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tasks import backbones
+from tasks.pyramid import Pyramid, create_pyramid
 
 REPOSITORY = Path(__file__).parents[2]
 TWELVE = {  # name: a small size that it takes
@@ -210,10 +211,10 @@ def test_weights_without_a_network_say_what_to_do(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_pyramid_has_the_promised_maps_and_uses_all_its_parameters(name: str, strides: list[int]) -> None:
-    pyramid = backbones.create_pyramid(name, in_chans=2, image_size=(64, 96))
+    pyramid = create_pyramid(name, in_chans=2, image_size=(64, 96))
     assert pyramid.strides == strides
     for wanted in (strides, strides[1:3]):
-        pyramid = backbones.create_pyramid(name, in_chans=2, image_size=(64, 96), strides=wanted)
+        pyramid = create_pyramid(name, in_chans=2, image_size=(64, 96), strides=wanted)
         maps = pyramid(torch.rand(2, 2, 64, 96))
         shapes = [(2, c, 64 // s, 96 // s) for c, s in zip(pyramid.channels, wanted, strict=True)]
         assert [tuple(features.shape) for features in maps] == shapes
@@ -222,7 +223,7 @@ def test_pyramid_has_the_promised_maps_and_uses_all_its_parameters(name: str, st
 
 
 def test_pyramid_takes_local_weights_of_a_classifier(weights: Path) -> None:
-    pyramid = backbones.create_pyramid("test_resnet", pretrained=str(weights), strides=[4, 8])
+    pyramid = create_pyramid("test_resnet", pretrained=str(weights), strides=[4, 8])
     classifier = backbones.create_classifier("test_resnet", 7, pretrained=str(weights))
     assert torch.equal(pyramid.net.model.layer2[0].conv1.weight, classifier.layer2[0].conv1.weight)
     assert backbones.normalization(pyramid, 3) == backbones.normalization(classifier, 3)
@@ -237,14 +238,14 @@ def test_pyramid_of_a_net_with_nhwc_maps_without_intermediates_is_turned() -> No
             return [x.permute(0, 2, 3, 1)]
 
     image = torch.rand(1, 3, 4, 5)
-    assert torch.equal(backbones.Pyramid(Nhwc(), [3], [1])(image)[0], image)
+    assert torch.equal(Pyramid(Nhwc(), [3], [1])(image)[0], image)
 
 
 def test_pyramid_refusals() -> None:
     with pytest.raises(ValueError, match=r"'cifar_resnet20' has no maps of stride \[32\]; it has \[1, 2, 4\]"):
-        backbones.create_pyramid("cifar_resnet20", strides=[4, 32])
+        create_pyramid("cifar_resnet20", strides=[4, 32])
     with pytest.raises(ValueError, match="'lenet5' gives no feature maps"):
-        backbones.create_pyramid("lenet5")
+        create_pyramid("lenet5")
 
 
 # Freezing.
@@ -278,7 +279,7 @@ def test_frozen_backbone_is_deterministic_but_dropout_before_the_head_is_not() -
 
 
 def test_frozen_modules_without_anything_to_keep_are_the_whole_net() -> None:
-    pyramid = backbones.create_pyramid("test_resnet")
+    pyramid = create_pyramid("test_resnet")
     assert backbones.frozen_modules(pyramid) == [pyramid]
 
 

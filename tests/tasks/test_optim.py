@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.backbones import create_classifier, create_pyramid, freeze, head_parameters
+from tasks.backbones import create_classifier, freeze, head_parameters
 from tasks.optim import Optim, build_optimizer, build_scheduler, describe, effective_lr, lr_factor
+from tasks.pyramid import create_pyramid
 
 TOTAL, PER_EPOCH = 40, 4
 SCHEDULES: dict[str, dict[str, Any]] = {

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.backbones import Pyramid, create_pyramid
 from tasks.detection.detectors.fpn import available_strides
 from tasks.detection.detectors.parts import batch_means, class_weight_tensor, read_targets
+from tasks.pyramid import Pyramid, create_pyramid
 
 SMOOTH = 0.05  # parts of the canvas; where the smooth L1 loss turns linear
 

@@ -19,7 +19,6 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, con
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
-from tasks.backbones import Pyramid
 from tasks.detection.detectors.fpn import FPN, detection_pyramid
 from tasks.detection.detectors.parts import (
     Limits,
@@ -33,6 +32,7 @@ from tasks.detection.detectors.parts import (
     in_crowd,
     read_targets,
 )
+from tasks.pyramid import Pyramid
 
 CANONICAL_SIDE = 14  # strides; a region of 224 pixels is pooled at stride 16 (equation 1 of the FPN paper)
 SMOOTH = 1 / 9  # where the smooth L1 loss turns linear, as in torchvision

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 
-from tasks.backbones import Pyramid
 from tasks.detection.detectors.fpn import FPN, detection_pyramid, group_norm
 from tasks.detection.detectors.parts import (
     Limits,
@@ -26,6 +25,7 @@ from tasks.detection.detectors.parts import (
     iou_loss,
     read_targets,
 )
+from tasks.pyramid import Pyramid
 
 BoxLoss = Literal["giou", "iou"]
 RANGE = 8.0  # strides; a map learns boxes whose farthest side is at most so far from the cell's centre

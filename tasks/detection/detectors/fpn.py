@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from tasks.backbones import Pyramid, create_pyramid
+from tasks.pyramid import Pyramid, create_pyramid
 
 COARSEST = 32  # stride of the deepest map that is taken from a net
 

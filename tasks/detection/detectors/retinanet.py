@@ -12,7 +12,6 @@ from torchvision.models.detection._utils import BoxCoder, encode_boxes
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import Conv2dNormActivation, box_iou
 
-from tasks.backbones import Pyramid
 from tasks.detection.detectors.fpn import FPN, detection_pyramid, group_norm
 from tasks.detection.detectors.parts import (
     Limits,
@@ -28,6 +27,7 @@ from tasks.detection.detectors.parts import (
     iou_loss,
     read_targets,
 )
+from tasks.pyramid import Pyramid
 
 BoxLoss = Literal["l1", "giou"]
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.4

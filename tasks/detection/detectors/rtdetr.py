@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.backbones import Pyramid
 from tasks.detection.detectors.fpn import detection_pyramid
 from tasks.detection.detectors.parts import Limits, batch_means, best_boxes, read_targets
+from tasks.pyramid import Pyramid
 
 
 class RTDETR(nn.Module):

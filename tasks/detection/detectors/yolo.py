@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.backbones import Pyramid
 from tasks.detection.detectors.assign import centres_inside, task_aligned_assignment
 from tasks.detection.detectors.fpn import detection_pyramid
 from tasks.detection.detectors.parts import (
@@ -35,6 +34,7 @@ from tasks.detection.detectors.parts import (
     iou_loss,
     read_targets,
 )
+from tasks.pyramid import Pyramid
 
 Norm = Literal["group", "batch"]
 BoxLoss = Literal["ciou", "giou"]
