@@ -41,7 +41,8 @@ class AveragedWeights(WeightAveraging):
     """An exponential moving average that lies on the device of the training.
 
     Lightning asks the model where it is before that has been moved, so the average would be the CPU's, and all weights
-    would travel there in each step.
+    would travel there in each step (``setup`` in
+    https://github.com/Lightning-AI/pytorch-lightning/blob/master/src/lightning/pytorch/callbacks/weight_averaging.py).
 
     Args:
         decay: Of the average, between 0 and 1.
