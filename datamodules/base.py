@@ -98,7 +98,7 @@ class DataModule(LightningDataModule, ABC):
         self.class_names: list[str] | None = None
         self.predict_source: str | None = None
         self.evaluates = False  # whether it was set up to evaluate or predict only
-        self._listed: str | None = None  # the source that was read
+        self._listed: list[str] | None = None  # the files to predict
         self.passes_per_epoch = 1.0  # more or less where another datamodule draws an epoch's batches from this one
         self.skipped: list[tuple[str, str]] = []
         self.records: dict[str, list[Record]] = {}
@@ -158,14 +158,15 @@ class DataModule(LightningDataModule, ABC):
         """
         self.evaluates = stage in ("validate", "test", "predict")
         if self.predict_source is not None:
-            if self._listed == self.predict_source:
-                return
-            found: list[Record] = [{"image": path, "path": path} for path in find_images(self.predict_source)]
+            paths = find_images(self.predict_source)
+            if paths == self._listed:
+                return  # checked already
+            found: list[Record] = [{"image": path, "path": path} for path in paths]
             self.records["predict"], self.skipped = readable_images(found, self.on_corrupt)
             if self.skipped:
                 path, reason = self.skipped[0]
                 rank_zero_warn(f"{len(self.skipped)} unreadable image(s) are left out; the first is {path}: {reason}")
-            self._listed = self.predict_source
+            self._listed = paths
             return
         if self.records:
             return
