@@ -170,7 +170,9 @@ def check_data(path: Path, datamodule: Any) -> None:
     """
     text = open_checkpoint(path).get("config")
     trained = {} if text is None else (yaml.safe_load(text).get("data") or {}).get("init_args", {})
-    trained = (trained.get("labeled") or {}).get("init_args", trained)  # a student's data are two
+    # A student's data are two: the labelled half is what it is evaluated on.
+    trained = (trained.get("labeled") or {}).get("init_args", trained)
+    datamodule = getattr(datamodule, "labeled", datamodule)
     names, mine = trained.get("class_names"), getattr(datamodule, "class_names", None)
     if names and mine and list(names) != list(mine):
         raise ValueError(

@@ -16,9 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from datamodules import ClassificationData, SemiSupervised
 from pipelines import checkpoint_io
-from pipelines.checkpoint_io import AtomicCheckpointIO, newest_good_checkpoint, readable
+from pipelines.checkpoint_io import AtomicCheckpointIO, check_data, newest_good_checkpoint, readable
+from tests.conftest import write_images
 
 
 @pytest.fixture(autouse=True)
@@ -259,6 +262,29 @@ def test_bad_ones_are_passed_over_and_named(tmp_path: Path) -> None:
     assert f"{flipped} cannot be read and is passed over (checksums differ)" in said
     assert str(cut) in said
     assert f"{other} cannot be read and is passed over (KeyError: 'global_step')" in said
+
+
+def test_a_students_data_are_compared_by_their_labelled_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(checkpoint_io, "rank_zero_warn", said.append)
+    images = write_images(tmp_path / "images", {"train/ant": 2, "train/bee": 2, "val/ant": 1, "val/bee": 1})
+    arguments = {"class_names": ["ant", "bee"], "resize": "crop", "interpolation": "bilinear", "image_size": [32, 32]}
+    config = {"data": {"class_path": "SemiSupervised", "init_args": {"labeled": {"init_args": arguments}}}}
+    path = tmp_path / "student.ckpt"
+    torch.save({**state(1), "config": yaml.safe_dump(config)}, path)
+
+    def check(**changes: Any) -> None:
+        labeled = ClassificationData(str(images), batch_size=2, num_workers=0, **{**arguments, **changes})
+        for data in (SemiSupervised(labeled), labeled):
+            data.setup("validate")
+            check_data(path, data)
+
+    check()
+    assert said == []
+    check(resize="stretch")
+    assert [text.split(", but")[0] for text in said] == ["data.resize is stretch"] * 2
+    with pytest.raises(ValueError, match="was trained on the classes"):
+        check(class_names=["bee", "ant"])
 
 
 def test_the_check_is_cheap(tmp_path: Path) -> None:
