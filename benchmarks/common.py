@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from datamodules.loading import available_cores
+from datamodules.loaders import available_cores
 
 PACKAGES = (
     *("torch", "torchvision", "pytorch-lightning", "timm", "albumentations", "torchmetrics", "simplejpeg"),

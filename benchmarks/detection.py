@@ -20,7 +20,7 @@ from benchmarks.common import Row, row
 from benchmarks.detection_metrics import evaluation
 from benchmarks.training import Marked, beside, make_task, ours
 from datamodules import DetectionData
-from datamodules.augment import DetectionAugment
+from datamodules.transforms.augment import DetectionAugment
 from tasks import Detection
 from tasks.base import Batch
 from tasks.detection.detectors.parts import read_targets

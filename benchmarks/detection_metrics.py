@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
 from benchmarks.common import Row, Unavailable, alternate, per_round, row
-from tasks.detection.metrics import CocoMetrics
+from tasks.detection.evaluation.metrics import CocoMetrics
 
 Found = list[dict[str, Tensor]]
 BATCH = 16

@@ -23,9 +23,9 @@ from torch import Tensor
 from benchmarks.common import Marks, Row, Unavailable, alternate, per_round, row
 from benchmarks.photos import write_photos
 from benchmarks.training import MarkedData, make_bare, make_task, ours
-from datamodules import images
-from datamodules.augment import Augment
-from datamodules.loading import available_cores
+from datamodules.decoding import images
+from datamodules.loaders import available_cores
+from datamodules.transforms.augment import Augment
 
 LOG_EVERY = 50  # the Trainer's default
 

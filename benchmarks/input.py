@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 
 from benchmarks.common import Row, alternate, per_round, row
 from benchmarks.photos import write_photos
-from datamodules import ClassificationData, images
-from datamodules.augment import Augment
+from datamodules import ClassificationData
+from datamodules.decoding import images
+from datamodules.transforms.augment import Augment
 
 SIZE = 224
 BATCH = 32

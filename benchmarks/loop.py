@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.common import Row, alternate, per_round, row
 from benchmarks.training import MarkedData, bare, ours, usual, write_arrays
-from datamodules.augment import Augment
+from datamodules.transforms.augment import Augment
 
 BACKBONE = "lenet5"
 BATCH = 8

@@ -19,10 +19,10 @@ import torch
 
 from benchmarks.common import Row, alternate, per_round, quiet, row
 from datamodules.classification import ClassificationData
-from datamodules.loading import Record
+from datamodules.loaders import Record
 from pipelines.noisy_student.labelling import Pool, Teacher, label_pool
+from pipelines.run.tracking import Wandb
 from pipelines.trainer import Trainer
-from pipelines.wandb_run import Wandb
 from tasks import Classification
 
 BACKBONE = "cifar_resnet20"

@@ -25,13 +25,13 @@ from benchmarks.common import Marks, Row, alternate, per_round, row
 from benchmarks.gpu import Resident, clock_of
 from benchmarks.training import LossOf, Made, Marked, bare, bare_step, beside, empty, make_bare, make_task, ours
 from datamodules import SegmentationData
-from datamodules.augment import Augment
-from datamodules.tiles import tile_windows
+from datamodules.transforms.augment import Augment
+from datamodules.transforms.tiles import tile_windows
 from tasks import Segmentation
 from tasks.base import Batch
 from tasks.segmentation.losses import segmentation_loss
 from tasks.segmentation.metrics import SegmentationMetrics
-from tasks.segmentation.scores import labels_by_tiles
+from tasks.segmentation.postprocess import labels_by_tiles
 
 BACKBONE = "test_resnet"
 BATCH = 2

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.common import Marks, Row, alternate, per_round, row
 from benchmarks.training import MarkedData, make_bare, make_task, ours, write_arrays
-from datamodules.augment import Augment
+from datamodules.transforms.augment import Augment
 
 BACKBONE = "lenet5"
 BATCH = 128

@@ -23,8 +23,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from benchmarks.common import Marks, quiet
 from datamodules import ClassificationData
 from datamodules.base import DataModule
+from pipelines.run.tracking import Wandb
 from pipelines.trainer import Trainer
-from pipelines.wandb_run import Wandb
 from tasks import Classification
 from tasks.base import Batch, Task
 from tasks.optim import build_optimizer

@@ -6,17 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datamodules.augment import Augment, DetectionAugment
     from datamodules.classification import ClassificationData
     from datamodules.detection import DetectionData
     from datamodules.segmentation import SegmentationData
     from datamodules.semisupervised import SemiSupervised
+    from datamodules.transforms.augment import Augment, DetectionAugment
 
 __all__ = ["Augment", "ClassificationData", "DetectionAugment", "DetectionData", "SegmentationData", "SemiSupervised"]
 _MODULES = {
-    "Augment": "augment",
+    "Augment": "transforms.augment",
     "ClassificationData": "classification",
-    "DetectionAugment": "augment",
+    "DetectionAugment": "transforms.augment",
     "DetectionData": "detection",
     "SegmentationData": "segmentation",
     "SemiSupervised": "semisupervised",

@@ -39,10 +39,10 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from datamodules.augment import Augment
 from datamodules.cache import DecodedCache, readable_images
-from datamodules.images import find_images
-from datamodules.loading import (
+from datamodules.decoding.images import find_images
+from datamodules.decoding.video import is_frame
+from datamodules.loaders import (
     EvalSampler,
     Record,
     RecordDataset,
@@ -55,8 +55,8 @@ from datamodules.loading import (
 )
 from datamodules.readers import Listing
 from datamodules.splits import common_folder
-from datamodules.transforms import Transform, batch_transform
-from datamodules.video import is_frame
+from datamodules.transforms.augment import Augment
+from datamodules.transforms.pipeline import Transform, batch_transform
 
 Cache = Literal["auto", "none", "decoded", "tensor"]
 TENSOR_CACHE_BYTES = 1 << 30

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.images import ImageError, check_image, read_image
-from datamodules.video import is_frame
+from datamodules.decoding.images import ImageError, check_image, read_image
+from datamodules.decoding.video import is_frame
 
 Record = dict[str, Any]
 

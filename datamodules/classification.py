@@ -9,17 +9,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datamodules.augment import Augment
 from datamodules.base import Cache, DataModule
-from datamodules.digits import read_digits
-from datamodules.loading import Record, read_record
+from datamodules.loaders import Record, read_record
 from datamodules.readers import Listing
 from datamodules.readers.arrays import read_arrays
+from datamodules.readers.digits import read_digits
 from datamodules.readers.folder import read_folder
 from datamodules.readers.lists import read_list
 from datamodules.readers.torchvision_sets import read_torchvision
 from datamodules.splits import hold_out
-from datamodules.transforms import Transform
+from datamodules.transforms.augment import Augment
+from datamodules.transforms.pipeline import Transform
 
 
 class ClassificationData(DataModule):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from datamodules.annotations.mask_checks import two_sizes
 from datamodules.base import Cache, DataModule
-from datamodules.mask_checks import two_sizes
 from datamodules.readers import Record
 from datamodules.splits import hold_out
-from datamodules.tiles import check_tile
+from datamodules.transforms.tiles import check_tile
 
 NUM_SCENES = {"train": 1000, "val": 200, "test": 200}
 

@@ -11,19 +11,19 @@ from typing import Any, Literal
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
 
-from datamodules.augment import DetectionAugment
+from datamodules.annotations.boxes import Format, Policy, check_boxes, find_format, read_boxes
+from datamodules.annotations.objects import read_objects, repeat_factors, require_masks, select_classes
 from datamodules.base import Cache
-from datamodules.boxes import Format, Policy, check_boxes, find_format, read_boxes
+from datamodules.decoding.sizes import check_sizes
 from datamodules.dense import DenseData
-from datamodules.digits import MAX_DIGITS
-from datamodules.loading import RecordDataset
-from datamodules.mixing import MixedDataset
-from datamodules.objects import read_objects, repeat_factors, require_masks, select_classes
+from datamodules.loaders import RecordDataset
 from datamodules.readers import Listing, Record
+from datamodules.readers.digits import MAX_DIGITS
 from datamodules.readers.voc_boxes import Difficult
-from datamodules.sizes import check_sizes
 from datamodules.splits import hold_out
-from datamodules.transforms import Transform
+from datamodules.transforms.augment import DetectionAugment
+from datamodules.transforms.mixing import MixedDataset
+from datamodules.transforms.pipeline import Transform
 
 DIGIT_CLASSES = [str(k) for k in range(10)]
 

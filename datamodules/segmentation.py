@@ -10,17 +10,17 @@ import numpy as np
 import numpy.typing as npt
 from pytorch_lightning.utilities import rank_zero_warn
 
-from datamodules.augment import Augment
+from datamodules.annotations.mask_checks import MaskCheck, check_all_masks, check_records, median_frequency, report
+from datamodules.annotations.mask_formats import MaskSettings, Settled, class_palette, settle_format
+from datamodules.annotations.masks import MaskFormat, decode_mask, read_sample
+from datamodules.annotations.soft_masks import SoftMaskTransform, read_with_soft_mask
 from datamodules.base import Cache
 from datamodules.dense import DenseData
-from datamodules.mask_checks import MaskCheck, check_all_masks, check_records, median_frequency, report
-from datamodules.mask_formats import MaskSettings, Settled, class_palette, settle_format
-from datamodules.masks import MaskFormat, decode_mask, read_sample
 from datamodules.readers import Listing, Record
 from datamodules.readers.mask_sources import is_coco_source, read_mask_source
-from datamodules.soft_masks import SoftMaskTransform, read_with_soft_mask
 from datamodules.splits import hold_out
-from datamodules.transforms import Transform
+from datamodules.transforms.augment import Augment
+from datamodules.transforms.pipeline import Transform
 
 DIGIT_CLASSES = ["background", *(str(k) for k in range(10))]
 
@@ -32,7 +32,7 @@ class SegmentationData(DenseData):
         source: ``digits`` (embedded scenes), a folder of images and masks (``images/`` and ``masks/``, ``train/`` and
             ``trainannot/``, ...; see ``datamodules.readers.pairs``), a folder in the layout of VOC or COCO, a COCO
             ``.json`` file, or a ``.csv`` or ``.parquet`` list with the columns ``path`` and ``mask``, and where labels
-            are soft ``soft_mask`` (see ``datamodules.soft_masks``).
+            are soft ``soft_mask`` (see ``datamodules.annotations.soft_masks``).
         images: Pattern of the image files below ``source``, for example ``{split}/{stem}.jpg``; with ``masks``.
         masks: Pattern of the mask files: ``{split}annot/{stem}.png``. ``{class}`` in it stands for one binary mask a
             class, as in ``masks/{class}/{stem}.png``; an image without a class's file has none of that class.

@@ -6,12 +6,12 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-from datamodules.augment import Augment
 from datamodules.base import DataModule
-from datamodules.loading import Record, Resumable, TensorLoader, TrainLoader, key_seed
-from datamodules.pool import UnlabeledImages, hide_labels
+from datamodules.loaders import Record, Resumable, TensorLoader, TrainLoader, key_seed
 from datamodules.readers import Listing
-from datamodules.transforms import Transform
+from datamodules.transforms.augment import Augment
+from datamodules.transforms.pipeline import Transform
+from datamodules.unlabeled import UnlabeledImages, hide_labels
 
 
 class SemiSupervised(DataModule):

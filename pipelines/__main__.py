@@ -72,11 +72,11 @@ def _dispatch(args: list[str]) -> int:
     if command == "list":
         return listing.main(args[1:])
     if command == "convert":
-        from pipelines.convert import main as convert
+        from pipelines.commands.convert import main as convert
 
         return convert(args[1:])
     if command == "noisy-student":
-        from pipelines.noisy_student.machine import main as noisy_student
+        from pipelines.noisy_student.manifest import main as noisy_student
 
         return noisy_student(args[1:])
     from pipelines.cli import main as run_command

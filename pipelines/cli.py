@@ -25,8 +25,7 @@ import datamodules.segmentation
 import datamodules.semisupervised  # noqa: F401 - the parser knows the classes that were imported by their short names
 import tasks  # noqa: F401
 from datamodules.base import DataModule
-from pipelines.checkpoint_io import read_checkpoint_config
-from pipelines.errors import (
+from pipelines.config.errors import (
     CHECKPOINT_MARK,
     UsageError,
     constructor_message,
@@ -35,10 +34,11 @@ from pipelines.errors import (
     unwrapped,
     with_place,
 )
+from pipelines.config.mistakes import explain
 from pipelines.listing import PROGRAM, config_path
-from pipelines.mistakes import explain
+from pipelines.run.checkpoints import read_checkpoint_config
+from pipelines.run.tracking import WandbRun
 from pipelines.trainer import Trainer
-from pipelines.wandb_run import WandbRun
 from tasks.base import Task
 
 #: Arguments of a Trainer method that are no flags.
@@ -136,7 +136,7 @@ def main(args: list[str]) -> int:
     try:
         args = complete(args)
         if args[0] == "fit" and is_loop(args):
-            from pipelines.noisy_student.machine import main as noisy_student
+            from pipelines.noisy_student.manifest import main as noisy_student
 
             return noisy_student(args[1:], one_generation=True)
         run(args)
@@ -211,7 +211,7 @@ def complete(args: list[str]) -> list[str]:
                 f"{command.replace('_', '-')} needs to know which model: give --ckpt_path FILE, or --config FILE"
                 " (its newest run's best checkpoint is taken)."
             )
-        from pipelines.run import find_checkpoint
+        from pipelines.run.directory import find_checkpoint
 
         found = find_checkpoint(_value(rest, "--runs_dir") or "runs", str(name), checkpoint)
         return [command, f"--config={_checkpoint_config(found)}", *rest]

@@ -17,23 +17,22 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from datamodules.base import DataModule
 from pipelines.callbacks.checkpoints import KeepBest, SaveLast
-from pipelines.callbacks.detections import BoxFormat
 from pipelines.callbacks.pictures import Pictures
 from pipelines.callbacks.predictions import PredictionWriter
 from pipelines.callbacks.progress import ProgressBar
 from pipelines.callbacks.run_files import RunFiles
-from pipelines.checkpoint_io import (
+from pipelines.hardware import AveragedWeights, Precision, SyncBatchNorm, resolve_precision
+from pipelines.noisy_student.selection import Selection
+from pipelines.noisy_student.student import task_config, write_student
+from pipelines.outputs.detections import BoxFormat
+from pipelines.run.checkpoints import (
     AtomicCheckpointIO,
     check_data,
     check_fits,
     global_step_of,
     open_checkpoint,
 )
-from pipelines.hardware import AveragedWeights, Precision, SyncBatchNorm, resolve_precision
-from pipelines.loggers import MetricsCSV, wandb_logger
-from pipelines.noisy_student.selection import Selection
-from pipelines.noisy_student.student import task_config, write_student
-from pipelines.run import (
+from pipelines.run.directory import (
     checkpoint_config,
     find_checkpoint,
     find_resume,
@@ -45,7 +44,8 @@ from pipelines.run import (
     write_data_files,
     write_environment,
 )
-from pipelines.wandb_run import Wandb
+from pipelines.run.metrics_file import MetricsCSV, wandb_logger
+from pipelines.run.tracking import Wandb
 from tasks.base import Task
 from tasks.noisy_student import NoisyStudent
 

@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tasks.backbones import freeze, keep_frozen_in_eval, normalization, prefers_channels_last
 from tasks.checks import check_training
-from tasks.exact import same_buffers_on_all_ranks, seed_step
 from tasks.optim import Optim, build_optimizer, build_scheduler, describe
+from tasks.reproducibility import same_buffers_on_all_ranks, seed_step
 
 Batch = dict[str, Any]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from tasks.augment import color_jitter, mix, random_erasing
 from tasks.backbones import create_classifier, head_parameters
 from tasks.base import Batch, Task
+from tasks.device_augment import color_jitter, mix, random_erasing
 from tasks.losses import classification_loss
 from tasks.metrics import ClassificationMetrics, MultiLabelMetrics
 from tasks.optim import Optim

@@ -16,8 +16,8 @@ from PIL import Image
 
 from pipelines import cli
 from pipelines.__main__ import main
-from pipelines.convert import main as convert
-from pipelines.noisy_student import boxes
+from pipelines.commands.convert import main as convert
+from pipelines.noisy_student.kinds import boxes
 from tests.conftest import in_child, write_images
 from tests.ranks import in_ranks
 

@@ -17,9 +17,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.instance_masks import run_lengths
+from datamodules.annotations.instance_masks import run_lengths
+from datamodules.decoding.sizes import image_size
 from datamodules.readers import Listing, Record, did_you_mean, split_name
-from datamodules.sizes import image_size
 
 # Optional: reads COCO's 450 MB in a third of the time.
 orjson: Any = import_module("orjson") if find_spec("orjson") else None
@@ -38,7 +38,7 @@ def read_coco(annotations: str | Path, image_root: str | Path | None = None, spl
     - ``image``, ``path`` (str), ``split``, ``image_id`` (as in the file); ``height``, ``width`` (int, as the file says;
       0 where it does not).
     - ``boxes`` float32 (N, 4): x1 y1 x2 y2, pixel edges of the original image, that is x, y, x + width, y + height.
-      They come as they stand in the file: ``datamodules.boxes.check_boxes`` judges them.
+      They come as they stand in the file: ``datamodules.annotations.boxes.check_boxes`` judges them.
     - ``labels`` int64 (N,), 0..K-1: categories in the order of their ids, without gaps.
     - ``iscrowd`` uint8 (N,); ``area`` float32 (N,): the file's, or else that of the mask, or else of the box.
     - ``segmentation``: None, or a list of N polygons, RLE dicts (compressed or not) or None, as they stand in the file.

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.images import read_image
-from datamodules.instance_masks import run_lengths
+from datamodules.annotations.instance_masks import run_lengths
+from datamodules.decoding.images import read_image
 from datamodules.readers import Listing, Record
 from datamodules.readers.coco import read_coco, read_coco_folder
 

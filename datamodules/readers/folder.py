@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.images import IMAGE_SUFFIXES, find_images
+from datamodules.decoding.images import IMAGE_SUFFIXES, find_images
 from datamodules.readers import Listing, Record, did_you_mean, split_name
 
 _NO_SPLIT = ("unlabeled", "unlabelled")  # may stand beside the split folders, for semi-supervised training

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from datamodules.digits import read_digits
 from datamodules.readers import Listing, Record, did_you_mean, sort_classes, split_name
+from datamodules.readers.digits import read_digits
 
 _ROLES = ("path", "label", "labels", "probabilities", "split", "weight")
 _LABELS = ("label", "labels", "probabilities")

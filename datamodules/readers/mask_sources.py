@@ -32,7 +32,7 @@ def read_mask_source(
         multi_label: ``data.multi_label``.
 
     Returns:
-        Records with ``mask``, see ``datamodules.masks.decode_mask``; class names as far as the source gives some, also
+        Records with ``mask``, see ``annotations.masks.decode_mask``; class names as far as the source gives some, also
         by a ``classes.txt``, one name a line.
 
     Raises:

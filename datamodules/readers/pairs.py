@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from datamodules.images import IMAGE_SUFFIXES
+from datamodules.decoding.images import IMAGE_SUFFIXES
 from datamodules.readers import Listing, Record, sort_classes, split_name
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from datamodules.images import IMAGE_SUFFIXES
+from datamodules.decoding.images import IMAGE_SUFFIXES
 from datamodules.readers import Listing, Record, did_you_mean, sort_classes, split_name
 
 CLASSES_FILE = "classes.txt"  # one name a line, in the order of the class ids; VOC itself has no such file
@@ -37,7 +37,7 @@ def read_voc_boxes(
     ``xmax`` and ``ymax`` stay: 1..W becomes the edges 0..W, as in detectron2 and the VOC development kit. Many tools
     write VOC files that count edges from 0: set ``one_based=False`` for them. (LabelImg writes such edges and raises 0
     to 1; the difference is a pixel.) A box whose corners are one pixel is a click, not an object, and is left
-    without area for ``datamodules.boxes.check_boxes`` to find.
+    without area for ``datamodules.annotations.boxes.check_boxes`` to find.
 
     ``difficult`` objects are neither trained on nor counted in evaluation (``iscrowd`` 1), as VOC's own protocol and
     mmdetection have it; they can be taken as any other (``keep``), or left out (``drop``). COCO's rule for a crowd

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from datamodules.images import IMAGE_SUFFIXES, find_images
-from datamodules.instance_masks import run_lengths
+from datamodules.annotations.instance_masks import run_lengths
+from datamodules.decoding.images import IMAGE_SUFFIXES, find_images
+from datamodules.decoding.sizes import image_size
 from datamodules.readers import Listing, Record, split_name
-from datamodules.sizes import image_size
 
 _YAMLS = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 _CLASS_LISTS = ("classes.txt", "obj.names")

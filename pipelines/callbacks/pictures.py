@@ -14,13 +14,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
-from datamodules.geometry import mask_to_original
-from datamodules.images import read_image
-from datamodules.video import is_frame
-from pipelines.callbacks.detections import drawable
-from pipelines.detection_figures import detection_figures
-from pipelines.loggers import log_image, log_table
-from pipelines.panels import (
+from datamodules.decoding.images import read_image
+from datamodules.decoding.video import is_frame
+from datamodules.transforms.geometry import mask_to_original
+from pipelines.outputs.detection_figures import detection_figures
+from pipelines.outputs.detections import drawable
+from pipelines.outputs.figures import (
+    confusion_matrix_figure,
+    image_grid,
+    iou_bars,
+    reliability_diagram,
+    rgb,
+    save_png,
+    scaled,
+    sheet,
+)
+from pipelines.outputs.panels import (
     Annotation,
     Palette,
     Sample,
@@ -32,16 +41,7 @@ from pipelines.panels import (
     rescaled,
     resized,
 )
-from pipelines.pictures import (
-    confusion_matrix_figure,
-    image_grid,
-    iou_bars,
-    reliability_diagram,
-    rgb,
-    save_png,
-    scaled,
-    sheet,
-)
+from pipelines.run.metrics_file import log_image, log_table
 
 MAX_IMAGES = 32
 MAX_PAIRS = 12  # training images that are shown beside their annotations
@@ -63,7 +63,7 @@ class _Kept(NamedTuple):
 class Pictures(Callback):
     """Draws the first training batch as the model sees it, fixed evaluation images, and what the metrics can show.
 
-    Where a prediction can be drawn over its image (``pipelines.panels``), 8 validation images, the same ones each time,
+    Where a prediction can be drawn over its image (``outputs.panels``), 8 validation images, the same ones each time,
     become panels of image, truth, prediction and error. They come from all over the split: neighbours are often frames
     of one video. Drawing takes its time, so it is done at the validations number 1, 2, 4, 8, ... of a sitting and at
     its end: ``val_panels.png`` is the latest, ``val_panels/`` has one file for each epoch drawn, and W&B shows them

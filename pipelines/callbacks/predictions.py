@@ -19,14 +19,14 @@ import pytorch_lightning as pl
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback
 
-from datamodules.images import IMAGE_SUFFIXES, read_image
-from datamodules.loading import available_cores
+from datamodules.decoding.images import IMAGE_SUFFIXES, read_image
+from datamodules.decoding.video import is_frame
+from datamodules.loaders import available_cores
 from datamodules.splits import common_folder
-from datamodules.video import is_frame
-from pipelines.callbacks.detections import BoxFormat, drawable, entry_of, write_coco, write_csv, write_yolo
 from pipelines.callbacks.pictures import as_pictures, class_names_of, original_image, palette_of
-from pipelines.panels import Annotation, Palette, drawn, label_png, label_pngs, rescaled, resized
-from pipelines.pictures import contact_sheet
+from pipelines.outputs.detections import BoxFormat, drawable, entry_of, write_coco, write_csv, write_yolo
+from pipelines.outputs.figures import contact_sheet
+from pipelines.outputs.panels import Annotation, Palette, drawn, label_png, label_pngs, rescaled, resized
 
 SHEET_IMAGES = 48
 MAX_OVERLAY_SIDE = 8192  # larger overlays are reduced to it: JPEG ends at 65,535 pixels, viewers before
@@ -44,7 +44,7 @@ class PredictionWriter(Callback):
     common folder of all images, without its suffix, see ``output_names``; the table has it in the column ``mask``.
 
     Where they have ``boxes``, ``predict`` writes those above the score threshold in the formats asked for, and
-    ``overlays/NAME.jpg``; ``test`` writes all of them as COCO results, see ``pipelines.callbacks.detections``.
+    ``overlays/NAME.jpg``; ``test`` writes all of them as COCO results, see ``pipelines.outputs.detections``.
 
     Args:
         directory: Where to write; only rank 0's counts, the other ranks are told it.

@@ -11,7 +11,7 @@ import yaml
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 
-from pipelines.run import write_metrics
+from pipelines.run.directory import write_metrics
 
 
 class RunFiles(Callback):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.cache import readable_images
-from datamodules.pool import pool_records
-from pipelines.noisy_student.kinds import Kind, kind_of
+from datamodules.unlabeled import pool_records
+from pipelines.noisy_student.kinds.protocol import Kind, kind_of
 from pipelines.noisy_student.labelling import (
     Teacher,
     judge,
@@ -18,7 +18,7 @@ from pipelines.noisy_student.labelling import (
     load_teacher,
     prepare_teacher,
 )
-from pipelines.noisy_student.machine import read_json
+from pipelines.noisy_student.manifest import read_json
 from pipelines.noisy_student.selection import Selection
 
 if TYPE_CHECKING:

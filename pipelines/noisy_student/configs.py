@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.noisy_student import images
-from pipelines.noisy_student.kinds import Kind
+from pipelines.noisy_student.kinds import images
+from pipelines.noisy_student.kinds.protocol import Kind
 from pipelines.noisy_student.settings import Settings, Student, Teacher, trainer_of
 
 #: Arguments of a student that are noise; without noise they are 0.

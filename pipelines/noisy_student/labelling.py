@@ -20,15 +20,15 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import Sampler
 
+from datamodules.annotations.mask_checks import two_sizes
 from datamodules.base import DataModule
-from datamodules.loading import Record, RecordDataset, make_loader
-from datamodules.mask_checks import two_sizes
+from datamodules.loaders import Record, RecordDataset, make_loader
 from pipelines.callbacks.predictions import output_names
-from pipelines.checkpoint_io import check_fits, read_checkpoint_config
-from pipelines.noisy_student import images
-from pipelines.noisy_student.kinds import kind_of
-from pipelines.noisy_student.machine import digest_of
+from pipelines.noisy_student.kinds import images
+from pipelines.noisy_student.kinds.protocol import kind_of
+from pipelines.noisy_student.manifest import digest_of
 from pipelines.noisy_student.paths import beside, listed
+from pipelines.run.checkpoints import check_fits, read_checkpoint_config
 from tasks.base import Task
 
 Key = tuple[int, int, int]

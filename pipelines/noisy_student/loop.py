@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datamodules.base import DataModule
-from pipelines.checkpoint_io import read_checkpoint_config
 from pipelines.noisy_student import stages
 from pipelines.noisy_student.configs import outcome, student_config, teacher_config
-from pipelines.noisy_student.kinds import kind_of, score
-from pipelines.noisy_student.machine import (
+from pipelines.noisy_student.kinds.protocol import kind_of, score
+from pipelines.noisy_student.manifest import (
     Output,
     Outputs,
     digest_of,
@@ -25,6 +24,7 @@ from pipelines.noisy_student.machine import (
 )
 from pipelines.noisy_student.report import write_report
 from pipelines.noisy_student.settings import Settings, Student, num_devices, plain, trainer_of
+from pipelines.run.checkpoints import read_checkpoint_config
 
 
 class Model(NamedTuple):

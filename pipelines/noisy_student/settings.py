@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.base import DataModule
-from pipelines.errors import Keys, Mistake, UsageError, has, place_of, sources
-from pipelines.mistakes import Context, check_keys, find_class
-from pipelines.noisy_student import images
-from pipelines.noisy_student.kinds import kind_of
+from pipelines.config.errors import Keys, Mistake, UsageError, has, place_of, sources
+from pipelines.config.mistakes import Context, check_keys, find_class
+from pipelines.noisy_student.kinds import images
+from pipelines.noisy_student.kinds.protocol import kind_of
 from pipelines.noisy_student.selection import Selection
 from pipelines.trainer import Trainer
 from tasks.base import Task

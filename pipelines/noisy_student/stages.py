@@ -16,20 +16,20 @@ import yaml
 
 from datamodules.base import DataModule
 from datamodules.cache import readable_images
-from datamodules.digits import digit_scene
-from datamodules.loading import Record, available_cores
-from datamodules.pool import hide_labels, pool_records
-from pipelines.errors import UsageError
-from pipelines.noisy_student.kinds import kind_of
+from datamodules.loaders import Record, available_cores
+from datamodules.readers.digits import digit_scene
+from datamodules.unlabeled import hide_labels, pool_records
+from pipelines.config.errors import UsageError
+from pipelines.noisy_student.kinds.protocol import kind_of
 from pipelines.noisy_student.labelling import judge, load_teacher, prepare_teacher
-from pipelines.noisy_student.machine import StageError, digest_of_values, read_json, say, write_json
+from pipelines.noisy_student.manifest import StageError, digest_of_values, read_json, say, write_json
 from pipelines.noisy_student.selection import Selection, fixed_thresholds
 from pipelines.noisy_student.settings import Settings, trainer_of
 from pipelines.noisy_student.student import export
-from pipelines.pictures import save_png
-from pipelines.run import run_of_checkpoint, runs_of
+from pipelines.outputs.figures import save_png
+from pipelines.run.directory import run_of_checkpoint, runs_of
+from pipelines.run.tracking import Wandb
 from pipelines.trainer import Trainer
-from pipelines.wandb_run import Wandb
 
 Truth = Mapping[str, Any]
 

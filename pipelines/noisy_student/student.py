@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from datamodules.semisupervised import SemiSupervised
-from pipelines.checkpoint_io import AtomicCheckpointIO
-from pipelines.run import run_config
+from pipelines.run.checkpoints import AtomicCheckpointIO
+from pipelines.run.directory import run_config
 from tasks.noisy_student import NoisyStudent
 
 #: What a checkpoint needs to be tested, to predict and to teach; the optimiser's state is not among it.

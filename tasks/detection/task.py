@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from tasks.augment import jitter_images
 from tasks.base import Batch, Task
-from tasks.detection.curves import Thresholds
 from tasks.detection.detectors.box_regression import build_box_regression
 from tasks.detection.detectors.faster_rcnn import build_faster_rcnn
 from tasks.detection.detectors.fcos import build_fcos
@@ -22,8 +20,10 @@ from tasks.detection.detectors.mask_rcnn import build_mask_rcnn, encode_masks
 from tasks.detection.detectors.retinanet import build_retinanet
 from tasks.detection.detectors.rtdetr import build_rtdetr
 from tasks.detection.detectors.yolo import build_yolo
-from tasks.detection.metrics import CocoMetrics
-from tasks.detection.original import Found, boxes_in_original, found_by_tiles
+from tasks.detection.evaluation.curves import Thresholds
+from tasks.detection.evaluation.metrics import CocoMetrics
+from tasks.detection.postprocess import Found, boxes_in_original, found_by_tiles
+from tasks.device_augment import jitter_images
 from tasks.optim import Optim
 
 Detector = Literal["box_regression", "faster_rcnn", "fcos", "mask_rcnn", "retinanet", "rtdetr", "yolo"]
@@ -207,7 +207,7 @@ class Detection(Task):
     # Evaluation and prediction.
 
     def find(self, image: Tensor) -> list[Found]:
-        """What the network finds, however unsure, in canvas pixels: `tasks.detection.original.Found` of each image.
+        """What the network finds, however unsure, in canvas pixels: `tasks.detection.postprocess.Found` of each image.
 
         Args:
             image: uint8 (B, C, H, W), or float in [0, 1].

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from tasks.augment import jitter_images
 from tasks.base import Batch, Task
+from tasks.device_augment import jitter_images
 from tasks.optim import Optim
 from tasks.segmentation.losses import check_losses, segmentation_loss
 from tasks.segmentation.metrics import SegmentationMetrics
 from tasks.segmentation.networks import create_segmenter, encoder_parameter_names
-from tasks.segmentation.scores import labels_by_tiles, labels_in_original
+from tasks.segmentation.postprocess import labels_by_tiles, labels_in_original
 
 IGNORE = 255
 Kind = Literal["multiclass", "binary", "multilabel"]

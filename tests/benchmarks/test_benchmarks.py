@@ -14,8 +14,8 @@ from benchmarks import detection, gpu, input, loop, segmentation, startup, tiny
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.common import Marks, Row, alternate, per_round, row, table
 from benchmarks.training import Beside, MarkedData, ours, write_arrays
-from datamodules.augment import Augment
 from datamodules.base import DataModule
+from datamodules.transforms.augment import Augment
 from tasks import Classification, Optim
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.boxes import find_format, read_boxes
+from datamodules.annotations.boxes import find_format, read_boxes
+from datamodules.decoding.sizes import check_sizes, image_size
 from datamodules.readers import coco as coco_module
 from datamodules.readers.coco import read_coco, read_coco_folder
 from datamodules.readers.voc_boxes import read_voc_boxes
 from datamodules.readers.yolo_text import label_file, read_yolo
-from datamodules.sizes import check_sizes, image_size
 
 SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 25.0, 10.0, 25.0]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as reference
 
-from datamodules.boxes import PER_BOX, REASONS, check_boxes
-from datamodules.instance_masks import masks_of, run_lengths
+from datamodules.annotations.boxes import PER_BOX, REASONS, check_boxes
+from datamodules.annotations.instance_masks import masks_of, run_lengths
 
 
 def record(boxes, labels=None, segmentation=None, height=40, width=60, file="a.json", name="a.jpg"):

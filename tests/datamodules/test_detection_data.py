@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from datamodules import DetectionAugment, DetectionData
-from datamodules.digits import digit_scene
-from datamodules.mixing import MixedDataset
-from datamodules.objects import repeat_factors
+from datamodules.annotations.objects import repeat_factors
+from datamodules.readers.digits import digit_scene
+from datamodules.transforms.mixing import MixedDataset
 
 HOUSE = Path(__file__).parents[2]
 NAMES = ["ant", "bus", "cat"]

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from datamodules.digits import digit_scene, digit_scenes, read_digits
+from datamodules.readers.digits import digit_scene, digit_scenes, read_digits
 
 
 def test_digits_are_the_known_ones_with_the_fixed_split():
@@ -29,7 +29,7 @@ def test_digits_are_the_known_ones_with_the_fixed_split():
 
 def test_scikit_learn_is_not_imported_for_them(monkeypatch):
     """In a worker its import costs seconds, and with W&B running the import hook fails in forked processes."""
-    import datamodules.digits as module
+    import datamodules.readers.digits as module
 
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # an import of it would fail
     images, labels, splits = module._digits.__wrapped__()
@@ -102,7 +102,7 @@ def test_all_counts_and_classes_occur(scenes):
 
 
 def test_only_digits_of_the_split_are_used(monkeypatch):
-    import datamodules.digits as module
+    import datamodules.readers.digits as module
 
     images, labels, splits = module._digits()
     marked = [k if s == "val" else -1 for k, s in zip(labels, splits, strict=True)]  # a wrong pick shows as -1

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules import images
-from datamodules.images import ImageError, check_image, find_images, read_image
+from datamodules.decoding import images
+from datamodules.decoding.images import ImageError, check_image, find_images, read_image
 
 RNG = np.random.default_rng(0)
 PHOTO = cv2.resize(RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8), (45, 30), interpolation=cv2.INTER_CUBIC)

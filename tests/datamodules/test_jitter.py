@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.augment import Augment
-from datamodules.geometry import random_window
-from datamodules.loading import RecordDataset, collate
-from datamodules.transforms import Transform
+from datamodules.loaders import RecordDataset, collate
+from datamodules.transforms.augment import Augment
+from datamodules.transforms.geometry import random_window
+from datamodules.transforms.pipeline import Transform
 from tests.datamodules.test_transforms import extent, scene
 
 JITTER = Augment(crop="jitter", hflip=0.0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datamodules import Augment, ClassificationData
-from datamodules.loading import EvalSampler, TrainSampler, key_seed
+from datamodules.loaders import EvalSampler, TrainSampler, key_seed
 from tests.conftest import write_images
 
 

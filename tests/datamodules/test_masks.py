@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.images import ImageError, read_image
-from datamodules.mask_checks import check_all_masks, check_records, image_size, median_frequency, report
-from datamodules.mask_formats import MaskSettings, Settled, class_palette, guess_kind, settle_format
-from datamodules.masks import (
+from datamodules.annotations.mask_checks import check_all_masks, check_records, image_size, median_frequency, report
+from datamodules.annotations.mask_formats import MaskSettings, Settled, class_palette, guess_kind, settle_format
+from datamodules.annotations.masks import (
     MaskError,
     MaskFormat,
     binary_format,
@@ -27,6 +26,7 @@ from datamodules.masks import (
     read_sample,
     rgb_format,
 )
+from datamodules.decoding.images import ImageError, read_image
 
 NAMES = ["sky", "road", "car", "tree"]
 COLORS = {"sky": [[0, 0, 0]], "road": [[128, 64, 128]], "car": [[0, 0, 142], [0, 0, 70]], "tree": [[7, 7, 7]]}

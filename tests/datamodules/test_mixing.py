@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules.augment import DetectionAugment
-from datamodules.mixing import MixedDataset, mixup, mosaic, paste_objects
-from datamodules.transforms import Transform
+from datamodules.transforms.augment import DetectionAugment
+from datamodules.transforms.mixing import MixedDataset, mixup, mosaic, paste_objects
+from datamodules.transforms.pipeline import Transform
 from tests.datamodules.test_transforms import extent
 
 SHAPES = [(120, 91), (60, 170), (200, 200), (77, 40)]

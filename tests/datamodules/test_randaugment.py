@@ -8,7 +8,7 @@ import albumentations as A
 import numpy as np
 import pytest
 
-from datamodules.randaugment import (
+from datamodules.transforms.randaugment import (
     MAGNITUDE_MAX,
     MAGNITUDES,
     RandAugment,

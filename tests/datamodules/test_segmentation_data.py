@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from datamodules import Augment, SegmentationData
-from datamodules.digits import digit_scene
+from datamodules.readers.digits import digit_scene
 
 HOUSE = Path(__file__).parents[2]
 NAMES = ["sky", "road", "car"]

@@ -17,7 +17,7 @@ from datamodules import (
     SegmentationData,
     SemiSupervised,
 )
-from datamodules.views import check_still, randomised
+from datamodules.transforms.views import check_still, randomised
 from tests.conftest import write_images
 
 LIGHT = Augment(hflip=0.5, crop="pad")

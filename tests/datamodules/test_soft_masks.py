@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from datamodules import SegmentationData
-from datamodules.augment import Augment
-from datamodules.images import ImageError
-from datamodules.soft_masks import probabilities, read_soft_mask, write_soft_mask
-from pipelines.pictures import save_png
+from datamodules.annotations.soft_masks import probabilities, read_soft_mask, write_soft_mask
+from datamodules.decoding.images import ImageError
+from datamodules.transforms.augment import Augment
+from pipelines.outputs.figures import save_png
 from tasks.noisy_student import join_batches
-from tasks.segmentation.scores import labels_of
+from tasks.segmentation.postprocess import labels_of
 
 NAMES = ["ant", "bee", "cat", "dog"]
 

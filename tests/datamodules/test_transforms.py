@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.augment import Augment
-from datamodules.transforms import (
+from datamodules.transforms.augment import Augment
+from datamodules.transforms.pipeline import (
     Transform,
     batch_transform,
     boxes_to_canvas,

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.images import find_images, read_image
-from datamodules.video import VideoError, is_frame, read_frame
+from datamodules.decoding.images import find_images, read_image
+from datamodules.decoding.video import VideoError, is_frame, read_frame
 
 FRAMES = 20
 

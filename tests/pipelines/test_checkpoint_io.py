@@ -19,8 +19,8 @@ import torch
 import yaml
 
 from datamodules import ClassificationData, SemiSupervised
-from pipelines import checkpoint_io
-from pipelines.checkpoint_io import AtomicCheckpointIO, check_data, newest_good_checkpoint, readable
+from pipelines.run import checkpoints as checkpoint_io
+from pipelines.run.checkpoints import AtomicCheckpointIO, check_data, newest_good_checkpoint, readable
 from tests.conftest import write_images
 
 

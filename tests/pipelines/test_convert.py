@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.boxes import read_boxes
-from pipelines.convert import convert, main
+from datamodules.annotations.boxes import read_boxes
+from pipelines.commands.convert import convert, main
 
 SIZES = [(40, 60), (123, 77), (300, 500), (64, 64)]
 NAMES = {4: "zebra", 7: "ant", 20: "never seen", 31: "two words"}
@@ -225,7 +225,7 @@ def test_a_broken_run_leaves_nothing(source, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipelines.convert._place", fail)
+    monkeypatch.setattr("pipelines.commands.convert._place", fail)
     with pytest.raises(OSError, match="No space left"):
         convert(source, "coco", tmp_path / "c")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
@@ -235,7 +235,9 @@ def test_a_broken_run_leaves_nothing(source, tmp_path, monkeypatch):
 
 
 def test_it_needs_neither_torch_nor_lightning():
-    code = "import sys, pipelines.convert; print([m for m in ('torch', 'pytorch_lightning') if m in sys.modules])"
+    code = (
+        "import sys, pipelines.commands.convert; print([m for m in ('torch', 'pytorch_lightning') if m in sys.modules])"
+    )
     home = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=home)
     assert done.stdout.strip() == "[]"

@@ -14,13 +14,13 @@ import torch
 from faster_coco_eval import mask as run_lengths
 from PIL import Image
 
-from datamodules.boxes import read_boxes
-from datamodules.instance_masks import masks_of
-from pipelines import panels
+from datamodules.annotations.boxes import read_boxes
+from datamodules.annotations.instance_masks import masks_of
 from pipelines.callbacks import pictures as callback
 from pipelines.callbacks.predictions import PredictionWriter
-from pipelines.detection_figures import detection_figures
-from tasks.detection.metrics import CocoMetrics
+from pipelines.outputs import panels
+from pipelines.outputs.detection_figures import detection_figures
+from tasks.detection.evaluation.metrics import CocoMetrics
 from tests.detection_cases import encode, expected_values, random_case
 
 NAMES = ["cat", "dog"]

@@ -96,8 +96,8 @@ def test_folding_the_regression_into_the_head_changes_nothing(folder):
 
     from datamodules import ClassificationData
     from pipelines.probe import features, fit_head
+    from pipelines.run.tracking import Wandb
     from pipelines.trainer import Trainer
-    from pipelines.wandb_run import Wandb
     from tasks import Classification
 
     write_images(folder, {"train/cat": 8, "val/cat": 3})

@@ -10,8 +10,8 @@ import torch
 from pytorch_lightning.plugins.layer_sync import LayerSync
 
 from pipelines.hardware import AveragedWeights, SyncBatchNorm, resolve_precision
+from pipelines.run.tracking import Wandb
 from pipelines.trainer import Trainer
-from pipelines.wandb_run import Wandb
 from tasks import Classification
 
 QUIET = {"accelerator": "cpu", "devices": 1, "wandb": Wandb(mode="off"), "enable_progress_bar": False}

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch._utils import ExceptionWrapper
 
-from datamodules.images import ImageError, read_image
+from datamodules.decoding.images import ImageError, read_image
 from pipelines import cli
 from pipelines.__main__ import main
 from tests.conftest import in_child, write_images

@@ -16,24 +16,26 @@ import torch
 import yaml
 
 from datamodules import DetectionData, SegmentationData
-from datamodules.augment import Augment, DetectionAugment
-from datamodules.masks import load_mask
-from datamodules.pool import pool_records
-from datamodules.soft_masks import read_soft_mask
+from datamodules.annotations.masks import load_mask
+from datamodules.annotations.soft_masks import read_soft_mask
+from datamodules.transforms.augment import Augment, DetectionAugment
+from datamodules.unlabeled import pool_records
 from pipelines import cli
-from pipelines.noisy_student import boxes, labelling, machine, pixels, selection
+from pipelines.fusion import fused
+from pipelines.noisy_student import labelling, selection
+from pipelines.noisy_student import manifest as machine
 from pipelines.noisy_student.configs import student_config
-from pipelines.noisy_student.kinds import kind_of
+from pipelines.noisy_student.kinds import boxes, pixels
+from pipelines.noisy_student.kinds.protocol import kind_of
 from pipelines.noisy_student.scorers import RECALLS, average_precision, mean_iou
 from pipelines.noisy_student.selection import Selection
 from pipelines.noisy_student.settings import read_settings
-from pipelines.noisy_student.several import fused
-from pipelines.pictures import save_png
-from tasks.detection.matching import match
-from tasks.detection.metrics import COCO_IOUS, CocoMetrics
-from tasks.detection.objects import predicted_objects, true_objects
+from pipelines.outputs.figures import save_png
+from tasks.detection.evaluation.matching import match
+from tasks.detection.evaluation.metrics import COCO_IOUS, CocoMetrics
+from tasks.detection.evaluation.objects import predicted_objects, true_objects
 from tasks.segmentation.metrics import SegmentationMetrics
-from tasks.segmentation.scores import labels_in_original, labels_of
+from tasks.segmentation.postprocess import labels_in_original, labels_of
 from tests.conftest import in_child
 from tests.pipelines.test_noisy_loop import count_opened, digests, loop, stage
 from tests.ranks import in_ranks

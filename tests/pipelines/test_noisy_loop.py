@@ -19,12 +19,14 @@ import yaml
 from datamodules import ClassificationData
 from datamodules.readers.lists import read_paths
 from pipelines import cli
-from pipelines.checkpoint_io import read_checkpoint_config
-from pipelines.errors import UsageError
-from pipelines.noisy_student import images, machine, stages
+from pipelines.config.errors import UsageError
+from pipelines.noisy_student import manifest as machine
+from pipelines.noisy_student import stages
+from pipelines.noisy_student.kinds import images
 from pipelines.noisy_student.loop import with_content
 from pipelines.noisy_student.settings import read_settings
-from pipelines.noisy_student.statistics import estimate
+from pipelines.run.checkpoints import read_checkpoint_config
+from pipelines.statistics import estimate
 from tasks import NoisyStudent
 from tests.conftest import in_child, write_images
 

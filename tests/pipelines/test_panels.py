@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.digits import digit_scene
-from pipelines import panels
+from datamodules.readers.digits import digit_scene
 from pipelines.callbacks import predictions
 from pipelines.callbacks.pictures import original_image
 from pipelines.callbacks.predictions import PredictionWriter, output_names
-from pipelines.pictures import FONT_SIZE, GAP
+from pipelines.outputs import panels
+from pipelines.outputs.figures import FONT_SIZE, GAP
 
 NAMES = ["background", *(str(k) for k in range(10))]
 TOP = GAP + FONT_SIZE + 4  # of the first tile in a panel

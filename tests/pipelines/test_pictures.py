@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import pictures
 from pipelines.callbacks import pictures as callback
-from pipelines.panels import WRONG_COLOR, class_palette, overlay
+from pipelines.outputs import figures as pictures
+from pipelines.outputs.panels import WRONG_COLOR, class_palette, overlay
 
 CAPTIONS = ["plain", "日本語 𝔘 🐜 é", "two\nlines", "a_very_long_name_without_any_space_" * 6, "", "$x_", "tab\tnul\0"]
 
@@ -117,8 +117,8 @@ def test_contact_sheet_of_files_and_arrays(tmp_path: Path) -> None:
 
 
 def test_importing_needs_no_matplotlib() -> None:
-    code = "import sys, pipelines.pictures; sys.exit('matplotlib' in sys.modules or 'torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(pictures.__file__).parents[1]).returncode == 0
+    code = "import sys, pipelines.outputs.figures; sys.exit('matplotlib' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(pictures.__file__).parents[2]).returncode == 0
 
 
 def test_figures_leave_pyplot_alone() -> None:
@@ -127,7 +127,7 @@ def test_figures_leave_pyplot_alone() -> None:
         "pictures.confusion_matrix_figure(np.eye(2, dtype=int), ['a', 'b'])\n"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(pictures.__file__).parents[1]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(pictures.__file__).parents[2]).returncode == 0
 
 
 def test_confusion_matrix_of_pixels_shows_shares() -> None:

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from datamodules import ClassificationData
-from datamodules.pool import pool_records
 from datamodules.readers.lists import read_list
+from datamodules.unlabeled import pool_records
 from pipelines import cli
 from pipelines.noisy_student import labelling
-from pipelines.noisy_student.images import Labels, read_labels, write_labels
+from pipelines.noisy_student.kinds.images import Labels, read_labels, write_labels
 from pipelines.noisy_student.labelling import load_teacher
 from tests.conftest import in_child, write_images
 from tests.ranks import in_ranks

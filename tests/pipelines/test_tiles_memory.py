@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from datamodules.tiles import tile_windows
-from tasks.segmentation.scores import labels_by_tiles
+from datamodules.transforms.tiles import tile_windows
+from tasks.segmentation.postprocess import labels_by_tiles
 
 CLASSES = 5
 TILE = 64

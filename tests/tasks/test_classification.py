@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tasks import Classification
-from tasks.augment import color_jitter, mix, random_erasing
+from tasks.device_augment import color_jitter, mix, random_erasing
 
 
 def task(**arguments) -> Classification:

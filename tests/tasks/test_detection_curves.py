@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from tasks.detection.curves import (
+from tasks.detection.evaluation.curves import (
     ap_dsb,
     best_thresholds,
     confusion_matrix,
@@ -21,9 +21,9 @@ from tasks.detection.curves import (
     f1_over_confidence,
     precision_recall,
 )
-from tasks.detection.matching import Matching, match
-from tasks.detection.metrics import CocoMetrics
-from tasks.detection.objects import Objects, layer_run_lengths, predicted_objects, true_objects
+from tasks.detection.evaluation.matching import Matching, match
+from tasks.detection.evaluation.metrics import CocoMetrics
+from tasks.detection.evaluation.objects import Objects, layer_run_lengths, predicted_objects, true_objects
 from tests.detection_cases import SIDE, expected_values, painted, random_boxes, random_case
 
 CAT, DOG, COW = range(3)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.digits import digit_scene
+from datamodules.readers.digits import digit_scene
 from tasks import Detection
 
 BACKBONES = {

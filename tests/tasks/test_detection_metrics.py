@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from pycocotools import mask as coco_mask
 
-from tasks.detection.curves import Thresholds
-from tasks.detection.metrics import CocoMetrics
-from tasks.detection.objects import layer_run_lengths, mask_run_lengths
+from tasks.detection.evaluation.curves import Thresholds
+from tasks.detection.evaluation.metrics import CocoMetrics
+from tasks.detection.evaluation.objects import layer_run_lengths, mask_run_lengths
 from tests.detection_cases import (
     Case,
     encode,

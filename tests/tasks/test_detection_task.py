@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tasks import Detection
-from tasks.detection.original import boxes_in_original, found_by_tiles
+from tasks.detection.postprocess import boxes_in_original, found_by_tiles
 
 
 def found(boxes, scores=None, labels=None):

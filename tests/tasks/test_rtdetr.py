@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from datamodules.digits import digit_scene
+from datamodules.readers.digits import digit_scene
 from tasks import Detection
 from tasks.detection.detectors.rtdetr import build_rtdetr
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from datamodules.geometry import evaluation_view
-from datamodules.tiles import check_tile, tile_windows
-from tasks.segmentation import scores as module
-from tasks.segmentation.scores import labels_by_tiles, labels_in_original
+from datamodules.transforms.geometry import evaluation_view
+from datamodules.transforms.tiles import check_tile, tile_windows
+from tasks.segmentation import postprocess as module
+from tasks.segmentation.postprocess import labels_by_tiles, labels_in_original
 
 
 def fcn(classes: int = 5) -> nn.Module:

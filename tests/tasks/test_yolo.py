@@ -472,7 +472,7 @@ def test_arguments_that_make_no_sense(arguments: dict[str, Any], message: str) -
 @pytest.mark.slow
 def test_overfits_four_scenes() -> None:
     """AP50 of 1.00 after 150 steps; see the module's head for the time."""
-    from datamodules.digits import digit_scene
+    from datamodules.readers.digits import digit_scene
 
     scenes = [digit_scene(i, 0, "train", 96) for i in range(4)]
     most = max(len(scene["labels"]) for scene in scenes)

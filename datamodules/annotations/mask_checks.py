@@ -1,0 +1,235 @@
+"""What is found out about masks before training: whether they can be read and fit, and how often each class is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from datamodules.annotations.mask_formats import Settled
+from datamodules.annotations.masks import (
+    IGNORE,
+    MAX_CLASSES,
+    Mask,
+    MaskError,
+    MaskFormat,
+    check_size,
+    decode_mask,
+    ranges,
+)
+from datamodules.decoding.images import ImageError, read_image
+from datamodules.decoding.sizes import image_size
+from datamodules.readers import Record
+
+_SHOWN = 10
+
+
+class MaskCheck(NamedTuple):
+    """What is known of a record whose mask was read."""
+
+    counts: npt.NDArray[np.int64]  # (K,) pixels of each class
+    pixels: npt.NDArray[np.int64]  # (K,) for several labels, else (1,): pixels that are not ignored
+    error: Exception | None = None  # MaskError: it does not fit; another: it cannot be read
+
+
+def check_all_masks(
+    records: Sequence[Record], decode: Callable[[Record], Mask], num_classes: int, *, sizes: bool = True
+) -> list[MaskCheck]:
+    """Read all masks, in threads, and count their pixels.
+
+    Args:
+        records: With ``image``, ``path`` and ``mask``.
+        decode: Record -> mask, uint8 (H, W) or (H, W, K).
+        num_classes: K; above the greatest class that ``decode`` gives, 255 apart.
+        sizes: Compare each mask's size with its image's.
+    """
+
+    def check(record: Record) -> MaskCheck:
+        try:
+            mask = decode(record)
+            if sizes and isinstance(record["image"], str):
+                _compare_sizes(record, mask)
+        except (MaskError, ImageError, OSError) as error:
+            return MaskCheck(np.zeros(num_classes, np.int64), np.zeros(1, np.int64), error)
+        if mask.ndim == 3:
+            counts = np.stack([np.bincount(mask[..., k].ravel(), minlength=256) for k in range(num_classes)])
+            return MaskCheck(counts[:, 1].astype(np.int64), counts[:, :2].sum(1).astype(np.int64))
+        count = np.bincount(mask.ravel(), minlength=256).astype(np.int64)
+        return MaskCheck(count[:num_classes], count[:IGNORE].sum(keepdims=True))
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return list(pool.map(check, records))
+
+
+def _compare_sizes(record: Record, mask: Mask) -> None:
+    try:
+        shape = image_size(record["image"])
+        if shape != mask.shape[:2]:  # an orientation behind the pixels of a PNG is seen only by the decoder
+            height, width = read_image(record["image"]).shape[:2]
+            shape = (height, width)
+    except (ImageError, OSError):
+        return  # the check of images speaks of it
+    check_size(record, mask, shape)
+
+
+def report(errors: Sequence[Exception], total: int) -> None:
+    """Raise one error for all masks that do not fit, the first 10 listed, each fix said once.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    if not errors:
+        return
+    shown = "\n".join(f"  {e.what if isinstance(e, MaskError) else e}" for e in errors[:_SHOWN])
+    more = f"\n  ... and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
+    fixes = [e.fix if isinstance(e, MaskError) else "Repair or remove unreadable files." for e in errors]
+    raise ValueError(
+        f"{len(errors)} of {total} masks cannot be used:\n{shown}{more}\n"
+        + "\n".join(dict.fromkeys(f for f in fixes if f))
+    )
+
+
+class Checked(NamedTuple):
+    """Records whose masks can be used."""
+
+    records: list[Record]
+    checks: dict[str, MaskCheck]  # by path, of the masks that were read
+    settled: Settled  # with class names
+    absent: list[str]  # classes without a pixel in the training masks
+    unreadable: list[tuple[str, str]]  # (path, reason) of images left out, their masks being damaged
+
+
+def check_records(records: list[Record], settled: Settled, multi_label: bool, *, every: bool, skip: bool) -> Checked:
+    """Read masks, refuse what does not fit, and number the classes where nothing names them.
+
+    Args:
+        records: With ``image``, ``path``, ``mask`` and ``split``.
+        settled: What the masks mean.
+        multi_label: Several classes a pixel.
+        every: Read all masks; else only those of training, and only if the classes have no names.
+        skip: Leave out damaged files; those that do not fit are refused all the same.
+
+    Raises:
+        ValueError: If masks do not fit or, without ``skip``, cannot be read: the first 10 are listed.
+    """
+    fmt, names = settled.fmt, settled.class_names
+    width = len(names) if names is not None else MAX_CLASSES
+    read = records if every else [r for r in records if names is None and r["split"] == "train"]
+    decode = partial(decode_mask, fmt=fmt, num_classes=width, multi_label=multi_label)
+    checks = {r["path"]: c for r, c in zip(read, check_all_masks(read, decode, width), strict=True)}
+    unreadable = []
+    if skip:
+        damaged = {path: c.error for path, c in checks.items() if c.error and not isinstance(c.error, MaskError)}
+        unreadable = [(path, f"its mask: {error}") for path, error in damaged.items()]
+        records = [r for r in records if r["path"] not in damaged]
+        checks = {path: c for path, c in checks.items() if path not in damaged}
+    report([c.error for c in checks.values() if c.error is not None], len(read))
+    train = [r["path"] for r in records if r["split"] == "train" and r["path"] in checks]
+    if names is None:
+        fmt = number_classes(fmt, checks, [checks[path] for path in train])
+        names = [str(k) for k in range(len({k for _, k in fmt.values} - {IGNORE}))]
+        checks = {path: c._replace(counts=c.counts[: len(names)]) for path, c in checks.items()}
+    absent = []
+    if train:
+        absent = absent_classes([checks[path] for path in train], names, at_least=1 if multi_label else 2, fmt=fmt)
+    return Checked(records, checks, settled._replace(fmt=fmt, class_names=names), absent, unreadable)
+
+
+def two_sizes(records: Sequence[Record]) -> list[str]:
+    """``PATH is W x H`` of the first image and of the first one of another size, if there is one."""
+    sizes: dict[tuple[int, int], str] = {}
+    for record in records:
+        try:
+            height, width = image_size(record["image"])
+        except (ImageError, OSError):
+            continue  # the check of images speaks of it
+        sizes.setdefault((height, width), f"{record['path']} is {width} x {height}")
+        if len(sizes) == 2:
+            break
+    return list(sizes.values())
+
+
+def number_classes(fmt: MaskFormat, checks: Mapping[str, MaskCheck], train: Sequence[MaskCheck]) -> MaskFormat:
+    """The format with as many classes as the training masks have, where nothing names them.
+
+    Args:
+        fmt: Index masks of up to 254 classes.
+        checks: What is known of each image's mask.
+        train: Those of the training masks.
+
+    Raises:
+        ValueError: If there are no training masks, their values have large gaps, as grey levels have, or other masks
+            hold values that those for training have not.
+    """
+    stored = {class_: raw for raw, class_ in fmt.values}
+    if not train:
+        raise ValueError("There are no training masks to find the classes in: set data.class_names.")
+    present = np.flatnonzero(np.sum([c.counts for c in train], axis=0)).tolist()
+    known = present[-1] + 1 if present else 0
+    if 2 * len(present) < known:
+        values = [stored[k] for k in present]
+        example = ", ".join(f"name{i}: {v}" for i, v in enumerate(values[:4])) + (", ..." if len(values) > 4 else "")
+        raise ValueError(
+            f"The training masks hold the values {ranges(values)}, and nothing between. Name the classes and their"
+            f" values, data.class_values: {{{example}}}, or values to leave out in data.ignore_values."
+        )
+    more = [
+        MaskError(
+            f"{path}: value(s) {ranges([stored[known + k] for k in np.flatnonzero(c.counts[known:]).tolist()])}, which"
+            " no training mask holds.",
+            "Name all classes in data.class_names, or add the values to data.ignore_values.",
+        )
+        for path, c in checks.items()
+        if c.counts[known:].any()
+    ]
+    report(more, len(checks))
+    return MaskFormat(fmt.kind, tuple((raw, k) for raw, k in fmt.values if k < known or k == IGNORE))
+
+
+def absent_classes(train: Sequence[MaskCheck], names: Sequence[str], *, at_least: int, fmt: MaskFormat) -> list[str]:
+    """Classes without a pixel in the training masks.
+
+    Args:
+        train: Those of the training masks.
+        names: The K classes.
+        at_least: Classes that must be there, so that something can be learned.
+        fmt: How the masks were read, for the message.
+
+    Raises:
+        ValueError: If fewer are there.
+    """
+    present = np.sum([c.counts for c in train], axis=0) > 0
+    if present.sum() < at_least:
+        held = f" but '{names[int(present.argmax())]}'" if present.any() else ""
+        raise ValueError(
+            f"The {len(train)} training masks hold no class{held} (read as data.mask_format: {fmt.kind}, ignored pixels"
+            " apart), so that nothing can be learned. Check data.mask_format, data.class_values and"
+            " data.ignore_values; masks of 0 and 255 are data.mask_format: binary."
+        )
+    return [name for name, there in zip(names, present, strict=True) if not there]
+
+
+def median_frequency(checks: Sequence[MaskCheck]) -> npt.NDArray[np.float64]:
+    """A weight for each class: the median of the classes' frequencies over the class's own.
+
+    A class's frequency is its part of the pixels of those images that hold it (Eigen and Fergus 2015, section 6.3.2,
+    https://arxiv.org/abs/1411.4734; also used for SegNet). Ignored pixels do not count. 1 for absent classes.
+
+    Args:
+        checks: Those of the training masks, of one class a pixel.
+
+    Returns:
+        float64 (K,), above 0.
+    """
+    counts = np.stack([c.counts for c in checks]).astype(np.float64)
+    pixels = np.stack([c.pixels for c in checks]).astype(np.float64)
+    own, around = counts.sum(0), ((counts > 0) * pixels).sum(0)
+    frequency = own / np.maximum(around, 1)
+    there = own > 0
+    weights = np.ones(counts.shape[1])
+    weights[there] = np.median(frequency[there]) / frequency[there]
+    return weights

@@ -1,0 +1,1 @@
+"""What tasks and datamodules share; it imports nothing else of ours."""

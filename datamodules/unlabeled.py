@@ -1,0 +1,197 @@
+"""Unlabelled images for the online teachers: a folder, a list, or training images whose labels are hidden."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodules.base import Cache, DataModule
+from datamodules.decoding.images import find_images
+from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, read_record
+from datamodules.readers import Listing
+from datamodules.readers.lists import read_paths
+from datamodules.segmentation import SegmentationData
+from datamodules.transforms.augment import Augment
+from datamodules.transforms.pipeline import Transform
+from datamodules.transforms.views import TwoViews, check_still, collate_views, image_only, randomised, still
+
+
+class UnlabeledImages(DataModule):
+    """The unlabelled half of `SemiSupervised` for online teachers; its settings are the labelled datamodule's.
+
+    A batch has ``image``, the strong view, and ``weak_image`` of the same type and shape; there are no labels in it.
+    Where masks are learnt, ``mask`` is 0 on the picture and 255 on the canvas around it.
+
+    Whole images: each view is made from the original by keys of its own. Where masks or boxes are learnt, labels found
+    on the weak view must lie right on the strong one: that is the weak view with noise that moves no pixel.
+    """
+
+    def __init__(self, labeled: DataModule, source: str | None, strong: Augment | None, ratio: int) -> None:
+        super().__init__(
+            batch_size=ratio * labeled.batch_size,
+            eval_batch_size=None,
+            num_workers=labeled.num_workers,
+            cache="decoded" if labeled.cache == "decoded" else "none",
+            cache_dir=labeled.cache_dir if labeled.cache == "decoded" else None,
+            on_corrupt=labeled.on_corrupt,
+            seed=None,
+        )
+        self.labeled, self.source, self.ratio = labeled, source, ratio
+        self._strong = strong
+        self.hidden: list[Record] = []  # training images whose labels are not to be seen
+
+    @property
+    def augment(self) -> Augment:
+        """That of the weak view."""
+        return self.labeled.augment
+
+    def list_records(self) -> Listing:
+        """The images of the pool, all for training.
+
+        Raises:
+            FileNotFoundError: If there is no pool, or an image of its list is missing.
+            ValueError: If it is smaller than a step's share.
+        """
+        records = [*self.hidden, *([] if self.source is None else pool_records(self.source))]
+        world_size = self._rank()[1]
+        if len(records) < self.batch_size * world_size:
+            raise ValueError(
+                f"There are {len(records)} unlabelled images, but a step takes data.ratio x batch_size x devices ="
+                f" {self.ratio} x {self.labeled.batch_size} x {world_size} of them. Lower data.ratio or"
+                " data.labeled.batch_size."
+            )
+        return Listing([{**record, "split": "train"} for record in records], list(self.labeled.class_names or ()))
+
+    def make_reader(self) -> Callable[[Record], Record]:
+        """Decodes an image, and nothing else."""
+        labeled: Any = self.labeled
+        read = partial(read_record, channels=labeled.in_chans, dtype=labeled.dtype)
+        return partial(image_only, read=read, draw=labeled.make_reader())
+
+    def make_transform(self, *, train: bool) -> Transform:
+        """That of the weak view."""
+        return self.labeled.make_transform(train=train)
+
+    def strong_transform(self) -> Transform:
+        """That of the strong view, which follows the weak one's where masks or boxes are learnt.
+
+        Raises:
+            ValueError: If it moves pixels where it must not, or its settings do not go together.
+        """
+        weak, channels = self.make_transform(train=True), int(self.labeled.in_chans)  # type: ignore[attr-defined]
+        augment = self._strong or (still(channels) if weak.dense else randomised(self.augment))
+        if weak.dense:
+            check_still(augment)
+        else:
+            augment.crop_for(self.canvas())
+        transform = copy.copy(weak)
+        transform.augment = augment
+        return transform
+
+    def make_dataset(self, split: str, read: Callable[[Record], Record], *, train: bool) -> RecordDataset:
+        """Both views of each image."""
+        return TwoViews(
+            self.records[split],
+            read,
+            self.make_transform(train=True),
+            self.strong_transform(),
+            shows=isinstance(self.labeled, SegmentationData),
+            seed=self.run_seed(),
+            stream=split,
+        )
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find and check the images, and the settings of both views; a second call does nothing.
+
+        Raises:
+            ValueError: If an image cannot be read, or a setting cannot work.
+        """
+        if getattr(self.augment, "canvas_sizes", None):
+            raise ValueError(
+                f"data.labeled.augment.canvas_sizes is {self.augment.canvas_sizes}, but unlabelled images"  # type: ignore[attr-defined]
+                " come on data.image_size alone, and both go through the network together: leave it out."
+            )
+        self.strong_transform()
+        super().setup(stage)
+
+    def train_dataloader(self) -> TrainLoader | TensorLoader:
+        """Batches of both views, of this rank."""
+        loader: TrainLoader | TensorLoader = super().train_dataloader()
+        loader.collate_fn = collate_views  # type: ignore[union-attr]
+        return loader
+
+    def canvas(self) -> tuple[int, int]:
+        """Height and width of a batch."""
+        return self.labeled.canvas()
+
+    def spec(self) -> dict[str, Any]:
+        """The labelled datamodule's."""
+        return self.labeled.spec()
+
+    def _resolve_cache(self) -> Cache:
+        return self.cache
+
+
+def pool_records(source: str | Path) -> list[Record]:
+    """The images of a pool: a folder with its sub-folders, an image, a video, or a ``.csv`` or ``.parquet`` list.
+
+    Raises:
+        FileNotFoundError: If there is no such thing.
+        ValueError: If it holds no images.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"The pool '{source}' does not exist (looked in {Path.cwd()}). Give a folder of images, or a .csv or"
+            " .parquet list with a column 'path'."
+        )
+    if path.suffix in (".csv", ".parquet"):
+        return read_paths(path)
+    return [{"image": file, "path": file} for file in find_images(path)]
+
+
+def hide_labels(
+    records: list[Record], class_names: list[str], seed: int, *, per_class: int | None, images: int | None
+) -> tuple[list[Record], list[Record]]:
+    """Training images that keep their labels, and the others; the draw of the loop (``pipelines.noisy_student``).
+
+    Args:
+        records: The training images.
+        class_names: For messages.
+        seed: The run's.
+        per_class: Images of each class that keep their one label, or
+        images: images that keep their annotations, whatever these are.
+
+    Raises:
+        ValueError: If there are too few images, or they have no class.
+    """
+    order = np.random.default_rng([seed, 1]).permutation(len(records)).tolist()
+    if images is not None:
+        if images >= len(records):
+            raise ValueError(
+                f"labeled_images is {images}, but there are {len(records)} training images: none would be without"
+                " labels. Give fewer."
+            )
+        seen = set(order[:images])
+    else:
+        members: dict[int, list[int]] = defaultdict(list)
+        for i in order:
+            if not isinstance(label := records[i].get("label"), int):
+                raise ValueError(
+                    f"labels_per_class is {per_class}, but the images have not one class each: give"
+                    " labeled_images, the number of images that keep their annotations."
+                )
+            members[label].append(i)
+        for k, those in members.items():
+            if len(those) < int(per_class or 0):
+                raise ValueError(
+                    f"labels_per_class is {per_class}, but class '{class_names[k]}' has {len(those)} training images."
+                )
+        seen = {i for those in members.values() for i in those[:per_class]}
+    return [r for i, r in enumerate(records) if i in seen], [r for i, r in enumerate(records) if i not in seen]

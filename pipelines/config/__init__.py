@@ -1,0 +1,1 @@
+"""Reading configs, and saying in one sentence what is wrong with them."""

@@ -1,0 +1,1 @@
+"""What differs between pseudo-labels of images, boxes and pixels."""

@@ -1,0 +1,1 @@
+"""Pictures, figures and prediction files; nothing here knows of a Trainer."""

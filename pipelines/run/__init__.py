@@ -1,0 +1,1 @@
+"""A run directory: its configs, checkpoints, metrics file and trackers."""

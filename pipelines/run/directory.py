@@ -1,0 +1,236 @@
+"""The run directory: ``<runs_dir>/<name>/<version>/`` and the plain files in it."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import json
+import math
+import platform
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+
+from pipelines.run.checkpoints import newest_good_checkpoint
+
+PACKAGES = [
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "timm",
+    "albumentations",
+    "segmentation-models-pytorch",
+    "torchmetrics",
+]
+PACKAGES += ["wandb", "numpy", "opencv-python-headless", "simplejpeg"]
+#: Arguments of one command, not of the run; a saved config is the same for all commands.
+COMMAND_KEYS = (
+    "ckpt_path",
+    "resume",
+    "source",
+    "output",
+    "weights_only",
+    "verbose",
+    "return_predictions",
+    "C",
+    "config",
+)
+
+
+def runs_of(root: str | Path, name: str) -> list[Path]:
+    """The run directories of a name, oldest first."""
+    folder = Path(root) / name
+    if not folder.is_dir():
+        return []
+    return sorted((d for d in folder.iterdir() if d.is_dir() and d.name.isdigit()), key=lambda d: int(d.name))
+
+
+def new_run(root: str | Path, name: str) -> Path:
+    """Make the next version's directory; two runs that start together get two.
+
+    Raises:
+        OSError: If the directory cannot be written, naming it.
+    """
+    existing = runs_of(root, name)
+    version = int(existing[-1].name) + 1 if existing else 0
+    while True:
+        path = Path(root) / name / str(version)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            version += 1
+        except OSError as error:
+            raise OSError(
+                f"Cannot make the run directory {path}: {error}. Set --runs_dir to a writable place."
+            ) from None
+        else:
+            return path
+
+
+def run_of_checkpoint(path: str | Path) -> Path | None:
+    """The run directory that a checkpoint lies in, or None for one that was copied elsewhere.
+
+    A stage of noisy student has its checkpoint beside the run that it comes from.
+    """
+    folder = Path(path).resolve().parent
+    if (folder.parent / "config.yaml").exists():
+        return folder.parent
+    is_stage = (folder / "config.yaml").exists()
+    return next(reversed(runs_of(folder.parent, folder.name)), None) if is_stage else None
+
+
+def find_checkpoint(root: str | Path, name: str, which: str | None) -> Path:
+    """A file; or ``best`` (the default) or ``last`` of the newest run of a name that has it.
+
+    Raises:
+        FileNotFoundError: If there is none; weights that were never trained are not evaluated.
+    """
+    which = which or "best"
+    if which not in ("best", "last"):
+        if not Path(which).is_file():
+            raise FileNotFoundError(f"--ckpt_path {which} does not exist. Give a file, 'best' or 'last'.")
+        return Path(which)
+    for run in reversed(runs_of(root, name)):
+        path = run / "checkpoints" / f"{which}.ckpt"
+        if path.exists():
+            return path
+    raise FileNotFoundError(
+        f"--ckpt_path {which}: no run named '{name}' in {Path(root).absolute()} has such a checkpoint. Run `fit` first,"
+        " or give --ckpt_path FILE (--name and --runs_dir if the run is elsewhere)."
+    )
+
+
+def find_resume(root: str | Path, name: str, resume: str | None) -> tuple[Path | None, Path | None]:
+    """The run that is to be continued, and its newest good checkpoint; None where a new one is to be started.
+
+    Args:
+        root: Folder of all runs.
+        name: Of the run.
+        resume: ``--resume``: ``auto``, a run directory, or None.
+
+    Raises:
+        FileNotFoundError: If a directory is given that has no readable checkpoint.
+    """
+    if resume is None:
+        return None, None
+    if resume == "auto":
+        # Only the newest: an older run of the name is another, finished training.
+        for run in runs_of(root, name)[-1:]:
+            checkpoint = newest_good_checkpoint(run / "checkpoints")
+            if checkpoint is not None:
+                return run, checkpoint
+        why = "has no checkpoint" if runs_of(root, name) else "is not there"
+        rank_zero_info(f"--resume auto: the newest run of '{name}' {why}; starting a new one.")
+        return None, None
+    run = Path(resume)
+    checkpoint = newest_good_checkpoint(run / "checkpoints") if run.is_dir() else None
+    if checkpoint is None:
+        raise FileNotFoundError(f"--resume {resume}: there is no run directory with a readable checkpoint there.")
+    return run, checkpoint
+
+
+def write_config(directory: Path, config: dict[str, Any]) -> Path:
+    """Write ``config.yaml``; where a different one is there (a resumed run), ``config.1.yaml`` and so on."""
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    number = 0
+    while True:
+        path = directory / ("config.yaml" if number == 0 else f"config.{number}.yaml")
+        if not path.exists():
+            path.write_text(text, encoding="utf-8")
+            return path
+        newer = directory / f"config.{number + 1}.yaml"
+        if path.read_text(encoding="utf-8") == text and not newer.exists():
+            return path
+        number += 1
+
+
+def write_environment(directory: Path) -> None:
+    """Record package versions, git revision, machine and command, one JSON a sitting (appended to a list)."""
+    path = directory / "environment.json"
+    sittings = json.loads(path.read_text()) if path.exists() else []
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    sittings.append(
+        {
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "git": _git_revision(),
+            "packages": versions,
+        }
+    )
+    path.write_text(json.dumps(sittings, indent=2))
+
+
+def _git_revision() -> str | None:
+    """Revision of the checkout that this code runs from, with ``-dirty`` where it has changes; None outside git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """Write metrics as JSON; NaN, which JSON lacks, becomes null."""
+    path.write_text(json.dumps(_plain(metrics), indent=2) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def run_config(config: dict[str, Any], resolved_model: dict[str, Any], resolved_data: dict[str, Any]) -> dict[str, Any]:
+    """The config as resolved: without the arguments of one command, with the values that came from the data."""
+    config = {k: v for k, v in config.items() if k not in COMMAND_KEYS}
+    for part, resolved in (("model", resolved_model), ("data", resolved_data)):
+        if isinstance(config.get(part), dict):
+            init_args = {**config[part].get("init_args", {})}
+            init_args.update({k: v for k, v in resolved.items() if k in init_args})
+            config[part] = {**config[part], "init_args": init_args}
+    return config
+
+
+def checkpoint_config(config: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint carries: model, data, name, seed and precision, but not how many devices trained it."""
+    kept: dict[str, Any] = {k: config[k] for k in ("name", "seed_everything", "model", "data") if k in config}
+    model = kept.get("model")
+    if model:
+        # The weights are in the checkpoint: the weights file that training started from is not needed to use it.
+        kept["model"] = {**model, "init_args": {**model.get("init_args", {}), "pretrained": False}}
+    precision = config.get("trainer", {}).get("precision")
+    return {**kept, "trainer": {"precision": precision}} if precision else kept
+
+
+def wandb_id(directory: Path) -> str:
+    """The W&B run id of a run directory; a resumed run keeps it."""
+    path = directory / "wandb_id.txt"
+    if not path.exists():
+        path.write_text(secrets.token_hex(4))
+    return path.read_text().strip()
+
+
+def write_data_files(directory: Path, datamodule: Any) -> None:
+    """``split.json``: which image is in which split; ``skipped.csv``: which files could not be read."""
+    records = getattr(datamodule, "records", None)
+    if records:
+        split = {name: [r["path"] for r in rows] for name, rows in records.items()}
+        (directory / "split.json").write_text(json.dumps(split, ensure_ascii=False), encoding="utf-8")
+    skipped = getattr(datamodule, "skipped", None)
+    if skipped:
+        rank_zero_warn(f"{len(skipped)} unreadable image(s) left out; they are listed in {directory / 'skipped.csv'}.")
+        with open(directory / "skipped.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("path", "reason"), *skipped])

@@ -1,0 +1,152 @@
+"""``metrics.csv`` in the run directory; Weights & Biases lives in ``pipelines.run.tracking``, and is offered here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from pipelines.run.tracking import log_image, log_table, masked, wandb_logger
+
+__all__ = ["MetricsCSV", "log_image", "log_table", "masked", "wandb_logger"]
+
+
+def _plain(value: Any) -> float | int | str:
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, int | str) else float(value)
+
+
+class MetricsCSV(Logger):
+    """Writes ``<directory>/metrics.csv``: one row per step, each call on disk before it returns.
+
+    Lightning's CSVLogger deletes an existing file when it starts again in the same directory, and writes the values of
+    training and of validation at one step into two rows. Here a continued run appends, values of one step share one
+    row, and steps strictly increase. Columns are ``step``, ``epoch`` if there is one, and the others by first
+    appearance; numbers are written so that reading gives the same bits. A row cut short by a kill is dropped.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        super().__init__()
+        self.path = Path(directory) / "metrics.csv"
+        self._columns: list[str] = []
+        self._last: dict[str, str] = {}  # the last row
+        self._start = 0  # offset in bytes of the last row
+        self._loaded = False
+
+    @property
+    def name(self) -> str:
+        """Empty: the directory is the run's."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty: the directory is the run's."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run directory."""
+        return str(self.path.parent)
+
+    @property
+    def log_dir(self) -> str:
+        """The run directory."""
+        return str(self.path.parent)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the run directory has the configuration in ``config.yaml``."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Write one row, or add to the row of that step.
+
+        Args:
+            metrics: Numbers, or tensors of one element.
+            step: Optimiser step; by default the one after the last.
+        """
+        self._load()
+        last = int(self._last["step"]) if self._last else -1
+        step = last + 1 if step is None else max(0, int(step))
+        values = {key: str(_plain(value)) for key, value in metrics.items() if key != "step"}
+        columns = self._ordered([*self._columns, *values])
+        if columns != self._columns or step < last:
+            self._rewrite({step: values}, columns)
+        else:
+            if step > last:
+                self._start, self._last = self.path.stat().st_size, {"step": str(step)}
+            self._last |= values
+            with open(self.path, "r+b", buffering=0) as file:
+                file.seek(self._start)
+                file.write(self._line([self._last.get(column, "") for column in self._columns]))
+                file.truncate()
+
+    @rank_zero_only
+    def resume(self, step: int) -> None:
+        """Cut the rows that an earlier sitting wrote after the checkpoint from which the run goes on.
+
+        Args:
+            step: The last step that the restored state has logged; rows with a greater one are removed.
+        """
+        self._load()
+        if self._last and int(self._last["step"]) > step:
+            self._rewrite({}, self._columns, last_step=step)
+
+    @staticmethod
+    def _ordered(columns: Sequence[str]) -> list[str]:
+        first = [column for column in ("step", "epoch") if column == "step" or column in columns]
+        return list(dict.fromkeys([*first, *columns]))
+
+    @staticmethod
+    def _line(fields: Sequence[str]) -> bytes:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(fields)
+        return text.getvalue().encode()
+
+    def _rows(self) -> dict[int, dict[str, str]]:
+        """Read all complete rows by their step."""
+        rows: dict[int, dict[str, str]] = {}
+        if not self.path.exists():
+            return rows
+        text = self.path.read_bytes().rpartition(b"\n")[0].decode(errors="replace")
+        reader = csv.reader(io.StringIO(text))
+        columns = next(reader, [])
+        for fields in reader:
+            row = {column: field for column, field in zip(columns, fields, strict=False) if field}
+            if len(fields) == len(columns) and row.get("step", "").isdigit():
+                rows.setdefault(int(row["step"]), {}).update(row)
+        self._columns = columns if "step" in columns else []
+        return rows if self._columns else {}
+
+    def _load(self) -> None:
+        """Take an earlier sitting's file over; one cut short, or with rows out of order, is written anew."""
+        if self._loaded:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = self._rows()
+        if self._columns:
+            self._write(rows, self._ordered(self._columns))
+        self._loaded = True
+
+    def _rewrite(self, extra: dict[int, dict[str, str]], columns: list[str], last_step: int | None = None) -> None:
+        rows = self._rows()
+        for step, values in extra.items():
+            rows.setdefault(step, {}).update(values)
+        self._write({s: row for s, row in rows.items() if last_step is None or s <= last_step}, columns)
+
+    def _write(self, rows: dict[int, dict[str, str]], columns: list[str]) -> None:
+        lines = [self._line(columns)]
+        self._columns, self._last, self._start = columns, {}, 0
+        for step, row in sorted(rows.items()):
+            self._last = {**row, "step": str(step)}
+            self._start = sum(map(len, lines)) if step == max(rows) else 0
+            lines.append(self._line([self._last.get(column, "") for column in columns]))
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary.write_bytes(b"".join(lines))
+        os.replace(temporary, self.path)
