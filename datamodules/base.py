@@ -40,6 +40,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from datamodules.cache import DecodedCache, readable_images
+from datamodules.common.errors import UserError
 from datamodules.decoding.images import find_images
 from datamodules.decoding.video import is_frame
 from datamodules.loaders import (
@@ -83,11 +84,11 @@ class DataModule(LightningDataModule, ABC):
         super().__init__()
         for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value is not None and value < 1:
-                raise ValueError(f"data.{key} is {value}; it must be at least 1.")
+                raise UserError(f"data.{key} is {value}; it must be at least 1.")
         if num_workers is not None and num_workers < 0:
-            raise ValueError(f"data.num_workers is {num_workers}; it must be 0 (load in the training process) or more.")
+            raise UserError(f"data.num_workers is {num_workers}; it must be 0 (load in the training process) or more.")
         if cache_dir is not None and cache in ("none", "tensor"):
-            raise ValueError(f"data.cache_dir is set, but data.cache is '{cache}', which keeps nothing on the disk.")
+            raise UserError(f"data.cache_dir is set, but data.cache is '{cache}', which keeps nothing on the disk.")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
@@ -153,8 +154,8 @@ class DataModule(LightningDataModule, ABC):
         """Read and check the data; a second call does nothing.
 
         Raises:
-            FileNotFoundError: If the data is not where the config says.
-            ValueError: If the data is not usable, naming the file or the setting.
+            UserError: If the data is not where the config says.
+            UserError: If the data is not usable, naming the file or the setting.
         """
         self.evaluates = stage in ("validate", "test", "predict")
         if self.predict_source is not None:
@@ -175,7 +176,7 @@ class DataModule(LightningDataModule, ABC):
         records = self.check_annotations(records)
         self.records = {s: [r for r in records if r["split"] == s] for s in ("train", "val", "test")}
         if not self.records["train"] and stage in ("fit", "probe"):
-            raise ValueError("The training split holds no images.")
+            raise UserError("The training split holds no images.")
         if stage == "fit":
             self._train_sampler()  # a set that is smaller than one global batch is refused here, not an hour later
             self._resolve_cache()  # and so are settings that do not go together
@@ -233,7 +234,7 @@ class DataModule(LightningDataModule, ABC):
         """Every test image once, over all ranks.
 
         Raises:
-            ValueError: If there is no test split.
+            UserError: If there is no test split.
         """
         self._require("test")
         return self._eval_loader("test")
@@ -253,7 +254,7 @@ class DataModule(LightningDataModule, ABC):
     def _require(self, split: str) -> None:
         if not self.records[split]:
             have = ", ".join(f"{name} ({len(records)} images)" for name, records in self.records.items() if records)
-            raise ValueError(
+            raise UserError(
                 f"The data has no {split} split; it has {have}. Add one, or set data.{split}_fraction before training."
             )
 
@@ -330,11 +331,11 @@ class DataModule(LightningDataModule, ABC):
         """``auto``: ``tensor`` for few and small images whose augmentation has a batched form, else ``none``."""
         dense = any("mask" in r or "boxes" in r for r in self.records["train"][:1])
         if self.cache == "tensor" and dense:
-            raise ValueError("data.cache is 'tensor', which is for whole images only: use data.cache: decoded or none.")
+            raise UserError("data.cache is 'tensor', which is for whole images only: use data.cache: decoded or none.")
         batched = batch_transform(self.augment, self.canvas()) is not None and not dense
         if self.cache == "tensor" and not batched:
             preset = "transforms" if self.augment.transforms is not None else f"preset: {self.augment.preset}"
-            raise ValueError(
+            raise UserError(
                 f"data.cache is 'tensor', but augment.{preset} (or its crop) has no form for whole batches. Use"
                 " augment.preset: none, or light with augment.crop: pad; or data.cache: decoded."
             )

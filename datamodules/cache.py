@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.common.errors import UserError
 from datamodules.decoding.images import ImageError, check_image, read_image
 from datamodules.decoding.video import is_frame
 
@@ -57,12 +58,12 @@ def readable_images(records: Sequence[Record], on_corrupt: str) -> tuple[list[Re
         on_corrupt: ``skip`` decodes each image, and leaves out what fails; ``error`` looks at the headers.
 
     Raises:
-        ValueError: If there are others, and they are not to be skipped; up to 10 are named.
+        UserError: If there are others, and they are not to be skipped; up to 10 are named.
     """
     skipped = check_images(records, full=on_corrupt == "skip")
     if skipped and on_corrupt == "error":
         shown = "\n".join(f"  {path}: {reason}" for path, reason in skipped[:10])
-        raise ValueError(
+        raise UserError(
             f"{len(skipped)} image file(s) cannot be read:\n{shown}\n"
             "Repair or remove them, or set data.on_corrupt: skip to go on without them."
         )
@@ -105,7 +106,7 @@ class DecodedCache:
             directory: Where to keep it; the system's folder for temporary files by default.
 
         Raises:
-            OSError: If the disk has too little room, with what is needed and what is free.
+            UserError: If the disk has too little room, with what is needed and what is free.
         """
         folder = Path(directory) if directory else Path(tempfile.gettempdir()) / "pipelines-cache"
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +125,7 @@ class DecodedCache:
             needed *= len(records)
             free = shutil.disk_usage(folder).free
             if needed > 0.9 * free:
-                raise OSError(
+                raise UserError(
                     f"data.cache: decoded needs about {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are"
                     " free. Set data.cache_dir to a larger disk, or data.cache: none."
                 )

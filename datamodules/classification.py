@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.base import Cache, DataModule
+from datamodules.common.errors import UserError
 from datamodules.loaders import Record, read_record
 from datamodules.readers import Listing
 from datamodules.readers.arrays import read_arrays
@@ -93,18 +94,18 @@ class ClassificationData(DataModule):
         )
         for key, part in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 <= part < 1:
-                raise ValueError(f"data.{key} is {part}; it is a part of the images, at least 0 and below 1.")
+                raise UserError(f"data.{key} is {part}; it is a part of the images, at least 0 and below 1.")
         if crop_pct is not None and not 0 < crop_pct <= 1:
-            raise ValueError(f"data.crop_pct is {crop_pct}; it must be above 0 and at most 1.")
+            raise UserError(f"data.crop_pct is {crop_pct}; it must be above 0 and at most 1.")
         if crop_pct is not None and resize != "crop":
-            raise ValueError(
+            raise UserError(
                 f"data.crop_pct is {crop_pct}, but data.resize is '{resize}': only crop has it; leave it out."
             )
         is_list = source.endswith((".csv", ".parquet"))
         if columns is not None and not is_list:
-            raise ValueError(f"data.columns is set, but data.source is '{source}', not a .csv or .parquet list.")
+            raise UserError(f"data.columns is set, but data.source is '{source}', not a .csv or .parquet list.")
         if image_root is not None and not is_list and not source.startswith("torchvision:"):
-            raise ValueError(f"data.image_root is set, but data.source is '{source}', which needs none.")
+            raise UserError(f"data.image_root is set, but data.source is '{source}', which needs none.")
         self.source = source
         self.image_root = image_root
         self.columns = columns
@@ -142,7 +143,7 @@ class ClassificationData(DataModule):
             return read_torchvision(source.removeprefix("torchvision:"), self.image_root or "data")
         path = Path(source)
         if not path.exists():
-            raise FileNotFoundError(
+            raise UserError(
                 f"data.source '{source}' does not exist (looked in {Path.cwd()}). Put or link the images there, or set"
                 " --data.source to a folder of class folders, a .csv or .parquet list, or a .npz file."
             )
@@ -152,7 +153,7 @@ class ClassificationData(DataModule):
             return read_list(path, self.image_root, self.columns)
         if path.suffix == ".npz":
             return read_arrays(path)
-        raise ValueError(f"data.source '{source}' is neither a folder nor a .csv, .parquet or .npz file.")
+        raise UserError(f"data.source '{source}' is neither a folder nor a .csv, .parquet or .npz file.")
 
     def make_reader(self) -> Callable[[Record], Record]:
         """Decodes one image; label and weight go along."""
@@ -228,7 +229,7 @@ class ClassificationData(DataModule):
 def _keep_classes(listing: Listing, names: list[str]) -> Listing:
     unknown = [n for n in names if n not in listing.class_names]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"data.class_names lists {unknown}, which the data does not have; it has {listing.class_names}."
         )
     if names == listing.class_names:

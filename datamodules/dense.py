@@ -6,6 +6,7 @@ from typing import Literal
 
 from datamodules.annotations.mask_checks import two_sizes
 from datamodules.base import Cache, DataModule
+from datamodules.common.errors import UserError
 from datamodules.readers import Record
 from datamodules.splits import hold_out
 from datamodules.transforms.tiles import check_tile
@@ -43,34 +44,34 @@ class DenseData(DataModule):
     def _check_common(self) -> None:
         for key in ("val_fraction", "test_fraction"):
             if not 0 <= getattr(self, key) < 1:
-                raise ValueError(
+                raise UserError(
                     f"data.{key} is {getattr(self, key)}; it is a part of the images, at least 0 and below 1."
                 )
         if self.image_size is not None and min(self.canvas()) < 1:
-            raise ValueError(f"data.image_size is {self.image_size}; height and width are at least 1 pixel.")
+            raise UserError(f"data.image_size is {self.image_size}; height and width are at least 1 pixel.")
         if self.source == "digits":
             if self.cache == "decoded":
-                raise ValueError("data.cache is 'decoded', but the digit scenes are drawn, not decoded: leave it out.")
+                raise UserError("data.cache is 'decoded', but the digit scenes are drawn, not decoded: leave it out.")
             if len(set(self.canvas())) > 1:
-                raise ValueError(f"data.image_size is {self.image_size}; digit scenes are square: give one number.")
+                raise UserError(f"data.image_size is {self.image_size}; digit scenes are square: give one number.")
         elif self.num_scenes is not None:
-            raise ValueError(f"data.num_scenes is set, but data.source is '{self.source}', not 'digits'.")
+            raise UserError(f"data.num_scenes is set, but data.source is '{self.source}', not 'digits'.")
         for split, number in (self.num_scenes or {}).items():
             if split not in NUM_SCENES or number < (1 if split == "train" else 0):
-                raise ValueError(
+                raise UserError(
                     f"data.num_scenes has '{split}: {number}'; it takes train (1 or more), val and test (0 or more)."
                 )
         if self.cache == "tensor":
-            raise ValueError("data.cache is 'tensor', which is for whole images only: use data.cache: decoded or none.")
+            raise UserError("data.cache is 'tensor', which is for whole images only: use data.cache: decoded or none.")
         if self.tile is None:
             if self.tile_overlap != 0.25:
-                raise ValueError(f"data.tile_overlap is {self.tile_overlap}, but data.tile is not set.")
+                raise UserError(f"data.tile_overlap is {self.tile_overlap}, but data.tile is not set.")
             return
         check_tile(self.tile, self.tile_overlap)
         if self.resize != "native":
-            raise ValueError(f"data.tile is set, but data.resize is '{self.resize}': tiles need data.resize: native.")
+            raise UserError(f"data.tile is set, but data.resize is '{self.resize}': tiles need data.resize: native.")
         if self._asked_eval_batch not in (None, 1):
-            raise ValueError(
+            raise UserError(
                 f"data.eval_batch_size is {self._asked_eval_batch}, but with data.tile one picture is evaluated at a"
                 " time: leave it out."
             )
@@ -95,7 +96,7 @@ class DenseData(DataModule):
         if len(sizes) < 2:
             return
         if self._asked_eval_batch not in (None, 1) and self.predict_source is None:
-            raise ValueError(
+            raise UserError(
                 f"data.eval_batch_size is {self._asked_eval_batch}, but data.resize is 'native' and pictures differ in"
                 f" size: {' and '.join(sizes)} (width x height). Leave it out (1 is taken), or set data.resize:"
                 " letterbox."

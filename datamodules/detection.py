@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from datamodules.annotations.boxes import Format, Policy, check_boxes, find_format, read_boxes
 from datamodules.annotations.objects import read_objects, repeat_factors, require_masks, select_classes
 from datamodules.base import Cache
+from datamodules.common.errors import UserError
 from datamodules.decoding.sizes import check_sizes
 from datamodules.dense import DenseData
 from datamodules.loaders import RecordDataset
@@ -153,31 +154,31 @@ class DetectionData(DenseData):
 
     def _check_arguments(self) -> None:
         if self.class_names is not None and len(set(self.class_names)) < max(1, len(self.class_names)):
-            raise ValueError(f"data.class_names is {self.class_names}; name each class once, and at least one.")
+            raise UserError(f"data.class_names is {self.class_names}; name each class once, and at least one.")
         if self.class_ids is not None and len(self.class_ids) != len(self.class_names or self.class_ids):
-            raise ValueError(
+            raise UserError(
                 f"data.class_ids has {len(self.class_ids)} numbers, data.class_names {len(self.class_names or ())}"
                 " names; each class has one number."
             )
         if self.source == "digits":
             for key in ("format", "image_root", "class_ids"):
                 if getattr(self, key) is not None:
-                    raise ValueError(f"data.{key} is set, but data.source is 'digits', which needs none.")
+                    raise UserError(f"data.{key} is set, but data.source is 'digits', which needs none.")
             if self.class_names not in (None, DIGIT_CLASSES):
-                raise ValueError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
+                raise UserError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
         elif self.scene_digits is not None:
-            raise ValueError(f"data.scene_digits is set, but data.source is '{self.source}', not 'digits'.")
+            raise UserError(f"data.scene_digits is set, but data.source is '{self.source}', not 'digits'.")
         if self.scene_digits is not None and self.scene_digits < 1:
-            raise ValueError(f"data.scene_digits is {self.scene_digits}; a scene has at least 1 digit.")
+            raise UserError(f"data.scene_digits is {self.scene_digits}; a scene has at least 1 digit.")
         if not 0 < self.repeat_threshold <= 1:
-            raise ValueError(f"data.repeat_threshold is {self.repeat_threshold}; it is a part of the images, 0 to 1.")
+            raise UserError(f"data.repeat_threshold is {self.repeat_threshold}; it is a part of the images, 0 to 1.")
         if self.repeat_threshold != 0.1 and self.balance != "sampler":
-            raise ValueError(
+            raise UserError(
                 f"data.repeat_threshold is {self.repeat_threshold}, but data.balance is '{self.balance}': set"
                 " data.balance: sampler, or leave it out."
             )
         if self._augment.copy_paste and not self.masks:
-            raise ValueError(
+            raise UserError(
                 f"data.augment.copy_paste is {self._augment.copy_paste}, but data.masks is false: objects are cut out"
                 " by their masks. Set data.masks: true, or leave it out."
             )
@@ -194,8 +195,8 @@ class DetectionData(DenseData):
         """Read the source, keep the asked classes, hold out what the source does not split off.
 
         Raises:
-            FileNotFoundError: If the source, or a file that it names, does not exist.
-            ValueError: If its files are not as their format has them, or have other classes than the config says.
+            UserError: If the source, or a file that it names, does not exist.
+            UserError: If its files are not as their format has them, or have other classes than the config says.
         """
         if self.source == "digits":
             self.class_names = list(DIGIT_CLASSES)
@@ -203,16 +204,16 @@ class DetectionData(DenseData):
             return Listing(records, self.class_names)
         path = Path(self.source)
         if not path.exists():
-            raise FileNotFoundError(
+            raise UserError(
                 f"data.source '{self.source}' does not exist (looked in {Path.cwd()}). Put or link the images there, or"
                 " set --data.source to a folder in the layout of COCO, VOC or YOLO, a COCO .json or a YOLO .yaml file."
             )
         format: Format = self.format or find_format(path)
         if format != "voc" and (not self.voc_one_based or self.voc_difficult != "ignore"):
             key = "voc_one_based" if not self.voc_one_based else "voc_difficult"
-            raise ValueError(f"data.{key} is set, but data.source '{self.source}' is read as {format}; leave it out.")
+            raise UserError(f"data.{key} is set, but data.source '{self.source}' is read as {format}; leave it out.")
         if format != "coco" and self.image_root is not None:
-            raise ValueError(f"data.image_root is set, but data.source '{self.source}' is read as {format}, not coco.")
+            raise UserError(f"data.image_root is set, but data.source '{self.source}' is read as {format}, not coco.")
         listing = read_boxes(
             path,
             format,
@@ -224,7 +225,7 @@ class DetectionData(DenseData):
         if self.class_names is not None:
             listing = select_classes(listing, self.class_names)
         if self.class_ids is not None and listing.class_ids not in (None, self.class_ids):
-            raise ValueError(
+            raise UserError(
                 f"data.class_ids is {self.class_ids}, but the categories of '{self.source}' have the ids"
                 f" {listing.class_ids}, in the order of data.class_names. Leave it out."
             )
@@ -246,7 +247,7 @@ class DetectionData(DenseData):
         present = np.unique(np.concatenate([np.zeros(0, np.int64), *single]))
         absent = [name for i, name in enumerate(self.class_names or ()) if i not in present]
         if single and len(absent) == len(self.class_names or ()):
-            raise ValueError(f"None of the {len(single)} training images of '{self.source}' has an object to learn.")
+            raise UserError(f"None of the {len(single)} training images of '{self.source}' has an object to learn.")
         if single and absent:
             rank_zero_warn(
                 f"The training images hold no object of {len(absent)} of {len(self.class_names or ())} classes:"
@@ -302,7 +303,7 @@ class DetectionData(DenseData):
             epochs = math.ceil(trainer.max_steps * trainer.accumulate_grad_batches / steps)
         if epochs is None:
             if close and trainer is not None:
-                raise ValueError(
+                raise UserError(
                     f"data.augment.close_mosaic_epochs is {close}, but the run has no last epoch: set"
                     " trainer.max_epochs, or data.augment.close_mosaic_epochs: 0."
                 )

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from datamodules.common.errors import UserError
 from datamodules.decoding.images import read_image
 
 Record = dict[str, Any]
@@ -59,7 +60,7 @@ class TrainSampler(Sampler[list[Key]]):
         same_pass: Each epoch repeats the first pass, order and augmentation: to overfit a few batches on purpose.
 
     Raises:
-        ValueError: If the data set is smaller than one global batch.
+        UserError: If the data set is smaller than one global batch.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class TrainSampler(Sampler[list[Key]]):
         self.epoch = 0
         self.start = 0
         if len(self) == 0:
-            raise ValueError(
+            raise UserError(
                 f"data.batch_size is {batch_size}{f' on {world_size} devices' if world_size > 1 else ''}, but the"
                 f" training set has only {num_samples} images. Set it to at most {max(1, num_samples // world_size)}."
             )
@@ -179,13 +180,13 @@ def collate(samples: list[Record]) -> dict[str, Any]:
             (L, H, W), and in evaluation ``target`` (a dict of arrays) and ``tiles`` (T, 4).
 
     Raises:
-        ValueError: If the images differ in size, naming two of the files.
+        UserError: If the images differ in size, naming two of the files.
     """
     batch: dict[str, Any] = {"path": [s["path"] for s in samples], "id": torch.tensor([s["id"] for s in samples])}
     first = samples[0]["image"].shape
     for sample in samples:
         if sample["image"].shape != first:
-            raise ValueError(
+            raise UserError(
                 f"Images of different size in one batch: {samples[0]['path']} is {first}, {sample['path']} is"
                 f" {sample['image'].shape} (height, width, channels). Set data.image_size."
             )

@@ -15,6 +15,7 @@ from datamodules.annotations.mask_formats import MaskSettings, Settled, class_pa
 from datamodules.annotations.masks import MaskFormat, decode_mask, read_sample
 from datamodules.annotations.soft_masks import SoftMaskTransform, read_with_soft_mask
 from datamodules.base import Cache
+from datamodules.common.errors import UserError
 from datamodules.dense import DenseData
 from datamodules.readers import Listing, Record
 from datamodules.readers.mask_sources import is_coco_source, read_mask_source
@@ -158,11 +159,11 @@ class SegmentationData(DenseData):
         if self.source == "digits":
             for key in ("images", "masks", "colors", "class_values", "ignore_values"):
                 if getattr(self, key) is not None:
-                    raise ValueError(f"data.{key} is set, but data.source is 'digits', which needs none.")
+                    raise UserError(f"data.{key} is set, but data.source is 'digits', which needs none.")
             if self.class_names not in (None, DIGIT_CLASSES):
-                raise ValueError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
+                raise UserError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
             if self.multi_label or self.mask_format != "auto":
-                raise ValueError("data.multi_label and data.mask_format are for files; leave them out for the digits.")
+                raise UserError("data.multi_label and data.mask_format are for files; leave them out for the digits.")
         self._check_common()
 
     @property
@@ -183,8 +184,8 @@ class SegmentationData(DenseData):
         """Read the source, find out what its masks hold, check them, and hold out what the source does not split off.
 
         Raises:
-            FileNotFoundError: If the source, or a file that it names, does not exist.
-            ValueError: If masks are missing or do not fit the classes or their images, naming up to 10 of them.
+            UserError: If the source, or a file that it names, does not exist.
+            UserError: If masks are missing or do not fit the classes or their images, naming up to 10 of them.
         """
         if self.source == "digits":
             self.class_names = list(DIGIT_CLASSES)
@@ -192,7 +193,7 @@ class SegmentationData(DenseData):
         if is_coco_source(self.source, by_pattern=self.images is not None or self.masks is not None):
             for key in ("images", "masks", "class_values", "ignore_values", "mask_format"):
                 if getattr(self, key) not in (None, "auto"):
-                    raise ValueError(f"data.{key} is set, but data.source '{self.source}' is COCO's: it has no masks.")
+                    raise UserError(f"data.{key} is set, but data.source '{self.source}' is COCO's: it has no masks.")
         listing = read_mask_source(self.source, self.images, self.masks, self.class_names, multi_label=self.multi_label)
         hold_out(listing.records, self.val_fraction, self.test_fraction, self.split_seed, self.split_file)
         for record in listing.records:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from datamodules.base import DataModule
+from datamodules.common.errors import UserError
 from datamodules.loaders import Record, Resumable, TensorLoader, TrainLoader, key_seed
 from datamodules.readers import Listing
 from datamodules.transforms.augment import Augment
@@ -64,9 +65,9 @@ class SemiSupervised(DataModule):
             seed=labeled.seed,
         )
         if ratio < 1:
-            raise ValueError(f"data.ratio is {ratio}; it must be a whole number of at least 1.")
+            raise UserError(f"data.ratio is {ratio}; it must be a whole number of at least 1.")
         if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise ValueError(f"data.steps_per_epoch is {steps_per_epoch}; it must be at least 1.")
+            raise UserError(f"data.steps_per_epoch is {steps_per_epoch}; it must be at least 1.")
         hiding = {"labels_per_class": labels_per_class, "labeled_images": labeled_images}
         _check_halves(unlabeled, {"pool": pool, **hiding}, strong)
         self.labeled, self.unlabeled = labeled, unlabeled
@@ -84,7 +85,7 @@ class SemiSupervised(DataModule):
         """Set both up; a second call does nothing.
 
         Raises:
-            ValueError: If the two differ in their classes, image size or channels, naming both.
+            UserError: If the two differ in their classes, image size or channels, naming both.
         """
         for part in self._parts().values():
             part.trainer = self.trainer
@@ -121,12 +122,12 @@ class SemiSupervised(DataModule):
         mine, theirs = self.labeled.spec(), unlabeled.spec()
         for key in ("num_classes", "in_chans", "image_size"):
             if mine.get(key) != theirs.get(key):
-                raise ValueError(
+                raise UserError(
                     f"data.unlabeled has {key} {theirs.get(key)}, but data.labeled has {mine.get(key)}: give both the"
                     " same."
                 )
         if unlabeled.class_names != self.class_names:
-            raise ValueError(
+            raise UserError(
                 f"data.unlabeled has the classes {unlabeled.class_names}, but data.labeled has"
                 f" {self.class_names}: label the images again with a teacher of these classes."
             )
@@ -230,17 +231,17 @@ def _check_halves(unlabeled: DataModule | None, bare: dict[str, Any], strong: Au
     """Refuse what does not go together; ``bare`` are the arguments that say which images have no labels."""
     given = {key: value for key, value in bare.items() if value is not None}
     if unlabeled is not None and given:
-        raise ValueError(
+        raise UserError(
             f"data.unlabeled and data.{next(iter(given))} are both set: unlabelled images come with a teacher's labels"
             " (data.unlabeled) or without. Leave one of them out."
         )
     if len(given.keys() - {"pool"}) > 1:
-        raise ValueError("data.labels_per_class and data.labeled_images both say which labels are seen: leave one out.")
+        raise UserError("data.labels_per_class and data.labeled_images both say which labels are seen: leave one out.")
     for key in given.keys() - {"pool"}:
         if given[key] < 1:
-            raise ValueError(f"data.{key} is {given[key]}; it must be at least 1.")
+            raise UserError(f"data.{key} is {given[key]}; it must be at least 1.")
     if strong is not None and not given:
-        raise ValueError(
+        raise UserError(
             "data.strong is set, but only images without labels have a strong view: give data.pool, or leave it out."
         )
 

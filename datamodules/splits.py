@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from datamodules.common.errors import UserError
 from datamodules.readers import Record
 
 
@@ -36,10 +37,10 @@ def split_records(records: list[Record], val: float, test: float, seed: int) -> 
         seed: Seed of the draw.
 
     Raises:
-        ValueError: If the parts are not in range, or a part that is asked for gets no image.
+        UserError: If the parts are not in range, or a part that is asked for gets no image.
     """
     if val < 0 or test < 0 or val + test >= 1:
-        raise ValueError(
+        raise UserError(
             f"The parts for validation ({val:g}) and test ({test:g}) must be at least 0 and sum to below 1."
         )
     todo = [r for r in records if r["split"] is None]
@@ -69,7 +70,7 @@ def split_records(records: list[Record], val: float, test: float, seed: int) -> 
             record["split"] = "test" if i < num_test else "val" if i < num_test + num_val else "train"
     for part, name in ((val, "val"), (test, "test")):
         if part > 0 and all(r["split"] != name for r in records):
-            raise ValueError(f"A {name} part of {part:g} of {len(todo)} images holds no image; raise it or add images.")
+            raise UserError(f"A {name} part of {part:g} of {len(todo)} images holds no image; raise it or add images.")
 
 
 def hold_out(records: list[Record], val: float, test: float, seed: int, split_file: str | None) -> None:
@@ -83,8 +84,8 @@ def hold_out(records: list[Record], val: float, test: float, seed: int, split_fi
         split_file: ``split.json`` of an earlier run, or None.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it does not name all images; as ``split_records``.
+        UserError: If there is no such file.
+        UserError: If it does not name all images; as ``split_records``.
     """
     if split_file is not None:
         _apply_split_file(records, split_file)
@@ -99,11 +100,11 @@ def hold_out(records: list[Record], val: float, test: float, seed: int, split_fi
 def _apply_split_file(records: list[Record], file: str) -> None:
     path = Path(file)
     if not path.exists():
-        raise FileNotFoundError(f"data.split_file '{file}' does not exist. It is the split.json of a run directory.")
+        raise UserError(f"data.split_file '{file}' does not exist. It is the split.json of a run directory.")
     split_of = {name: split for split, names in json.loads(path.read_text()).items() for name in names}
     missing = [r["path"] for r in records if r["path"] not in split_of]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"data.split_file '{file}' does not name {len(missing)} of the images, for example {missing[0]}. The data"
             " has changed since that split was stored: leave data.split_file out to draw a new one."
         )

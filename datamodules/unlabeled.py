@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.base import Cache, DataModule
+from datamodules.common.errors import UserError
 from datamodules.decoding.images import find_images
 from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, read_record
 from datamodules.readers import Listing
@@ -55,13 +56,13 @@ class UnlabeledImages(DataModule):
         """The images of the pool, all for training.
 
         Raises:
-            FileNotFoundError: If there is no pool, or an image of its list is missing.
-            ValueError: If it is smaller than a step's share.
+            UserError: If there is no pool, or an image of its list is missing.
+            UserError: If it is smaller than a step's share.
         """
         records = [*self.hidden, *([] if self.source is None else pool_records(self.source))]
         world_size = self._rank()[1]
         if len(records) < self.batch_size * world_size:
-            raise ValueError(
+            raise UserError(
                 f"There are {len(records)} unlabelled images, but a step takes data.ratio x batch_size x devices ="
                 f" {self.ratio} x {self.labeled.batch_size} x {world_size} of them. Lower data.ratio or"
                 " data.labeled.batch_size."
@@ -82,7 +83,7 @@ class UnlabeledImages(DataModule):
         """That of the strong view, which follows the weak one's where masks or boxes are learnt.
 
         Raises:
-            ValueError: If it moves pixels where it must not, or its settings do not go together.
+            UserError: If it moves pixels where it must not, or its settings do not go together.
         """
         weak, channels = self.make_transform(train=True), int(self.labeled.in_chans)  # type: ignore[attr-defined]
         augment = self._strong or (still(channels) if weak.dense else randomised(self.augment))
@@ -110,10 +111,10 @@ class UnlabeledImages(DataModule):
         """Find and check the images, and the settings of both views; a second call does nothing.
 
         Raises:
-            ValueError: If an image cannot be read, or a setting cannot work.
+            UserError: If an image cannot be read, or a setting cannot work.
         """
         if getattr(self.augment, "canvas_sizes", None):
-            raise ValueError(
+            raise UserError(
                 f"data.labeled.augment.canvas_sizes is {self.augment.canvas_sizes}, but unlabelled images"  # type: ignore[attr-defined]
                 " come on data.image_size alone, and both go through the network together: leave it out."
             )
@@ -142,12 +143,12 @@ def pool_records(source: str | Path) -> list[Record]:
     """The images of a pool: a folder with its sub-folders, an image, a video, or a ``.csv`` or ``.parquet`` list.
 
     Raises:
-        FileNotFoundError: If there is no such thing.
-        ValueError: If it holds no images.
+        UserError: If there is no such thing.
+        UserError: If it holds no images.
     """
     path = Path(source)
     if not path.exists():
-        raise FileNotFoundError(
+        raise UserError(
             f"The pool '{source}' does not exist (looked in {Path.cwd()}). Give a folder of images, or a .csv or"
             " .parquet list with a column 'path'."
         )
@@ -169,12 +170,12 @@ def hide_labels(
         images: images that keep their annotations, whatever these are.
 
     Raises:
-        ValueError: If there are too few images, or they have no class.
+        UserError: If there are too few images, or they have no class.
     """
     order = np.random.default_rng([seed, 1]).permutation(len(records)).tolist()
     if images is not None:
         if images >= len(records):
-            raise ValueError(
+            raise UserError(
                 f"labeled_images is {images}, but there are {len(records)} training images: none would be without"
                 " labels. Give fewer."
             )
@@ -183,14 +184,14 @@ def hide_labels(
         members: dict[int, list[int]] = defaultdict(list)
         for i in order:
             if not isinstance(label := records[i].get("label"), int):
-                raise ValueError(
+                raise UserError(
                     f"labels_per_class is {per_class}, but the images have not one class each: give"
                     " labeled_images, the number of images that keep their annotations."
                 )
             members[label].append(i)
         for k, those in members.items():
             if len(those) < int(per_class or 0):
-                raise ValueError(
+                raise UserError(
                     f"labels_per_class is {per_class}, but class '{class_names[k]}' has {len(those)} training images."
                 )
         seen = {i for those in members.values() for i in those[:per_class]}

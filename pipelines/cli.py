@@ -25,9 +25,9 @@ import datamodules.segmentation
 import datamodules.semisupervised  # noqa: F401 - the parser knows the classes that were imported by their short names
 import tasks  # noqa: F401
 from datamodules.base import DataModule
+from datamodules.common.errors import UserError
 from pipelines.config.errors import (
     CHECKPOINT_MARK,
-    UsageError,
     constructor_message,
     load_config,
     names_key,
@@ -99,7 +99,7 @@ class CLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError, OSError, MisconfigurationException) as error:
             reason = unwrapped(error)
-            raise UsageError(constructor_message(reason)) from reason
+            raise UserError(constructor_message(reason)) from reason
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, told its name, its place and the config."""
@@ -184,7 +184,7 @@ def complete(args: list[str]) -> list[str]:
         The same with ``--config`` pointing to files and with a ``--name``.
 
     Raises:
-        UsageError: If a config or checkpoint does not exist, or nothing says what to run.
+        UserError: If a config or checkpoint does not exist, or nothing says what to run.
     """
     command, rest = args[0].replace("-", "_"), list(args[1:])  # the name of a method of the Trainer
     args = [command, *rest]
@@ -196,7 +196,7 @@ def complete(args: list[str]) -> list[str]:
         if flag not in ("--config", "-c"):
             continue
         if not value and i + 1 >= len(rest):
-            raise UsageError(f"{flag} needs a file, for example: {PROGRAM} {command} --config quickstart")
+            raise UserError(f"{flag} needs a file, for example: {PROGRAM} {command} --config quickstart")
         path = _config_file(value or rest[i + 1])
         configs.append(path)
         if value:
@@ -207,7 +207,7 @@ def complete(args: list[str]) -> list[str]:
     if not configs and needs_none:
         checkpoint, name = _value(rest, "--ckpt_path"), _value(rest, "--name")
         if checkpoint in (None, "best", "last") and name is None:
-            raise UsageError(
+            raise UserError(
                 f"{command.replace('_', '-')} needs to know which model: give --ckpt_path FILE, or --config FILE"
                 " (its newest run's best checkpoint is taken)."
             )
@@ -244,7 +244,7 @@ def _config_file(name: str) -> Path:
         return path
     ready = config_path(name)
     if ready is None:
-        raise UsageError(
+        raise UserError(
             f"--config {name}: there is no such file in {Path.cwd()}, and no ready config of that name."
             f" `{PROGRAM} list configs` shows the ready ones."
         )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from datamodules.common.errors import UserError
 from pipelines.run.checkpoints import open_checkpoint
 
 if TYPE_CHECKING:
@@ -76,14 +77,14 @@ def averaged_scores(teachers: Sequence[Teacher]) -> Iterator[Teacher]:
     """The first teacher, whose scores of each pixel are the mean of all teachers' within.
 
     Raises:
-        ValueError: If the teachers see images in different ways, naming the key.
+        UserError: If the teachers see images in different ways, naming the key.
     """
     first, *others = teachers
     for other in others:
         for key in PIXEL_VIEW:
             mine, theirs = (getattr(teacher.data, key, None) for teacher in (first, other))
             if mine != theirs:
-                raise ValueError(
+                raise UserError(
                     f"{other.checkpoint} has data.{key} {theirs}, but {first.checkpoint} has {mine}: masks of several"
                     " teachers are averaged pixel by pixel, so they need the same view of an image."
                 )

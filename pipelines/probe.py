@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 
+from datamodules.common.errors import UserError
+
 
 @torch.inference_mode()
 def features(model: Any, loader: Any, device: torch.device) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -37,11 +39,11 @@ def classifier(model: Any) -> nn.Linear:
     """The network's last linear layer.
 
     Raises:
-        ValueError: If the network's classifier is not one linear layer.
+        UserError: If the network's classifier is not one linear layer.
     """
     head = model.network.get_classifier()
     if not isinstance(head, nn.Linear):
-        raise ValueError(
+        raise UserError(
             f"probe needs a network whose classifier is one linear layer; that of model.backbone '{model.backbone}' is"
             f" {type(head).__name__}. Use fit with model.freeze_backbone: true instead."
         )
@@ -52,7 +54,7 @@ def fit_head(trainer: Any, model: Any, datamodule: Any, C: float) -> None:
     """Fit the regression on standardised features and write the equivalent weights and bias into the head.
 
     Raises:
-        ValueError: If the labels are not single classes.
+        UserError: If the labels are not single classes.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -61,7 +63,7 @@ def fit_head(trainer: Any, model: Any, datamodule: Any, C: float) -> None:
     model.to(device).eval()
     x, y = features(model, datamodule.train_features_dataloader(), device)
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
-        raise ValueError("probe needs one label an image; the data has several or soft labels. Use fit instead.")
+        raise UserError("probe needs one label an image; the data has several or soft labels. Use fit instead.")
     scaler = StandardScaler().fit(x)
     regression = LogisticRegression(C=C, max_iter=5000).fit(scaler.transform(x), y)
     coef, intercept = regression.coef_, regression.intercept_

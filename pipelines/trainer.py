@@ -16,6 +16,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from datamodules.base import DataModule
+from datamodules.common.errors import UserError
 from pipelines.callbacks.checkpoints import KeepBest, SaveLast
 from pipelines.callbacks.pictures import Pictures
 from pipelines.callbacks.predictions import PredictionWriter
@@ -92,13 +93,13 @@ class Trainer(pl.Trainer):
         **kwargs: Any,
     ) -> None:
         if ema_decay is not None and not 0 < ema_decay < 1:
-            raise ValueError(f"trainer.ema_decay is {ema_decay}; it must lie between 0 and 1, for example 0.999.")
+            raise UserError(f"trainer.ema_decay is {ema_decay}; it must lie between 0 and 1, for example 0.999.")
         if save_every_n_steps is not None and save_every_n_steps < 1:
-            raise ValueError(f"trainer.save_every_n_steps is {save_every_n_steps}; it must be at least 1.")
+            raise UserError(f"trainer.save_every_n_steps is {save_every_n_steps}; it must be at least 1.")
         if log_every_n_steps < 1:
-            raise ValueError(f"trainer.log_every_n_steps is {log_every_n_steps}; it must be at least 1.")
+            raise UserError(f"trainer.log_every_n_steps is {log_every_n_steps}; it must be at least 1.")
         if use_distributed_sampler:
-            raise ValueError(
+            raise UserError(
                 "trainer.use_distributed_sampler is true: Lightning's sampler repeats samples to even out the ranks."
                 " Leave it out; the datamodule shares the samples among the ranks itself."
             )
@@ -168,14 +169,14 @@ class Trainer(pl.Trainer):
                 run where there is none; or a run directory to continue.
         """
         if ckpt_path is not None and resume is not None:
-            raise ValueError(
+            raise UserError(
                 "--ckpt_path (a new run starts from a checkpoint) and --resume (a run goes on) are both given: leave"
                 " one out."
             )
         run, checkpoint = find_resume(self.runs_dir, self.run_name, resume)
         if ckpt_path is not None:
             if isinstance(model, NoisyStudent):
-                raise ValueError(
+                raise UserError(
                     f"--ckpt_path {ckpt_path} would start the student from another model's state; a noisy student"
                     " starts from scratch. Leave it out; --resume auto continues a student's own run."
                 )
@@ -274,15 +275,13 @@ class Trainer(pl.Trainer):
             box_formats: What boxes are written as: ``coco``, ``yolo``, ``csv``, or several.
         """
         if source is not None and not Path(source).exists():
-            raise FileNotFoundError(
-                f"--source {source} does not exist in {Path.cwd()}. Give a folder, an image or a video."
-            )
+            raise UserError(f"--source {source} does not exist in {Path.cwd()}. Give a folder, an image or a video.")
         if list(box_formats) != ["coco"] and not hasattr(model, "detector"):
-            raise ValueError(
+            raise UserError(
                 f"--box_formats is {box_formats}, but a {type(model).__name__} finds no boxes: leave it out."
             )
         if source is not None and output is not None and Path(output).resolve().is_relative_to(Path(source).resolve()):
-            raise ValueError(
+            raise UserError(
                 f"--output {output} lies inside --source {source}: the next call would predict what this one writes."
                 " Give a folder elsewhere."
             )
@@ -312,7 +311,7 @@ class Trainer(pl.Trainer):
         from pipelines.probe import fit_head
 
         if self.world_size > 1:
-            raise ValueError(
+            raise UserError(
                 f"probe runs on one device, but there are {self.world_size} (trainer.devices times num_nodes). Add"
                 " --trainer.devices 1 --trainer.num_nodes 1."
             )
@@ -383,7 +382,7 @@ class Trainer(pl.Trainer):
         if datamodule is not None:
             for hook in ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device"):
                 if is_overridden(hook, datamodule):
-                    raise ValueError(
+                    raise UserError(
                         f"{type(datamodule).__name__} overrides {hook}; Lightning would then skip the model's, which"
                         " seeds and augments the batch. Move that work into the datamodule's transforms."
                     )

@@ -24,6 +24,7 @@ from timm.models import load_state_dict
 from torch import nn
 
 import tasks.networks  # noqa: F401  # registers our nets with timm
+from datamodules.common.errors import UserError
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
 
@@ -44,7 +45,7 @@ def check_backbone(name: str) -> None:
     """Check a name, with or without a tag of weights (`resnet18.a1_in1k`), without building anything.
 
     Raises:
-        ValueError: an unknown name or tag, with the nearest right ones.
+        UserError: an unknown name or tag, with the nearest right ones.
     """
     if name.startswith(HUB_PREFIXES):
         return
@@ -54,13 +55,13 @@ def check_backbone(name: str) -> None:
         hint = (
             f"did you mean {' or '.join(near)}?" if near else "`python -m pipelines list backbones PATTERN` shows all."
         )
-        raise ValueError(f"model.backbone: there is no net named '{name}'; {hint}")
+        raise UserError(f"model.backbone: there is no net named '{name}'; {hint}")
     if tag:
         tags = [found.partition(".")[2] for found in timm.list_pretrained(f"{architecture}.*")]
         if tag not in tags:
             near = difflib.get_close_matches(tag, tags, n=3) or tags
             hint = f"it has {', '.join(near)}" if near else "it has none"
-            raise ValueError(f"model.backbone: '{architecture}' has no weights tagged '{tag}'; {hint}.")
+            raise UserError(f"model.backbone: '{architecture}' has no weights tagged '{tag}'; {hint}.")
 
 
 def _config(name: str) -> Any:
@@ -130,13 +131,11 @@ def _file_overlay(name: str, file: str) -> dict[str, Any]:
     """What makes timm load a local file: its path, and the number of classes in it (-1: it has no classifier)."""
     path = Path(file).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(
-            f"model.pretrained: no such file: {file} (true loads the net's own weights from the hub)."
-        )
+        raise UserError(f"model.pretrained: no such file: {file} (true loads the net's own weights from the hub).")
     try:
         weights = load_state_dict(str(path))
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"model.pretrained: {file} cannot be read as weights (.safetensors, .pth, .bin). What holds other objects"
             " than tensors is not loaded, since that would run its code: save the state_dict alone."
         ) from error
@@ -155,7 +154,7 @@ def _create_from_file(name: str, file: str, arguments: dict[str, Any]) -> nn.Mod
             if "loading state_dict" not in str(error):
                 raise
             reasons = [line.strip() for line in str(error).splitlines()[1:]]
-            raise ValueError(f"model.pretrained: {file} does not fit '{name}': {_short(reasons)}") from error
+            raise UserError(f"model.pretrained: {file} does not fit '{name}': {_short(reasons)}") from error
     heads = tuple(f"{head}." for head in _classifier_names(_config(name) or model.pretrained_cfg))
     # A pyramid has lost its head after loading, and with it what may be missing or too much.
     kept = {key.removeprefix("model.") for key in model.state_dict()} if features else set(keys.missing)
@@ -163,7 +162,7 @@ def _create_from_file(name: str, file: str, arguments: dict[str, Any]) -> nn.Mod
     unexpected = [] if features else [key for key in keys.unexpected if not key.startswith(heads)]
     if missing or unexpected:
         parts = [f"{what} {_short(found)}" for what, found in (("lacks", missing), ("has also", unexpected)) if found]
-        raise ValueError(f"model.pretrained: {file} does not fit '{name}': it {'; it '.join(parts)}.")
+        raise UserError(f"model.pretrained: {file} does not fit '{name}': it {'; it '.join(parts)}.")
     return model
 
 
@@ -178,13 +177,13 @@ def create_net(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> 
         if not (found := re.search(r"unexpected keyword argument '(\w+)'", str(error))):
             raise
         key = found[1] if found[1] in ("drop_rate", "drop_path_rate") else f"backbone_args.{found[1]}"
-        raise ValueError(f"model.{key}: the net '{name}' has no such argument; leave it out.") from error
+        raise UserError(f"model.{key}: the net '{name}' has no such argument; leave it out.") from error
     except Exception as error:
         if isinstance(pretrained, str) and isinstance(error, ValueError | FileNotFoundError):
             raise
         if not pretrained:
-            raise ValueError(f"model.backbone: '{name}' cannot be built with {arguments}: {error}") from error
-        raise ValueError(
+            raise UserError(f"model.backbone: '{name}' cannot be built with {arguments}: {error}") from error
+        raise UserError(
             f"model.pretrained: the weights of '{name}' could not be loaded: {error}. "
             "Give a local file (pretrained: FILE), or pretrained: false."
         ) from error
@@ -201,7 +200,7 @@ def net_arguments(
     """Arguments of timm's constructor: only what is set, as most nets lack some.
 
     Raises:
-        ValueError: an unknown name.
+        UserError: an unknown name.
     """
     check_backbone(name)
     arguments: dict[str, Any] = {"in_chans": in_chans}
@@ -216,12 +215,12 @@ def enable_checkpointing(model: nn.Module, name: str) -> None:
     """Recompute activations in the backward pass.
 
     Raises:
-        ValueError: the net cannot do it.
+        UserError: the net cannot do it.
     """
     try:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError) as error:
-        raise ValueError(f"model.grad_checkpointing: the net '{name}' cannot do it; set it to false.") from error
+        raise UserError(f"model.grad_checkpointing: the net '{name}' cannot do it; set it to false.") from error
 
 
 def try_out(model: nn.Module, name: str, in_chans: int, image_size: tuple[int, int] | None) -> None:
@@ -232,7 +231,7 @@ def try_out(model: nn.Module, name: str, in_chans: int, image_size: tuple[int, i
     for embedding in (module for module in model.modules() if isinstance(module, PatchEmbed)):
         across, along = embedding.patch_size
         if height % across or width % along:  # timm would cut the borders off in silence
-            raise ValueError(
+            raise UserError(
                 f"model.backbone: '{name}' cuts images into patches of {across} x {along}, and {height} x {width} is "
                 f"no multiple of that; take {-(-height // across) * across} x {-(-width // along) * along}."
             )
@@ -242,7 +241,7 @@ def try_out(model: nn.Module, name: str, in_chans: int, image_size: tuple[int, i
             model.eval()(torch.zeros(1, in_chans, height, width))
     except (RuntimeError, AssertionError, ValueError) as error:
         made_for = " x ".join(str(side) for side in default_image_size(name))
-        raise ValueError(
+        raise UserError(
             f"model.backbone: '{name}' (made for {made_for} pixels) cannot take images of {height} x {width}: {error}"
         ) from error
     finally:
@@ -275,9 +274,9 @@ def create_classifier(
         grad_checkpointing: recompute activations in the backward pass, to save memory.
 
     Raises:
-        ValueError: an unknown name, an argument that the net lacks, an image size that it cannot take, weights that
+        UserError: an unknown name, an argument that the net lacks, an image size that it cannot take, weights that
             do not fit (the keys are named).
-        FileNotFoundError: `pretrained` names a file that does not exist.
+        UserError: `pretrained` names a file that does not exist.
     """
     arguments = net_arguments(name, in_chans, image_size, drop_rate, drop_path_rate, backbone_args)
     model = create_net(name, pretrained, {"num_classes": num_classes} | arguments)

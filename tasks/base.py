@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from datamodules.common.errors import UserError
 from tasks.backbones import freeze, keep_frozen_in_eval, normalization, prefers_channels_last
 from tasks.checks import check_training
 from tasks.optim import Optim, build_optimizer, build_scheduler, describe
@@ -22,7 +23,7 @@ from tasks.reproducibility import same_buffers_on_all_ranks, seed_step
 Batch = dict[str, Any]
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError):
     """The training loss became NaN or infinite; the run ends, and no checkpoint of that model becomes ``best``."""
 
 
@@ -60,7 +61,7 @@ class Task(LightningModule, ABC):
     ) -> None:
         super().__init__()
         if unfreeze_at_epoch is not None and (unfreeze_at_epoch < 1 or not freeze_backbone):
-            raise ValueError(
+            raise UserError(
                 f"model.unfreeze_at_epoch is {unfreeze_at_epoch}; it needs freeze_backbone: true and an epoch >= 1."
             )
         self.num_classes = num_classes
@@ -128,14 +129,14 @@ class Task(LightningModule, ABC):
             source: Its name, for the message.
 
         Raises:
-            ValueError: If a value that was set differs from the data's, naming both.
+            UserError: If a value that was set differs from the data's, naming both.
         """
         for key, value in spec.items():
             mine = getattr(self, key, None)
             if mine is None:
                 setattr(self, key, value)
             elif mine != value:
-                raise ValueError(
+                raise UserError(
                     f"model.{key} is {mine}, but the data ({source}) has {value}. Leave model.{key} out to take the"
                     " data's, or mend the data's setting."
                 )
@@ -151,7 +152,7 @@ class Task(LightningModule, ABC):
             self.resolve(datamodule.spec(), type(datamodule).__name__)
         for key in ("num_classes", "in_chans"):
             if getattr(self, key) is None:
-                raise ValueError(f"model.{key} is not set, and there is no data to take it from.")
+                raise UserError(f"model.{key} is not set, and there is no data to take it from.")
         network = self.build_network()
         if self.freeze_backbone and self.unfreeze_at_epoch is None:
             freeze(network, keep=self.head_names_of(network))
@@ -180,7 +181,7 @@ class Task(LightningModule, ABC):
             monitors: Metrics that callbacks watch.
 
         Raises:
-            ValueError: Naming the setting.
+            UserError: Naming the setting.
         """
         check_training(self, has_validation=has_validation, has_end=has_end, monitors=monitors)
 
@@ -320,7 +321,7 @@ class Task(LightningModule, ABC):
         trainer = self.trainer
         total = trainer.estimated_stepping_batches
         if not np.isfinite(total):
-            raise ValueError("The schedule needs an end: set trainer.max_epochs or trainer.max_steps.")
+            raise UserError("The schedule needs an end: set trainer.max_epochs or trainer.max_steps.")
         trainer.fit_loop.setup_data()  # with max_steps alone, Lightning does not count the batches before this hook
         batches = trainer.num_training_batches
         steps_per_epoch = max(1, int(np.ceil(batches / trainer.accumulate_grad_batches)))
@@ -358,7 +359,7 @@ class Task(LightningModule, ABC):
         metrics = self._log_metrics("val")
         if self._plateau is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             if self.monitor not in metrics:
-                raise ValueError(f"optim.schedule is 'plateau', but there is no {self.monitor} to follow.")
+                raise UserError(f"optim.schedule is 'plateau', but there is no {self.monitor} to follow.")
             self._plateau.step(metrics[self.monitor])
 
     def on_test_epoch_start(self) -> None:

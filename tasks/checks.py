@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from datamodules.common.errors import UserError
+
 
 def check_training(task: Any, *, has_validation: bool, has_end: bool, monitors: Sequence[str]) -> None:
     """Refuse what can only fail later.
@@ -18,15 +20,15 @@ def check_training(task: Any, *, has_validation: bool, has_end: bool, monitors: 
         monitors: Metrics that callbacks watch.
 
     Raises:
-        ValueError: Naming the setting.
+        UserError: Naming the setting.
     """
     if task.optim.schedule == "plateau" and not has_validation:
-        raise ValueError(
+        raise UserError(
             "model.optim.schedule is 'plateau', which follows the validation, but the data has no validation split."
             " Set data.val_fraction, or take another schedule."
         )
     if not has_end:
-        raise ValueError(
+        raise UserError(
             "trainer.max_epochs is -1 and trainer.max_steps is not set, but the schedule needs an end: set one."
         )
     with warnings.catch_warnings():
@@ -36,6 +38,6 @@ def check_training(task: Any, *, has_validation: bool, has_end: bool, monitors: 
     for name in monitors:
         if name not in known and not name.startswith("train/"):
             near = difflib.get_close_matches(name, known, n=1) or known
-            raise ValueError(
+            raise UserError(
                 f"trainer.callbacks: a callback watches '{name}', which is never logged; take {' or '.join(near)}."
             )

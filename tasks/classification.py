@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from datamodules.common.errors import UserError
 from tasks.backbones import create_classifier, head_parameters
 from tasks.base import Batch, Task
 from tasks.device_augment import color_jitter, mix, random_erasing
@@ -100,12 +101,12 @@ class Classification(Task):
         )
         for key, value in (("mix_prob", mix_prob), ("erasing", erasing), ("label_smoothing", label_smoothing)):
             if not 0 <= value <= 1:
-                raise ValueError(f"model.{key} is {value}; it must lie between 0 and 1.")
+                raise UserError(f"model.{key} is {value}; it must lie between 0 and 1.")
         for key, value in (("mixup", mixup), ("cutmix", cutmix), ("color_jitter", color_jitter)):
             if value < 0:
-                raise ValueError(f"model.{key} is {value}; it must be 0 (off) or more.")
+                raise UserError(f"model.{key} is {value}; it must be 0 (off) or more.")
         if focal_gamma != 2 and loss != "focal":
-            raise ValueError(f"model.focal_gamma is {focal_gamma}, but model.loss is '{loss}': set model.loss: focal.")
+            raise UserError(f"model.focal_gamma is {focal_gamma}, but model.loss is '{loss}': set model.loss: focal.")
         self.pretrained = pretrained
         self.backbone_args = backbone_args
         self.drop_rate, self.drop_path_rate = drop_rate, drop_path_rate
@@ -126,9 +127,9 @@ class Classification(Task):
         if self.multi_label is None:
             self.multi_label = False
         if self.multi_label and self.loss_kind == "cross_entropy":
-            raise ValueError("model.loss is 'cross_entropy', but the images have several labels: use bce or focal.")
+            raise UserError("model.loss is 'cross_entropy', but the images have several labels: use bce or focal.")
         if self.class_weights is not None and len(self.class_weights) != self.num_classes:
-            raise ValueError(
+            raise UserError(
                 f"model.class_weights has {len(self.class_weights)} values, but there are {self.num_classes} classes."
             )
         if self.multi_label:
@@ -155,7 +156,7 @@ class Classification(Task):
         super().check_training(batch_size=batch_size, has_validation=has_validation, has_end=has_end, monitors=monitors)
         if (self.mixup or self.cutmix) and batch_size is not None and batch_size % 2:
             key = "mixup" if self.mixup else "cutmix"
-            raise ValueError(
+            raise UserError(
                 f"model.{key} is {getattr(self, key)}, which mixes pairs of images, but data.batch_size is"
                 f" {batch_size}: set it to an even number."
             )

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from datamodules.common.errors import UserError
 from tasks.base import Batch, Task
 from tasks.classification import Classification
 from tasks.detection.task import Detection
@@ -77,21 +78,21 @@ class NoisyStudent(Task):
         noise: bool = True,
     ) -> None:
         if isinstance(student, NoisyStudent):
-            raise ValueError("model.student is a NoisyStudent; give an ordinary task, for example Classification.")
+            raise UserError("model.student is a NoisyStudent; give an ordinary task, for example Classification.")
         given = {"loss": loss, "labels": labels, "temperature": temperature, "smoothing": smoothing}
         check_teacher(
             teacher, student, {**given, "threshold": threshold, "ema_decay": ema_decay, "burn_in_steps": burn_in_steps}
         )
         if unlabeled_weight < 0:
-            raise ValueError(f"model.unlabeled_weight is {unlabeled_weight}; it must be 0 or more.")
+            raise UserError(f"model.unlabeled_weight is {unlabeled_weight}; it must be 0 or more.")
         if temperature <= 0:
-            raise ValueError(f"model.temperature is {temperature}; it must be above 0 (1 leaves the labels alone).")
+            raise UserError(f"model.temperature is {temperature}; it must be above 0 (1 leaves the labels alone).")
         if not 0 <= smoothing < 1:
-            raise ValueError(f"model.smoothing is {smoothing}; it must be at least 0 and below 1.")
+            raise UserError(f"model.smoothing is {smoothing}; it must be at least 0 and below 1.")
         if labels == "hard" and temperature != 1:
-            raise ValueError(f"model.temperature is {temperature}, but model.labels is 'hard', which has none.")
+            raise UserError(f"model.temperature is {temperature}, but model.labels is 'hard', which has none.")
         if labels == "soft" and smoothing:
-            raise ValueError(f"model.smoothing is {smoothing}, but model.labels is 'soft': soft labels need none.")
+            raise UserError(f"model.smoothing is {smoothing}, but model.labels is 'soft': soft labels need none.")
         super().__init__(
             num_classes=student.num_classes,
             backbone=student.backbone,
@@ -126,7 +127,7 @@ class NoisyStudent(Task):
         """Take what was left out from the data.
 
         Raises:
-            ValueError: If the data's unlabelled images are not of the kind that the teacher needs; as for every task.
+            UserError: If the data's unlabelled images are not of the kind that the teacher needs; as for every task.
         """
         spec = dict(spec)
         if (two_views := spec.pop("two_views", None)) is not None and two_views != (self.teacher != "offline"):
@@ -167,7 +168,7 @@ class NoisyStudent(Task):
     ) -> None:
         """The student's checks, and: there is one kind of label."""
         if isinstance(self.student, Classification) and self.student.multi_label:
-            raise ValueError("model.student has several labels an image; noisy student needs one label an image.")
+            raise UserError("model.student has several labels an image; noisy student needs one label an image.")
         self.student.check_training(
             batch_size=batch_size, has_validation=has_validation, has_end=has_end, monitors=monitors
         )
@@ -184,7 +185,7 @@ class NoisyStudent(Task):
         With an online teacher the labelled batch, with the other one as its ``unlabeled``: labels come in ``loss``.
         """
         if "labeled" not in batch:
-            raise ValueError(
+            raise UserError(
                 "model is a NoisyStudent, but the batch has no labelled and unlabelled half. Use data.class_path:"
                 " SemiSupervised."
             )

@@ -18,6 +18,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
+from datamodules.common.errors import UserError
 from tasks.base import Batch, Task
 from tasks.classification import Classification
 from tasks.detection.task import Detection
@@ -181,37 +182,37 @@ def check_teacher(teacher: TeacherKind, student: Task, given: dict[str, Any]) ->
         given: The arguments of `USED_BY`, as they were given.
 
     Raises:
-        ValueError: Naming the argument.
+        UserError: Naming the argument.
     """
     for key, value in given.items():
         default, users = USED_BY[key]
         if value != default and teacher not in users:
-            raise ValueError(
+            raise UserError(
                 f"model.{key} is {value!r}, but model.teacher is '{teacher}': only {' and '.join(users)} has a use for"
                 " it. Leave it out."
             )
     threshold, decay = given["threshold"], given["ema_decay"]
     if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"model.threshold is {threshold}; it is a probability, 0 to 1.")
+        raise UserError(f"model.threshold is {threshold}; it is a probability, 0 to 1.")
     if decay is not None and not 0 <= decay < 1:
-        raise ValueError(f"model.ema_decay is {decay}; it must be at least 0 and below 1, for example 0.999.")
+        raise UserError(f"model.ema_decay is {decay}; it must be at least 0 and below 1, for example 0.999.")
     if given["burn_in_steps"] < 0:
-        raise ValueError(f"model.burn_in_steps is {given['burn_in_steps']}; it must be 0 or more.")
+        raise UserError(f"model.burn_in_steps is {given['burn_in_steps']}; it must be 0 or more.")
     if teacher == "offline":
         return
     kind = type(student).__name__
     if teacher == "fixmatch" and not isinstance(student, Classification):
-        raise ValueError(f"model.teacher is 'fixmatch', which is for Classification; for {kind} take mean_teacher.")
+        raise UserError(f"model.teacher is 'fixmatch', which is for Classification; for {kind} take mean_teacher.")
     if not isinstance(student, Classification | Detection | Segmentation):
-        raise ValueError(f"model.teacher is '{teacher}', which cannot teach {kind}; take offline.")
+        raise UserError(f"model.teacher is '{teacher}', which cannot teach {kind}; take offline.")
     if isinstance(student, Detection) and student.has_masks:
-        raise ValueError(
+        raise UserError(
             f"model.teacher is '{teacher}', which teaches boxes, but model.student.detector '{student.detector}' learns"
             " masks, too: take another detector, or model.teacher: offline."
         )
     for key in ("mixup", "cutmix"):
         if getattr(student, key, 0):
-            raise ValueError(
+            raise UserError(
                 f"model.student.{key} is {getattr(student, key)}, but model.teacher is '{teacher}', whose labels come"
                 " too late to be mixed: leave it out."
             )
@@ -221,15 +222,15 @@ def refuse_data(teacher: TeacherKind) -> NoReturn:
     """Say which unlabelled images the teacher needs; the data has others.
 
     Raises:
-        ValueError: Always.
+        UserError: Always.
     """
     if teacher == "offline":
-        raise ValueError(
+        raise UserError(
             "data.pool (or data.labels_per_class, data.labeled_images) gives images without labels, but model.teacher"
             " is 'offline', which teaches labels that are there: label them with `pseudo-label` and give"
             " data.unlabeled, or set model.teacher: fixmatch or mean_teacher."
         )
-    raise ValueError(
+    raise UserError(
         f"model.teacher is '{teacher}', which labels unlabelled images itself: give them as data.pool of"
         " SemiSupervised, in place of data.unlabeled."
     )

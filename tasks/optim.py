@@ -17,6 +17,8 @@ from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_i
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from datamodules.common.errors import UserError
+
 # Settings that only some schedules read; the others refuse them.
 SCHEDULE_SETTINGS = {
     "warmup_epochs": ("cosine", "step", "poly", "constant"),
@@ -71,7 +73,7 @@ class Optim:
         plateau_factor: by what it is multiplied then.
 
     Raises:
-        ValueError: an unknown name or argument, a value out of range, a setting that the schedule would ignore.
+        UserError: an unknown name or argument, a value out of range, a setting that the schedule would ignore.
     """
 
     name: str = "adamw"
@@ -99,7 +101,7 @@ class Optim:
 
 
 def _refuse(key: str, value: object, reason: str) -> None:
-    raise ValueError(f"model.optim.{key} is {value!r}; {reason}")
+    raise UserError(f"model.optim.{key} is {value!r}; {reason}")
 
 
 def _check_values(optim: Optim) -> None:
@@ -204,7 +206,7 @@ def _layer_scales(module: nn.Module, decay: float) -> dict[str, float]:
     """For each parameter of the backbone decay ** (number of layers behind it), as in timm."""
     found = _with_prefix(module, "group_matcher")
     if found is None:
-        raise ValueError("model.optim.layer_decay: this net does not say what its layers are; leave it out.")
+        raise UserError("model.optim.layer_decay: this net does not say what its layers are; leave it out.")
     prefix, net = found
     layers = group_parameters(net, net.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
     return {prefix + name: decay ** (max(layers.values()) - layer) for name, layer in layers.items()}
@@ -254,13 +256,13 @@ def build_optimizer(
         head_names: parameters of the head; needed for `backbone_lr_scale`.
 
     Raises:
-        ValueError: nothing to train; `backbone_lr_scale` without head; the optimiser refuses its arguments.
+        UserError: nothing to train; `backbone_lr_scale` without head; the optimiser refuses its arguments.
     """
     if optim.backbone_lr_scale != 1 and not head_names:
         _refuse("backbone_lr_scale", optim.backbone_lr_scale, "this net has no head to set apart; leave it out.")
     groups = _parameter_groups(module, optim, effective_lr(optim, global_batch), head_names)
     if not groups:
-        raise ValueError("Nothing is left to train: all parameters of the model are frozen.")
+        raise UserError("Nothing is left to train: all parameters of the model are frozen.")
     arguments = dict(optim.opt_args or {})
     parameters = [parameter for group in groups for parameter in group["params"]]
     fused = all(parameter.is_cuda for parameter in parameters) and _can_fuse(optim.name)
@@ -271,7 +273,7 @@ def build_optimizer(
             groups, optim.name, lr=optim.lr, momentum=optim.momentum, **arguments
         )
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"model.optim.opt_args: {optim.name} refuses {optim.opt_args}: {error}") from error
+        raise UserError(f"model.optim.opt_args: {optim.name} refuses {optim.opt_args}: {error}") from error
     if fused:
         # Lightning refuses to clip gradients for optimisers that unscale by themselves; without this mark the gradient
         # scaler unscales before the step, as for any other: https://github.com/Lightning-AI/pytorch-lightning/issues/16434

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from datamodules.common.errors import UserError
 from tasks.backbones import create_net, enable_checkpointing, net_arguments, try_out
 from tasks.networks.simple_pyramid import SimplePyramid, scalable_strides
 
@@ -78,13 +79,13 @@ def create_pyramid(
         grad_checkpointing: recompute activations in the backward pass.
 
     Raises:
-        ValueError: as `create_classifier`; a net without feature maps; a stride that it does not have.
+        UserError: as `create_classifier`; a net without feature maps; a stride that it does not have.
     """
     arguments = net_arguments(name, in_chans, image_size, 0.0, drop_path_rate, backbone_args)
     try:
         net = create_features(name, False, arguments)
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"model.backbone: '{name}' gives no feature maps: {error}") from error
+        raise UserError(f"model.backbone: '{name}' gives no feature maps: {error}") from error
     info: Any = net.feature_info
     all_strides = [int(stride) for stride in info.reduction()]
     single = len(all_strides) > 1 and len(set(all_strides)) == 1
@@ -92,7 +93,7 @@ def create_pyramid(
     available = scalable_strides(all_strides[0]) if single else sorted(places)
     wanted = sorted(strides) if strides else available
     if absent := [stride for stride in wanted if stride not in available]:
-        raise ValueError(f"model.backbone: '{name}' has no maps of stride {absent}; it has {available}.")
+        raise UserError(f"model.backbone: '{name}' has no maps of stride {absent}; it has {available}.")
     used = [info.out_indices[-1]] if single else [places[stride] for stride in wanted]
     if pretrained or list(info.out_indices) != used:
         net = create_features(name, pretrained, arguments | {"out_indices": tuple(used)})

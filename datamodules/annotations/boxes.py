@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.common.errors import UserError
 from datamodules.readers import Listing, Record
 from datamodules.readers.coco import read_coco, read_coco_folder
 from datamodules.readers.voc_boxes import Difficult, read_voc_boxes
@@ -80,19 +81,19 @@ def read_boxes(
         The records (see ``read_coco``) and class names.
 
     Raises:
-        FileNotFoundError: If something is missing.
-        ValueError: If ``source`` looks like no format or several, an argument does not belong to its format, or the
+        UserError: If something is missing.
+        UserError: If ``source`` looks like no format or several, an argument does not belong to its format, or the
             data are not as the reader of the format wants them.
     """
     source = Path(source)
     if format is None:
         format = find_format(source)
     elif format not in get_args(Format):
-        raise ValueError(f"The format is '{format}'; it must be {', '.join(get_args(Format))}, or left out.")
+        raise UserError(f"The format is '{format}'; it must be {', '.join(get_args(Format))}, or left out.")
     if image_root is not None and format != "coco":
-        raise ValueError(f"image_root is set, but '{source}' is read as {format}; only COCO files have one.")
+        raise UserError(f"image_root is set, but '{source}' is read as {format}; only COCO files have one.")
     if class_names is not None and format == "coco":
-        raise ValueError(f"class_names is set, but '{source}' is read as coco, which names its categories itself.")
+        raise UserError(f"class_names is set, but '{source}' is read as coco, which names its categories itself.")
     if format == "voc":
         return read_voc_boxes(source, class_names, one_based=voc_one_based, difficult=voc_difficult)
     if format == "yolo":
@@ -104,16 +105,16 @@ def find_format(source: str | Path) -> Format:
     """Tell by the files which format this is.
 
     Raises:
-        FileNotFoundError: If there is no such file or folder.
-        ValueError: If it looks like none, or like several.
+        UserError: If there is no such file or folder.
+        UserError: If it looks like none, or like several.
     """
     source = Path(source)
     if not source.exists():
-        raise FileNotFoundError(f"'{source}' does not exist (looked in {Path.cwd()}).")
+        raise UserError(f"'{source}' does not exist (looked in {Path.cwd()}).")
     if source.is_file():
         known: dict[str, Format] = {".json": "coco", ".yaml": "yolo", ".yml": "yolo"}
         if source.suffix.lower() not in known:
-            raise ValueError(f"'{source}' is neither a folder, nor a COCO file (.json), nor a YOLO data set (.yaml).")
+            raise UserError(f"'{source}' is neither a folder, nor a COCO file (.json), nor a YOLO data set (.yaml).")
         return known[source.suffix.lower()]
     signs: dict[Format, tuple[str, ...]] = {
         "coco": ("annotations/*.json", "*/_annotations.coco.json"),
@@ -123,7 +124,7 @@ def find_format(source: str | Path) -> Format:
     found = [name for name, patterns in signs.items() if any(next(source.glob(p), None) for p in patterns)]
     if len(found) != 1:
         like = f"like {' and '.join(found)} at once" if found else "like none of coco, voc and yolo"
-        raise ValueError(
+        raise UserError(
             f"'{source}' looks {like}. Say which it is (data.format, or convert's --from), or give the JSON or YAML"
             " file itself. COCO has annotations/*.json, VOC has Annotations/*.xml or XML files beside the images, YOLO"
             " has labels/*.txt."
@@ -155,10 +156,10 @@ def check_boxes(
         The records, those with changed boxes as new dicts, and what was found.
 
     Raises:
-        ValueError: Under ``error``, if there are any; the first ten are listed with file and annotation.
+        UserError: Under ``error``, if there are any; the first ten are listed with file and annotation.
     """
     if policy not in ("error", "fix", "drop"):
-        raise ValueError(f"{setting} is '{policy}'; it must be 'error', 'fix' or 'drop'.")
+        raise UserError(f"{setting} is '{policy}'; it must be 'error', 'fix' or 'drop'.")
     numbers = [len(r["boxes"]) for r in records]
     if not sum(numbers):
         return list(records), BoxReport(0, {}, 0, 0, [])
@@ -192,7 +193,7 @@ def check_boxes(
     if policy == "error" and len(bad):
         shown = "".join(f"\n  {example}" for example in examples)
         more = f"\n  ... and {len(bad) - _LISTED:,} more" if len(bad) > _LISTED else ""
-        raise ValueError(
+        raise UserError(
             f"{len(bad):,} of {len(boxes):,} boxes cannot be right:{shown}{more}\nCorrect them; or set {setting} to fix"
             " (clip, swap, and drop what cannot be mended) or to drop."
         )

@@ -21,6 +21,7 @@ from datamodules.annotations.masks import (
     decode_mask,
     ranges,
 )
+from datamodules.common.errors import UserError
 from datamodules.decoding.images import ImageError, read_image
 from datamodules.decoding.sizes import image_size
 from datamodules.readers import Record
@@ -80,14 +81,14 @@ def report(errors: Sequence[Exception], total: int) -> None:
     """Raise one error for all masks that do not fit, the first 10 listed, each fix said once.
 
     Raises:
-        ValueError: If there are any.
+        UserError: If there are any.
     """
     if not errors:
         return
     shown = "\n".join(f"  {e.what if isinstance(e, MaskError) else e}" for e in errors[:_SHOWN])
     more = f"\n  ... and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
     fixes = [e.fix if isinstance(e, MaskError) else "Repair or remove unreadable files." for e in errors]
-    raise ValueError(
+    raise UserError(
         f"{len(errors)} of {total} masks cannot be used:\n{shown}{more}\n"
         + "\n".join(dict.fromkeys(f for f in fixes if f))
     )
@@ -114,7 +115,7 @@ def check_records(records: list[Record], settled: Settled, multi_label: bool, *,
         skip: Leave out damaged files; those that do not fit are refused all the same.
 
     Raises:
-        ValueError: If masks do not fit or, without ``skip``, cannot be read: the first 10 are listed.
+        UserError: If masks do not fit or, without ``skip``, cannot be read: the first 10 are listed.
     """
     fmt, names = settled.fmt, settled.class_names
     width = len(names) if names is not None else MAX_CLASSES
@@ -162,18 +163,18 @@ def number_classes(fmt: MaskFormat, checks: Mapping[str, MaskCheck], train: Sequ
         train: Those of the training masks.
 
     Raises:
-        ValueError: If there are no training masks, their values have large gaps, as grey levels have, or other masks
+        UserError: If there are no training masks, their values have large gaps, as grey levels have, or other masks
             hold values that those for training have not.
     """
     stored = {class_: raw for raw, class_ in fmt.values}
     if not train:
-        raise ValueError("There are no training masks to find the classes in: set data.class_names.")
+        raise UserError("There are no training masks to find the classes in: set data.class_names.")
     present = np.flatnonzero(np.sum([c.counts for c in train], axis=0)).tolist()
     known = present[-1] + 1 if present else 0
     if 2 * len(present) < known:
         values = [stored[k] for k in present]
         example = ", ".join(f"name{i}: {v}" for i, v in enumerate(values[:4])) + (", ..." if len(values) > 4 else "")
-        raise ValueError(
+        raise UserError(
             f"The training masks hold the values {ranges(values)}, and nothing between. Name the classes and their"
             f" values, data.class_values: {{{example}}}, or values to leave out in data.ignore_values."
         )
@@ -200,12 +201,12 @@ def absent_classes(train: Sequence[MaskCheck], names: Sequence[str], *, at_least
         fmt: How the masks were read, for the message.
 
     Raises:
-        ValueError: If fewer are there.
+        UserError: If fewer are there.
     """
     present = np.sum([c.counts for c in train], axis=0) > 0
     if present.sum() < at_least:
         held = f" but '{names[int(present.argmax())]}'" if present.any() else ""
-        raise ValueError(
+        raise UserError(
             f"The {len(train)} training masks hold no class{held} (read as data.mask_format: {fmt.kind}, ignored pixels"
             " apart), so that nothing can be learned. Check data.mask_format, data.class_values and"
             " data.ignore_values; masks of 0 and 255 are data.mask_format: binary."

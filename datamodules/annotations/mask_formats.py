@@ -19,8 +19,8 @@ from datamodules.annotations.masks import (
     rgb_format,
     stored_colors,
 )
+from datamodules.common.errors import UserError, did_you_mean
 from datamodules.decoding.images import ImageError
-from datamodules.readers import did_you_mean
 
 _SAMPLED = 20
 
@@ -46,16 +46,16 @@ class MaskSettings:
         names = self.class_names
         if names is not None:
             if not names or len(set(names)) < len(names):
-                raise ValueError(f"data.class_names is {names}; each class is named once, and one at least.")
+                raise UserError(f"data.class_names is {names}; each class is named once, and one at least.")
             if len(names) > MAX_CLASSES:
-                raise ValueError(f"data.class_names has {len(names)} names; masks hold at most {MAX_CLASSES} classes.")
+                raise UserError(f"data.class_names has {len(names)} names; masks hold at most {MAX_CLASSES} classes.")
         for key, table in (("colors", self.colors), ("class_values", self.class_values)):
             if table is None:
                 continue
             if names is not None and set(table) != set(names):
                 missing, extra = [n for n in names if n not in table], [n for n in table if n not in names]
                 hint = did_you_mean(extra[0], missing) if extra and missing else ""
-                raise ValueError(
+                raise UserError(
                     f"data.{key} and data.class_names differ:"
                     + (f" {missing} have none." if missing else "")
                     + (f" {extra} are no classes.{hint}" if extra else "")
@@ -63,9 +63,9 @@ class MaskSettings:
             _check_table(key, table)
         if self.class_values is not None and (self.mask_format in ("rgb", "binary") or self.multi_label):
             other = "multi_label: true" if self.multi_label else f"mask_format: {self.mask_format}"
-            raise ValueError(f"data.class_values is set, but only index masks use it, and data.{other} is set.")
+            raise UserError(f"data.class_values is set, but only index masks use it, and data.{other} is set.")
         if self.multi_label and self.mask_format in ("index", "rgb"):
-            raise ValueError(
+            raise UserError(
                 f"data.multi_label is true, but data.mask_format: {self.mask_format} masks hold one class a pixel. Give"
                 " one binary mask a class (data.masks with {class}), or a COCO file."
             )
@@ -98,7 +98,7 @@ def settle_format(
         by_class: Each file is a binary mask of one class.
 
     Raises:
-        ValueError: If the settings do not fit what the files hold.
+        UserError: If the settings do not fit what the files hold.
     """
     names = settings.names() or (list(listed) or None)
     kind: Kind
@@ -117,14 +117,14 @@ def settle_format(
     _check_ignore(kind, ignore)
     if kind == "rgb":
         if settings.colors is None:
-            raise ValueError(_no_colors(paths))
+            raise UserError(_no_colors(paths))
         names = names or list(settings.colors)
         _disjoint("colors", {n: [list(c) for c in cs] for n, cs in settings.colors.items()}, [list(c) for c in ignore])
         return Settled(rgb_format(names, settings.colors, ignore), names, None)
     if kind == "binary":
         expected = ["foreground"] if settings.multi_label else ["background", "foreground"]
         if not by_class and names is not None and len(names) != len(expected):
-            raise ValueError(
+            raise UserError(
                 f"data.class_names lists {len(names)} classes ({', '.join(names[:5])}), but binary masks have"
                 f" {len(expected)}: {', '.join(expected)}. Name {len(expected)}, or set data.mask_format: index."
             )
@@ -175,10 +175,10 @@ def _check_table(key: str, table: Mapping[str, Sequence[Any]]) -> None:
             else:
                 good, what = 0 <= entry <= 65535, "a whole number, 0 to 65535"
             if not good:
-                raise ValueError(f"data.{key} of '{name}' is {entry}; it must be {what}.")
+                raise UserError(f"data.{key} of '{name}' is {entry}; it must be {what}.")
             raw = tuple(entry) if key == "colors" else entry
             if raw in owner:
-                raise ValueError(
+                raise UserError(
                     f"data.{key} gives {entry} to '{owner[raw]}' and to '{name}'; a pixel has one class. Change one."
                 )
             owner[raw] = name
@@ -187,11 +187,9 @@ def _check_table(key: str, table: Mapping[str, Sequence[Any]]) -> None:
 def _check_ignore(kind: Kind, ignore: Sequence[Any]) -> None:
     for value in ignore:
         if kind == "rgb" and (not isinstance(value, Sequence) or len(value) != 3):
-            raise ValueError(
-                f"data.ignore_values holds {value}, but the masks are rgb: give colours, [[r, g, b], ...]."
-            )
+            raise UserError(f"data.ignore_values holds {value}, but the masks are rgb: give colours, [[r, g, b], ...].")
         if kind != "rgb" and (not isinstance(value, int) or not 0 <= value <= 65535):
-            raise ValueError(
+            raise UserError(
                 f"data.ignore_values holds {value}, but the masks are {kind}: give whole numbers, 0 to 65535."
             )
 
@@ -201,7 +199,7 @@ def _disjoint(key: str, table: Mapping[str, Sequence[Any]] | None, ignore: Seque
     for name, entries in (table or {}).items():
         both = [entry for entry in entries if entry in ignore]
         if both:
-            raise ValueError(
+            raise UserError(
                 f"data.{key} gives {both[0]} to '{name}', and data.ignore_values ignores it. Take it out of one."
             )
 
@@ -233,12 +231,12 @@ def class_palette(settled: Settled, settings: MaskSettings, num_classes: int) ->
     """[r, g, b] of each class: the first of ``colors``, or of a palette file's colours; None where there are none.
 
     Raises:
-        ValueError: If ``colors`` leaves out a class.
+        UserError: If ``colors`` leaves out a class.
     """
     names = settled.class_names
     if settings.colors is not None and names is not None:
         if bare := [name for name in names if name not in settings.colors]:
-            raise ValueError(f"data.colors has no colour for {bare}; the classes are {names}.")
+            raise UserError(f"data.colors has no colour for {bare}; the classes are {names}.")
         return [list(settings.colors[name][0]) for name in names]
     if settled.palette is None:
         return None

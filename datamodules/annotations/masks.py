@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from datamodules.common.errors import UserError
 from datamodules.decoding.images import ImageError, read_image
 from datamodules.decoding.tiff import is_tiff, read_tiff
 from datamodules.readers import Record
@@ -35,7 +36,7 @@ _FORMATS = ("PNG", "BMP", "GIF", "WEBP", "PPM", "JPEG")
 _KEPT_SCENE = 160  # pixels a side up to which digit scenes are kept: 77 KB each
 
 
-class MaskError(ValueError):
+class MaskError(UserError):
     """A mask that does not fit the settings or its image: ``what`` names file and values, ``fix`` says what to do."""
 
     def __init__(self, what: str, fix: str = "") -> None:
@@ -110,7 +111,7 @@ def load_mask(source: str | Path) -> Stored:
 
     Raises:
         ImageError: If the file is no mask or is damaged.
-        FileNotFoundError: If there is no such file.
+        UserError: If there is no such file.
     """
     name = str(source)
     data = Path(source).read_bytes()
@@ -175,13 +176,13 @@ def stored_colors(stored: Stored) -> Mask:
     """The colour of each pixel, uint8 (H, W, 3): through the palette, or grey.
 
     Raises:
-        ValueError: If the file holds 16-bit indices.
+        UserError: If the file holds 16-bit indices.
     """
     pixels = stored.pixels
     if pixels.ndim == 3:
         return pixels
     if pixels.dtype != np.uint8:
-        raise ValueError("16-bit indices are no colours.")
+        raise UserError("16-bit indices are no colours.")
     colors: Mask = stored.palette[pixels] if stored.palette is not None else np.repeat(pixels[..., None], 3, axis=2)
     return colors
 
@@ -199,7 +200,7 @@ def read_mask(source: str | Path | npt.NDArray[Any], fmt: MaskFormat) -> Mask:
     Raises:
         MaskError: If it holds values that ``fmt`` does not know.
         ImageError: If the file is no mask or is damaged.
-        FileNotFoundError: If there is no such file.
+        UserError: If there is no such file.
     """
     name = "mask array" if isinstance(source, np.ndarray) else str(source)
     stored = Stored(_integers(source, name)) if isinstance(source, np.ndarray) else load_mask(source)

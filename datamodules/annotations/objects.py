@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from datamodules.annotations.boxes import PER_BOX
 from datamodules.annotations.instance_masks import masks_of
+from datamodules.common.errors import UserError
 from datamodules.decoding.images import ImageError, read_image
 from datamodules.readers import Listing, Record
 from datamodules.readers.digits import digit_scene
@@ -38,7 +39,7 @@ def read_objects(record: Record, *, channels: int, dtype: Literal["uint8", "floa
 
     Raises:
         ImageError: If the file is damaged.
-        ValueError: If masks are damaged, or the image is not of the size that its annotations give.
+        UserError: If masks are damaged, or the image is not of the size that its annotations give.
     """
     sample: Record = {"path": record["path"]}
     if "scene" in record:
@@ -76,12 +77,12 @@ def select_classes(listing: Listing, names: list[str]) -> Listing:
     """Only the objects of ``names``, numbered in that order; images without any stay, as images without objects.
 
     Raises:
-        ValueError: If the data have no such class.
+        UserError: If the data have no such class.
     """
     if names == listing.class_names:
         return listing
     if unknown := [name for name in names if name not in listing.class_names]:
-        raise ValueError(
+        raise UserError(
             f"data.class_names lists {unknown}, which the data do not have; they have {listing.class_names}."
         )
     old = [listing.class_names.index(name) for name in names]
@@ -109,7 +110,7 @@ def require_masks(records: Sequence[Record]) -> None:
     """Refuse boxes without a mask.
 
     Raises:
-        ValueError: Naming the first ten.
+        UserError: Naming the first ten.
     """
     bare = [
         f"{record['annotation_file']}, annotation {int(record['annotation_ids'][i])} ('{record['path']}')"
@@ -119,7 +120,7 @@ def require_masks(records: Sequence[Record]) -> None:
     ]
     if bare:
         shown = "".join(f"\n  {line}" for line in bare[:_LISTED])
-        raise ValueError(
+        raise UserError(
             f"data.masks is true, but {len(bare):,} objects have a box and no mask:{shown}\nDraw or remove them, or"
             " leave data.masks out to train on boxes."
         )

@@ -36,7 +36,7 @@ def read_soft_mask(file: str | Path) -> Mask:
 
     Raises:
         ImageError: If the file is no such PNG or is damaged.
-        FileNotFoundError: If there is none.
+        UserError: If there is none.
     """
     channels = cv2.imdecode(np.frombuffer(Path(file).read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if channels is None or channels.dtype != np.uint8 or channels.ndim != 3 or channels.shape[2] != 4:

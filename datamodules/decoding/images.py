@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
 
+from datamodules.common.errors import UserError
 from datamodules.decoding.jpeg import JpegHeader, parse_jpeg
 from datamodules.decoding.tiff import is_tiff, read_tiff, tiff_size
 from datamodules.decoding.video import is_frame, is_video, list_frames, read_frame
@@ -46,7 +47,7 @@ Image.MAX_IMAGE_PIXELS = None
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """A file that is no readable image; the message names the file and the reason."""
 
 
@@ -80,7 +81,7 @@ def read_image(
 
     Raises:
         ImageError: If the file is corrupt, truncated, no image, too large, or does not have so many channels.
-        FileNotFoundError: If there is no such file.
+        UserError: If there is no such file.
     """
     if is_frame(source):
         return np.array(_convert(_Decoded(read_frame(str(source))), channels, dtype, str(source)))
@@ -105,7 +106,7 @@ def check_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Non
 
     Raises:
         ImageError: If the file is empty, no image, or larger than ``max_pixels``.
-        FileNotFoundError: If there is no such file.
+        UserError: If there is no such file.
     """
     name, data = _load(source, _HEADER_BYTES)
     try:
@@ -123,14 +124,14 @@ def find_images(source: str | Path) -> list[str]:
     visited once, so that loops end.
 
     Raises:
-        FileNotFoundError: If ``source`` does not exist.
-        ValueError: If the folder holds no file with a suffix of ``IMAGE_SUFFIXES``, or the video cannot be decoded.
+        UserError: If ``source`` does not exist.
+        UserError: If the folder holds no file with a suffix of ``IMAGE_SUFFIXES``, or the video cannot be decoded.
     """
     root = Path(source)
     if root.is_file():
         return list_frames(root) if is_video(root) else [str(root)]
     if not root.is_dir():
-        raise FileNotFoundError(f"'{root}' does not exist (looked in {Path.cwd()}); give an image file or a folder.")
+        raise UserError(f"'{root}' does not exist (looked in {Path.cwd()}); give an image file or a folder.")
     found: list[str] = []
     seen: set[str] = set()
     pending = [str(root)]
@@ -148,7 +149,7 @@ def find_images(source: str | Path) -> list[str]:
             folders[:] = [f for f in visible if not os.path.islink(os.path.join(folder, f))]
             pending += [os.path.join(folder, f) for f in visible if f not in folders]
     if not found:
-        raise ValueError(f"Folder '{root}' holds no image files (known suffixes: {', '.join(IMAGE_SUFFIXES)}).")
+        raise UserError(f"Folder '{root}' holds no image files (known suffixes: {', '.join(IMAGE_SUFFIXES)}).")
     return sorted(found)
 
 
@@ -373,7 +374,7 @@ def _from_array(pixels: Pixels, name: str) -> _Decoded:
 
 def _convert(image: _Decoded, channels: int, dtype: str, name: str) -> Pixels:
     if dtype not in ("uint8", "float32"):
-        raise ValueError(f"dtype is '{dtype}'; it must be 'uint8' or 'float32'.")
+        raise UserError(f"dtype is '{dtype}'; it must be 'uint8' or 'float32'.")
     pixels: Pixels = image.pixels
     has = pixels.shape[2]
     if channels != has or image.has_alpha:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from datamodules.common.errors import UserError
+
 _ORIENTATION_TAG = 0x0112
 
 
@@ -23,14 +25,14 @@ def parse_jpeg(data: bytes) -> JpegHeader:
     """Walk the segments up to the first scan: a few microseconds, where opening with Pillow takes many times that.
 
     Raises:
-        ValueError: If the header is damaged or cut off.
+        UserError: If the header is damaged or cut off.
     """
     width = height = components = 0
     orientation, adobe, pos = 1, False, 2
     try:
         while True:
             if data[pos] != 0xFF:
-                raise ValueError(f"the JPEG header is damaged at byte {pos}")
+                raise UserError(f"the JPEG header is damaged at byte {pos}")
             marker = data[pos + 1]
             if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD7:  # fill byte, or a marker without a body
                 pos += 1 if marker == 0xFF else 2
@@ -46,10 +48,10 @@ def parse_jpeg(data: bytes) -> JpegHeader:
             elif marker == 0xDA:
                 return JpegHeader(width, height, components, orientation, adobe, pos)
             elif marker == 0xD9:
-                raise ValueError("the JPEG ends before any pixels")
+                raise UserError("the JPEG ends before any pixels")
             pos += 2 + length
     except (IndexError, struct.error):
-        raise ValueError("the file is truncated, it ends inside the JPEG header") from None
+        raise UserError("the file is truncated, it ends inside the JPEG header") from None
 
 
 def _exif_orientation(exif: bytes) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datamodules.common.errors import UserError
 from datamodules.decoding.images import ImageError, check_image, read_image
 from datamodules.decoding.jpeg import parse_jpeg
 from datamodules.decoding.tiff import is_tiff, tiff_size
@@ -27,7 +28,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
     Raises:
         ImageError: If the file is no image.
-        FileNotFoundError: If there is no such file.
+        UserError: If there is no such file.
     """
     with open(path, "rb") as file:
         data = file.read(_HEADER_BYTES)
@@ -77,7 +78,7 @@ def check_sizes(records: Sequence[Record]) -> list[Record]:
         The records; those without a size as new dicts.
 
     Raises:
-        ValueError: If sizes differ; the first ten are listed with both.
+        UserError: If sizes differ; the first ten are listed with both.
         ImageError: If a file is no image.
     """
     files = [i for i, record in enumerate(records) if isinstance(record["image"], str)]
@@ -99,7 +100,7 @@ def check_sizes(records: Sequence[Record]) -> list[Record]:
             )
     if wrong:
         shown = "\n".join(f"  {line}" for line in wrong[:_LISTED])
-        raise ValueError(
+        raise UserError(
             f"{len(wrong)} image(s) have another size (width x height) than their annotations say:\n{shown}\nThe boxes"
             " were drawn on other pixels: put those images back, or scale the annotations. An image with an EXIF"
             " orientation is read turned; remove the tag if the boxes were drawn on the picture as stored."

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from datamodules.common.errors import UserError
+
 Pixels: TypeAlias = npt.NDArray[Any]
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -46,7 +48,7 @@ def read_tiff(data: bytes) -> Image.Image | tuple[Pixels, bool, int]:
         whether the last channel is alpha, and the orientation still to be applied.
 
     Raises:
-        ValueError: If the layout needs tifffile and that is not installed, or is not supported.
+        UserError: If the layout needs tifffile and that is not installed, or is not supported.
         Exception: Whatever the decoders raise on damaged data.
     """
     tags = _tags(data)
@@ -56,7 +58,7 @@ def read_tiff(data: bytes) -> Image.Image | tuple[Pixels, bool, int]:
     photometric = int(tags.get(_PHOTOMETRIC, _BLACK_IS_ZERO))
     extra = int(_first(tags.get(_EXTRA, 0)))
     if kind not in (_UNSIGNED, _FLOAT, 4) or (bits > 16 and kind != _FLOAT):
-        raise ValueError(f"{bits}-bit signed or long integers have no known range; save as 16-bit or float in [0, 1]")
+        raise UserError(f"{bits}-bit signed or long integers have no known range; save as 16-bit or float in [0, 1]")
     if bits <= 8 or photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
         try:
             image = Image.open(io.BytesIO(data), formats=("TIFF",))
@@ -66,11 +68,11 @@ def read_tiff(data: bytes) -> Image.Image | tuple[Pixels, bool, int]:
             pass  # several bands
     has_alpha = samples in (2, 4) and extra in (_ALPHA, _PREMULTIPLIED)
     if has_alpha and extra == _PREMULTIPLIED:
-        raise ValueError("premultiplied alpha deeper than 8 bits is not supported; save without alpha")
+        raise UserError("premultiplied alpha deeper than 8 bits is not supported; save without alpha")
     if (bits > 8 or photometric == _RGB) and (samples == 1 or (photometric == _RGB and samples in (3, 4))):
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # turned by its orientation
         if pixels is None:
-            raise ValueError("corrupt, truncated, or compressed in an unknown way")
+            raise UserError("corrupt, truncated, or compressed in an unknown way")
         if kind == _FLOAT:
             pixels = pixels.astype(np.float32, copy=False)
         if samples > 1:
@@ -81,7 +83,7 @@ def read_tiff(data: bytes) -> Image.Image | tuple[Pixels, bool, int]:
     try:
         import tifffile
     except ImportError:
-        raise ValueError(
+        raise UserError(
             f"{samples} channels of {bits} bits need tifffile (`pip install tifffile`), or save the image as .npy"
         ) from None
     with tifffile.TiffFile(io.BytesIO(data)) as file:

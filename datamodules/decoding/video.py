@@ -12,13 +12,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.common.errors import UserError
+
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 _FRAME = re.compile(rf"(.+(?:{'|'.join(re.escape(s) for s in VIDEO_SUFFIXES)}))#(\d+)", re.IGNORECASE | re.DOTALL)
 _RECENT = 8  # threads that share a reader ask nearly in order
 
 
-class VideoError(ValueError):
+class VideoError(UserError):
     """A file that is no readable video; the message names the file and the reason."""
 
 
@@ -100,7 +102,7 @@ def _reader(path: str, loading: bool) -> _Reader:
 
 def _open(path: str) -> cv2.VideoCapture:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"'{path}' does not exist (looked in {Path.cwd()}); give a video file.")
+        raise UserError(f"'{path}' does not exist (looked in {Path.cwd()}); give a video file.")
     video = cv2.VideoCapture(path)
     if not video.isOpened():
         raise VideoError(f"{path}: the video cannot be opened; convert it, for example to H.264 in .mp4.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
@@ -35,9 +34,3 @@ def sort_classes(names: Iterable[str]) -> list[str]:
     """Distinct names in the order of their class ids: numerically if all are integers, else as text."""
     distinct = set(names)
     return sorted(distinct, key=int) if all(_INTEGER.fullmatch(n) for n in distinct) else sorted(distinct)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` with the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word.lower(), (lowered := {k.lower(): k for k in known}), n=1, cutoff=0.5)
-    return f" Did you mean '{lowered[near[0]]}'?" if near else ""

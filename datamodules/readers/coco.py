@@ -17,9 +17,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.annotations.instance_masks import run_lengths
+from datamodules.common import rle
+from datamodules.common.errors import UserError, did_you_mean
 from datamodules.decoding.sizes import image_size
-from datamodules.readers import Listing, Record, did_you_mean, split_name
+from datamodules.readers import Listing, Record, split_name
 
 # Optional: reads COCO's 450 MB in a third of the time.
 orjson: Any = import_module("orjson") if find_spec("orjson") else None
@@ -52,8 +53,8 @@ def read_coco(annotations: str | Path, image_root: str | Path | None = None, spl
         split: Written into each record.
 
     Raises:
-        FileNotFoundError: If the file or an image is missing; the first missing image is named.
-        ValueError: If the file is no such JSON, an id or a file name occurs twice, or an annotation belongs to no image
+        UserError: If the file or an image is missing; the first missing image is named.
+        UserError: If the file is no such JSON, an id or a file name occurs twice, or an annotation belongs to no image
             or no category; file, id and fix are named.
     """
     return Listing(*_read(Path(annotations), image_root, split))
@@ -67,13 +68,13 @@ def read_coco_folder(root: str | Path, image_root: str | Path | None = None) -> 
     ``root/SPLIT/_annotations.coco.json`` with the images beside it, as Roboflow writes.
 
     Raises:
-        FileNotFoundError: If there is no such folder, file or image.
-        ValueError: As ``read_coco``; also if the files do not agree on the categories, two of them are of one split,
+        UserError: If there is no such folder, file or image.
+        UserError: As ``read_coco``; also if the files do not agree on the categories, two of them are of one split,
             or an image is in two splits.
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"COCO folder '{root}' does not exist (looked in {Path.cwd()}).")
+        raise UserError(f"COCO folder '{root}' does not exist (looked in {Path.cwd()}).")
     files: dict[str, Path] = {}
     found = sorted((root / "annotations").glob("*.json")) + sorted(root.glob(f"*/{_ROBOFLOW}"))
     for file in found:
@@ -82,13 +83,13 @@ def read_coco_folder(root: str | Path, image_root: str | Path | None = None) -> 
         if split is None:
             continue
         if split in files:
-            raise ValueError(f"'{files[split]}' and '{file}' are both of the {split} split; give one of them by name.")
+            raise UserError(f"'{files[split]}' and '{file}' are both of the {split} split; give one of them by name.")
         files[split] = file
     if not files and len(found) == 1:
         return Listing(*_read(found[0], image_root, None))
     if not files:
         others = f" It has {', '.join(f.name for f in found[:5])}." if found else ""
-        raise FileNotFoundError(
+        raise UserError(
             f"'{root}' has no annotations/instances_train.json (nor _val, _test).{others} Rename the files, or give one"
             " JSON file."
         )
@@ -97,13 +98,13 @@ def read_coco_folder(root: str | Path, image_root: str | Path | None = None) -> 
     places: dict[str, str] = {}
     for split, (records, own_names, own_ids) in parts.items():
         if (own_names, own_ids) != (names, ids):
-            raise ValueError(
+            raise UserError(
                 f"'{files[first]}' and '{files[split]}' have different categories: {_describe(ids, names)} and"
                 f" {_describe(own_ids, own_names)}. Write the same list into both."
             )
         for record in records:
             if (other := places.setdefault(record["path"], split)) != split:
-                raise ValueError(
+                raise UserError(
                     f"Image '{record['path']}' is in '{files[other]}' and in '{files[split]}'; remove it from one."
                 )
     return Listing([record for records, _, _ in parts.values() for record in records], names, ids)
@@ -123,7 +124,7 @@ def _build(file: Path, data: dict[str, Any], image_root: str | Path | None, spli
     images, annotations = data["images"], data["annotations"]
     names, ids = _categories(file, data["categories"])
     if not images:
-        raise ValueError(f"'{file}' has no images.")
+        raise UserError(f"'{file}' has no images.")
     index = _image_index(file, images)
     paths = _paths(file, images, image_root, split)
     label = {category: i for i, category in enumerate(ids)}
@@ -187,20 +188,20 @@ def _build(file: Path, data: dict[str, Any], image_root: str | Path | None, spli
 
 def _load(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise FileNotFoundError(f"COCO file '{file}' does not exist (looked in {Path.cwd()}).")
+        raise UserError(f"COCO file '{file}' does not exist (looked in {Path.cwd()}).")
     try:
         data = _parse(file.read_bytes())
     except ValueError as error:  # also no UTF-8
-        raise ValueError(
+        raise UserError(
             f"'{file}' cannot be read as JSON ({error}). It may be cut off: fetch or write it again."
         ) from error
     if not isinstance(data, dict):
         hint = " It looks like a file of results; give the annotations." if isinstance(data, list) else ""
-        raise ValueError(f"'{file}' is no COCO file: it holds a {type(data).__name__}, not an object.{hint}")
+        raise UserError(f"'{file}' is no COCO file: it holds a {type(data).__name__}, not an object.{hint}")
     for key in ("images", "annotations", "categories"):
         if not isinstance(data.get(key), list):
             have = ", ".join(data) or "nothing"
-            raise ValueError(
+            raise UserError(
                 f"'{file}' is no COCO file: it has no list '{key}' (it has: {have}).{did_you_mean(key, data)}"
             )
     return data
@@ -219,19 +220,17 @@ def _categories(file: Path, categories: list[Any]) -> tuple[list[str], list[int]
     names: dict[int, str] = {}
     for category in categories:
         if not isinstance(category, dict) or not isinstance(category.get("id"), int) or "name" not in category:
-            raise ValueError(f"'{file}': category {category!r} must have an integer 'id' and a 'name'.")
+            raise UserError(f"'{file}': category {category!r} must have an integer 'id' and a 'name'.")
         number, name = category["id"], str(category["name"])
         if number in names:
-            raise ValueError(
+            raise UserError(
                 f"'{file}': category id {number} occurs twice ('{names[number]}' and '{name}'); change one."
             )
         if name in names.values():
-            raise ValueError(
-                f"'{file}': two categories are named '{name}' (one has id {number}); rename or remove one."
-            )
+            raise UserError(f"'{file}': two categories are named '{name}' (one has id {number}); rename or remove one.")
         names[number] = name
     if not names:
-        raise ValueError(f"'{file}' has no categories; list each class with an 'id' and a 'name'.")
+        raise UserError(f"'{file}' has no categories; list each class with an 'id' and a 'name'.")
     ids = sorted(names)
     return [names[i] for i in ids], ids
 
@@ -242,7 +241,7 @@ def _sizes(file: Path, images: list[Any]) -> list[tuple[int, int]]:
         try:
             sizes.append((int(image.get("height") or 0), int(image.get("width") or 0)))
         except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"'{file}': image {image['id']}: its height or width is no number ({error}).") from error
+            raise UserError(f"'{file}': image {image['id']}: its height or width is no number ({error}).") from error
     return sizes
 
 
@@ -254,19 +253,17 @@ def _image_index(file: Path, images: list[Any]) -> dict[int, int]:
         try:
             number, name = image["id"], image["file_name"]
         except (KeyError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"'{file}': image number {i + 1} must have an 'id' and a 'file_name': {image!r}."
             ) from error
         if not isinstance(number, int) or not isinstance(name, str):
-            raise ValueError(f"'{file}': image number {i + 1}: 'id' must be an integer, 'file_name' text: {image!r}.")
+            raise UserError(f"'{file}': image number {i + 1}: 'id' must be an integer, 'file_name' text: {image!r}.")
         if index.setdefault(number, i) != i:
             other = images[index[number]]["file_name"]
-            raise ValueError(
-                f"'{file}': image id {number} occurs twice ('{other}' and '{name}'). Give each its own id."
-            )
+            raise UserError(f"'{file}': image id {number} occurs twice ('{other}' and '{name}'). Give each its own id.")
         if files.setdefault(name, i) != i:
             other = images[files[name]]["id"]
-            raise ValueError(
+            raise UserError(
                 f"'{file}': file '{name}' is there twice (image ids {other} and {number}). Merge them into one image."
             )
     return index
@@ -287,7 +284,7 @@ def _paths(file: Path, images: list[Any], image_root: str | Path | None, split: 
     if missing:
         image = images[missing[0]]
         looked = paths[missing[0]] if len(roots) == 1 or missing[0] else f"{first} in {', '.join(roots)}"
-        raise FileNotFoundError(
+        raise UserError(
             f"'{file}': image '{image['file_name']}' (id {image['id']}) does not exist (looked for {looked});"
             f" {len(missing)} of {len(paths)} are missing. Set image_root to the folder where file names start."
         )
@@ -321,23 +318,23 @@ def _column(
         if width and not annotations:
             return values.reshape(0, width)
         if values.shape != ((len(annotations), width) if width else (len(annotations),)):
-            raise ValueError("not one value each")
+            raise UserError("not one value each")
         return values
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError) as error:
         for i, a in enumerate(annotations):
             if not isinstance(a, dict):
-                raise ValueError(f"'{file}': annotation number {i + 1} is {a!r}; it must be an object.") from error
+                raise UserError(f"'{file}': annotation number {i + 1} is {a!r}; it must be an object.") from error
             which = f"annotation {a['id']}" if "id" in a else f"annotation number {i + 1}"
             for key in ("image_id", "category_id"):
                 if key not in a:
-                    raise ValueError(f"'{file}': {which} has no '{key}'.") from error
+                    raise UserError(f"'{file}': {which} has no '{key}'.") from error
             try:
                 reason = explain(a)
             except TypeError:  # an id that is no id, for example a list
                 reason = "an id is no number."
             if reason:
-                raise ValueError(f"'{file}': {which}: {reason}") from error
-        raise ValueError(f"'{file}': the annotations cannot be read ({error}).") from error
+                raise UserError(f"'{file}': {which}: {reason}") from error
+        raise UserError(f"'{file}': the annotations cannot be read ({error}).") from error
 
 
 def _nan(value: Any) -> Any:
@@ -348,9 +345,9 @@ def _mask_box(a: Any) -> Sequence[float]:
     """x, y, width, height of the mask, for an annotation without a box."""
     segmentation = a["segmentation"]
     if isinstance(segmentation, dict):
-        from faster_coco_eval.core import mask as rle  # a compiled library, which few files need
+        from faster_coco_eval.core import mask as library  # a compiled library, which few files need
 
-        return list(rle.toBbox(run_lengths(segmentation, *segmentation["size"])))
+        return list(library.toBbox(rle.from_segmentation(segmentation, *segmentation["size"])))
     points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in segmentation]).astype(np.float64)
     return [*points.min(0).tolist(), *np.ptp(points, axis=0).tolist()]
 
@@ -377,12 +374,10 @@ def _wrong_area(a: Any) -> str | None:
 
 
 def _mask_area(file: Path, a: Any, size: tuple[int, int]) -> float:
-    from faster_coco_eval.core import mask as rle
-
     try:
-        return float(rle.area(run_lengths(a["segmentation"], *size)))
+        return float(rle.area(rle.from_segmentation(a["segmentation"], *size)))
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"'{file}': annotation {a.get('id')}: {error}.") from error
+        raise UserError(f"'{file}': annotation {a.get('id')}: {error}.") from error
 
 
 def _describe(ids: list[int], names: list[str]) -> str:

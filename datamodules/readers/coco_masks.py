@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.annotations.instance_masks import run_lengths
+from datamodules.common import rle
+from datamodules.common.errors import UserError
 from datamodules.decoding.images import read_image
 from datamodules.readers import Listing, Record
 from datamodules.readers.coco import read_coco, read_coco_folder
@@ -36,8 +37,8 @@ def read_coco_masks(source: str | Path, class_names: list[str] | None = None, *,
         painting) and ``classes`` (class of each, channel with ``multi_label``; crowds as -1 - class).
 
     Raises:
-        FileNotFoundError: If there is no such file or an image is missing.
-        ValueError: If the JSON is not as it should be, a category is unknown, or an annotation has no mask or one of
+        UserError: If there is no such file or an image is missing.
+        UserError: If the JSON is not as it should be, a category is unknown, or an annotation has no mask or one of
             another size than its image.
     """
     source = Path(source)
@@ -47,7 +48,7 @@ def read_coco_masks(source: str | Path, class_names: list[str] | None = None, *,
     if class_names is not None:
         wanted = class_names[1:] if not multi_label and class_names[:1] == [BACKGROUND] else class_names
         if unknown := [name for name in wanted if name not in categories]:
-            raise ValueError(f"data.class_names lists {unknown}, which '{source}' does not have; it has {categories}.")
+            raise UserError(f"data.class_names lists {unknown}, which '{source}' does not have; it has {categories}.")
     first = 0 if multi_label else 1
     wanted = [name for name in wanted if multi_label or name != BACKGROUND]
     class_of = {categories.index(name): first + i for i, name in enumerate(wanted)}
@@ -62,7 +63,7 @@ def read_coco_masks(source: str | Path, class_names: list[str] | None = None, *,
 
 def _shapes(record: Record, class_of: dict[int, int]) -> dict[str, Any]:
     """A record's annotations in the order of painting: crowds first, then from large to small."""
-    from faster_coco_eval.core import mask as rle  # a compiled library; only COCO's masks need it
+    from faster_coco_eval.core import mask as library  # a compiled library; only COCO's masks need it
 
     height, width = record["height"], record["width"]
     if not height or not width:
@@ -75,14 +76,14 @@ def _shapes(record: Record, class_of: dict[int, int]) -> dict[str, Any]:
             continue
         where = f"Image '{record['path']}', annotation {int(record['annotation_ids'][i])}:"
         if shape is None:
-            raise ValueError(
+            raise UserError(
                 f"{where} it has a box but no mask ('segmentation'). Remove it, or train a detector on the boxes."
             )
         try:
-            run = run_lengths(shape, height, width)
-            area = float(rle.area(run))
+            run = rle.from_segmentation(shape, height, width)
+            area = float(library.area(run))
         except Exception as error:  # whatever the compiled code makes of a damaged mask
-            raise ValueError(f"{where} its segmentation cannot be read ({error}).") from error
+            raise UserError(f"{where} its segmentation cannot be read ({error}).") from error
         if not area:
             continue
         crowd = bool(record["iscrowd"][i])
@@ -93,7 +94,7 @@ def _shapes(record: Record, class_of: dict[int, int]) -> dict[str, Any]:
     classes: list[int] = []
     for class_, group in groupby(shapes, key=lambda s: s[3]):  # what is painted alike one after the other, as one
         runs: list[dict[str, Any]] = [{"size": [height, width], "counts": s[2]} for s in group]
-        counts.append(rle.merge(runs)["counts"] if len(runs) > 1 else runs[0]["counts"])
+        counts.append(library.merge(runs)["counts"] if len(runs) > 1 else runs[0]["counts"])
         classes.append(class_)
     return {"size": (height, width), "counts": counts, "classes": classes}
 
@@ -108,15 +109,15 @@ def render_shapes(shapes: dict[str, Any], num_channels: int | None) -> npt.NDArr
     Returns:
         uint8 (H, W) of classes, or (H, W, K) of 0 and 1; 255 where only a crowd is.
     """
-    from faster_coco_eval.core import mask as rle
+    from faster_coco_eval.core import mask as library
 
     height, width = shapes["size"]
     channels = 1 if num_channels is None else num_channels
     out = np.zeros((channels, width, height), np.uint8).transpose(0, 2, 1)  # columns together, as RLE has them
     for counts, class_ in zip(shapes["counts"], shapes["classes"], strict=True):
         run = {"size": [height, width], "counts": counts}
-        x, y, w, h = (int(v) for v in rle.toBbox(run))  # painting all of the picture takes ten times as long
-        inside = rle.decode(run)[y : y + h, x : x + w].view(bool)
+        x, y, w, h = (int(v) for v in library.toBbox(run))  # painting all of the picture takes ten times as long
+        inside = library.decode(run)[y : y + h, x : x + w].view(bool)
         crowd = class_ < 0
         if num_channels is None:
             np.copyto(out[0, y : y + h, x : x + w], _IGNORE if crowd else class_, where=inside)

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.common.errors import UserError
 from datamodules.readers import Listing, Record
 
 Split = Literal["train", "val", "test"]
@@ -49,7 +50,7 @@ class DigitScenes(Sequence[Record]):
 
     def __init__(self, num: int, size: int = 128, seed: int = 0, split: Split = "train") -> None:
         if num < 1:
-            raise ValueError(f"The number of digit scenes is {num}; it must be at least 1.")
+            raise UserError(f"The number of digit scenes is {num}; it must be at least 1.")
         _check(size, split)
         self.num, self.size, self.seed, self.split = num, size, seed, split
 
@@ -83,7 +84,7 @@ def digit_scene(index: int, seed: int = 0, split: Split = "train", size: int = 1
         digit + 1 else; ``label`` int, the digit with most visible pixels; ``path``, ``split``.
 
     Raises:
-        ValueError: If ``size`` is below 32 or ``split`` is unknown.
+        UserError: If ``size`` is below 32 or ``split`` is unknown.
     """
     _check(size, split)
     rng = np.random.default_rng([seed, _SPLITS.index(split), index, size])
@@ -166,9 +167,9 @@ def _numbers(split: Split) -> npt.NDArray[np.int64]:
 
 def _check(size: int, split: str) -> None:
     if size < 32:
-        raise ValueError(f"The size of digit scenes is {size}; it must be at least 32 pixels.")
+        raise UserError(f"The size of digit scenes is {size}; it must be at least 32 pixels.")
     if split not in _SPLITS:
-        raise ValueError(f"The split of digit scenes is '{split}'; it must be train, val or test.")
+        raise UserError(f"The split of digit scenes is '{split}'; it must be train, val or test.")
 
 
 def _background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float32]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from datamodules.common.errors import UserError, did_you_mean
 from datamodules.decoding.images import IMAGE_SUFFIXES, find_images
-from datamodules.readers import Listing, Record, did_you_mean, split_name
+from datamodules.readers import Listing, Record, split_name
 
 _NO_SPLIT = ("unlabeled", "unlabelled")  # may stand beside the split folders, for semi-supervised training
 
@@ -17,19 +18,19 @@ def read_folder(root: str | Path) -> Listing:
     record's split is None. Classes are sorted by name, those of ``train`` where there is such a folder.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If a class folder is empty, a class of ``val`` or ``test`` is not in ``train``, images lie outside
+        UserError: If there is no such folder.
+        UserError: If a class folder is empty, a class of ``val`` or ``test`` is not in ``train``, images lie outside
             class folders, or there are no images.
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"Image folder '{root}' does not exist (looked in {Path.cwd()}).")
+        raise UserError(f"Image folder '{root}' does not exist (looked in {Path.cwd()}).")
     folders = _subfolders(root)
     splits: dict[str, Path] = {}
     for folder in folders:
         split = split_name(folder.name)
         if split in splits:
-            raise ValueError(f"'{splits[split]}' and '{folder}' are both the {split} split; merge or rename one.")
+            raise UserError(f"'{splits[split]}' and '{folder}' are both the {split} split; merge or rename one.")
         if split is not None:
             splits[split] = folder
     if not splits:
@@ -37,7 +38,7 @@ def read_folder(root: str | Path) -> Listing:
         return Listing(_read_classes(root, class_names, None), class_names)
     others = [f.name for f in folders if f not in splits.values() and f.name.lower() not in _NO_SPLIT]
     if others:
-        raise ValueError(
+        raise UserError(
             f"'{root}' has split folders ({', '.join(f.name for f in splits.values())}) and others beside them:"
             f" {', '.join(others)}. Move the others elsewhere, or rename the split folders if they are classes."
         )
@@ -51,7 +52,7 @@ def read_folder(root: str | Path) -> Listing:
             present = _class_names(splits[split])
             for name in present:
                 if name not in class_names:
-                    raise ValueError(
+                    raise UserError(
                         f"Class '{name}' is in '{splits[split]}' but not in '{splits['train']}'."
                         f"{did_you_mean(name, class_names)} Add training images of it, or remove the folder."
                     )
@@ -69,12 +70,12 @@ def _class_names(folder: Path) -> list[str]:
         p.name for p in folder.iterdir() if p.name.lower().endswith(IMAGE_SUFFIXES) and not p.name.startswith(".")
     )
     if loose:
-        raise ValueError(
+        raise UserError(
             f"'{folder}' holds {len(loose)} image(s) outside class folders, for example '{loose[0]}'. Put each image"
             f" into a folder named after its class: {folder / 'CLASS' / loose[0]}."
         )
     if not names:
-        raise ValueError(f"'{folder}' holds no images: expected one folder per class in it, with the images inside.")
+        raise UserError(f"'{folder}' holds no images: expected one folder per class in it, with the images inside.")
     return names
 
 
@@ -86,6 +87,6 @@ def _read_classes(folder: Path, class_names: list[str], split: str | None) -> li
         try:
             paths = find_images(folder / name)
         except ValueError as error:
-            raise ValueError(f"Class folder '{folder / name}' holds no image files. Fill it or remove it.") from error
+            raise UserError(f"Class folder '{folder / name}' holds no image files. Fill it or remove it.") from error
         records += [{"image": path, "path": path, "label": label, "split": split} for path in paths]
     return records

@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from datamodules.readers import Listing, Record, did_you_mean, sort_classes, split_name
+from datamodules.common.errors import UserError, did_you_mean
+from datamodules.readers import Listing, Record, sort_classes, split_name
 from datamodules.readers.digits import read_digits
 
 _ROLES = ("path", "label", "labels", "probabilities", "split", "weight")
@@ -42,16 +43,16 @@ def read_list(file: str | Path, image_root: str | Path | None = None, columns: d
             which kind of label is taken where a file has several.
 
     Raises:
-        FileNotFoundError: If the list or an image is missing; the first missing image is named with its row.
-        ValueError: If a column or a value is not as above, naming file, row and value.
+        UserError: If the list or an image is missing; the first missing image is named with its row.
+        UserError: If a column or a value is not as above, naming file, row and value.
     """
     file = Path(file)
     if not file.is_file():
-        raise FileNotFoundError(f"List '{file}' does not exist (looked in {Path.cwd()}).")
+        raise UserError(f"List '{file}' does not exist (looked in {Path.cwd()}).")
     table, where = _load(file)
     names = _resolve_columns(file, list(table), columns or {})
     if not table[names["path"]]:
-        raise ValueError(f"'{file}' has no rows.")
+        raise UserError(f"'{file}' has no rows.")
     paths = _paths(table[names["path"]], Path(image_root) if image_root is not None else file.parent, where)
     kind = next((k for k in _LABELS if k in names), None)
     labels: Sequence[int | list[float]]
@@ -80,7 +81,7 @@ def read_list(file: str | Path, image_root: str | Path | None = None, columns: d
         for i, (record, value) in enumerate(zip(records, table[names["weight"]], strict=True)):
             record["weight"] = _number(value, where(i), names["weight"])
             if record["weight"] < 0:
-                raise ValueError(f"{where(i)}: weight is {value}; it must be at least 0.")
+                raise UserError(f"{where(i)}: weight is {value}; it must be at least 0.")
     return Listing(records, class_names)
 
 
@@ -94,19 +95,19 @@ def read_mask_list(file: str | Path) -> Listing:
         Records with ``mask``, a path, and ``soft_mask``, a path; no class names.
 
     Raises:
-        FileNotFoundError: If the list, an image or a mask is missing; the first is named with its row.
-        ValueError: If a column is missing, or a value is not as above.
+        UserError: If the list, an image or a mask is missing; the first is named with its row.
+        UserError: If a column is missing, or a value is not as above.
     """
     file = Path(file)
     if not file.is_file():
-        raise FileNotFoundError(f"List '{file}' does not exist (looked in {Path.cwd()}).")
+        raise UserError(f"List '{file}' does not exist (looked in {Path.cwd()}).")
     table, where = _load(file)
     for column in ("path", "mask"):
         if column not in table:
             near = did_you_mean(column, table)
-            raise ValueError(f"'{file}' has no column '{column}' (it has: {', '.join(table)}).{near}")
+            raise UserError(f"'{file}' has no column '{column}' (it has: {', '.join(table)}).{near}")
     if not table["path"]:
-        raise ValueError(f"'{file}' has no rows.")
+        raise UserError(f"'{file}' has no rows.")
     images, masks = (_paths(table[column], file.parent, where) for column in ("path", "mask"))
     splits = _splits(table["split"], where) if "split" in table else [None] * len(images)
     records = [
@@ -127,18 +128,18 @@ def read_paths(file: str | Path, image_root: str | Path | None = None) -> list[R
         image_root: Where relative paths start; the list's own folder by default.
 
     Raises:
-        FileNotFoundError: If the list or an image is missing.
-        ValueError: If it has no column ``path`` or no rows.
+        UserError: If the list or an image is missing.
+        UserError: If it has no column ``path`` or no rows.
     """
     file = Path(file)
     if not file.is_file():
-        raise FileNotFoundError(f"List '{file}' does not exist (looked in {Path.cwd()}).")
+        raise UserError(f"List '{file}' does not exist (looked in {Path.cwd()}).")
     table, where = _load(file)
     if "path" not in table:
         near = did_you_mean("path", table)
-        raise ValueError(f"'{file}' has no column 'path' (it has: {', '.join(table)}).{near}")
+        raise UserError(f"'{file}' has no column 'path' (it has: {', '.join(table)}).{near}")
     if not table["path"]:
-        raise ValueError(f"'{file}' has no rows.")
+        raise UserError(f"'{file}' has no rows.")
     paths = _paths(table["path"], Path(image_root) if image_root is not None else file.parent, where)
     return [{"image": _image(path), "path": path} for path in paths]
 
@@ -163,10 +164,10 @@ def _load(file: Path) -> tuple[dict[str, list[Any]], Where]:
         try:
             table = pyarrow.parquet.read_table(file)
         except pyarrow.ArrowException as error:
-            raise ValueError(f"'{file}' cannot be read as parquet ({error}).") from error
+            raise UserError(f"'{file}' cannot be read as parquet ({error}).") from error
         _refuse_duplicates(file, table.column_names)
         return {name: table.column(name).to_pylist() for name in table.column_names}, lambda i: f"{file}, row {i + 1}"
-    raise ValueError(f"'{file}' is neither a .csv nor a .parquet list.")
+    raise UserError(f"'{file}' is neither a .csv nor a .parquet list.")
 
 
 def _load_csv(file: Path) -> tuple[dict[str, list[Any]], Where]:
@@ -182,41 +183,41 @@ def _load_csv(file: Path) -> tuple[dict[str, list[Any]], Where]:
                     rows.append([cell.strip() for cell in row])
                     lines.append(reader.line_num)
         except UnicodeDecodeError as error:
-            raise ValueError(f"'{file}' is not UTF-8 text ({error}); save it as UTF-8.") from error
+            raise UserError(f"'{file}' is not UTF-8 text ({error}); save it as UTF-8.") from error
         except csv.Error as error:
-            raise ValueError(f"{file}, line {reader.line_num}: not readable as CSV ({error}).") from error
+            raise UserError(f"{file}, line {reader.line_num}: not readable as CSV ({error}).") from error
     if not header:
-        raise ValueError(f"'{file}' is empty; its first line must name the columns, for example path,label.")
+        raise UserError(f"'{file}' is empty; its first line must name the columns, for example path,label.")
     if len(header) == 1 and re.search(r"[;\t]", header[0]):
-        raise ValueError(f"'{file}' is not separated by commas (its first line is '{header[0]}'); save it with commas.")
+        raise UserError(f"'{file}' is not separated by commas (its first line is '{header[0]}'); save it with commas.")
     _refuse_duplicates(file, header)
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(header):
-            raise ValueError(f"{file}, line {line}: {len(row)} cells where the header names {len(header)} columns.")
+            raise UserError(f"{file}, line {line}: {len(row)} cells where the header names {len(header)} columns.")
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}, lambda i: f"{file}, line {lines[i]}"
 
 
 def _refuse_duplicates(file: Path, header: list[str]) -> None:
     for name in header:
         if header.count(name) > 1:
-            raise ValueError(f"'{file}' has the column '{name}' {header.count(name)} times; each name may stand once.")
+            raise UserError(f"'{file}' has the column '{name}' {header.count(name)} times; each name may stand once.")
 
 
 def _resolve_columns(file: Path, header: list[str], columns: dict[str, str]) -> dict[str, str]:
     """Role -> name of the column, for the roles that this file has."""
     for role, name in columns.items():
         if role not in _ROLES:
-            raise ValueError(
+            raise UserError(
                 f"columns: '{role}' is no column of a list ({', '.join(_ROLES)}).{did_you_mean(role, _ROLES)}"
             )
         if name not in header:
-            raise ValueError(
+            raise UserError(
                 f"'{file}' has no column '{name}' (asked for as columns.{role}).{did_you_mean(name, header)}"
                 f" It has: {', '.join(header)}."
             )
     names = {role: role for role in _ROLES if role in header} | columns
     if "path" not in names:
-        raise ValueError(
+        raise UserError(
             f"'{file}' has no column 'path' (it has: {', '.join(header)}).{did_you_mean('path', header)}"
             " Name it with columns: {path: NAME}."
         )
@@ -224,13 +225,13 @@ def _resolve_columns(file: Path, header: list[str], columns: dict[str, str]) -> 
     if len(kinds) > 1:
         chosen = [role for role in kinds if role in columns]
         if len(chosen) != 1:
-            raise ValueError(
+            raise UserError(
                 f"'{file}' has several kinds of labels: {', '.join(kinds)}. Choose one, for example with"
                 f" columns: {{{kinds[0]}: {names[kinds[0]]}}}."
             )
         names = {role: name for role, name in names.items() if role not in kinds or role in chosen}
     elif not kinds and sum(name.startswith(_CLASS_COLUMN) for name in header) < 2:
-        raise ValueError(
+        raise UserError(
             f"'{file}' has no labels: expected a column 'label', 'labels' or 'probabilities', or columns"
             f" '{_CLASS_COLUMN}CLASS' (it has: {', '.join(header)}).{did_you_mean('label', header)} Name it with"
             " columns: {label: NAME}."
@@ -242,7 +243,7 @@ def _paths(cells: list[Any], root: Path, where: Where) -> list[str]:
     paths = []
     for i, cell in enumerate(cells):
         if not isinstance(cell, str) or not cell:
-            raise ValueError(f"{where(i)}: the path is empty.")
+            raise UserError(f"{where(i)}: the path is empty.")
         paths.append(cell if cell.startswith(_EMBEDDED) else str(root / cell))
     missing = [
         i
@@ -251,7 +252,7 @@ def _paths(cells: list[Any], root: Path, where: Where) -> list[str]:
     ]
     if missing:
         i = missing[0]
-        raise FileNotFoundError(
+        raise UserError(
             f"{where(i)}: image '{cells[i]}' does not exist (looked for {paths[i]}); {len(missing)} of {len(paths)} are"
             " missing. Relative paths start from the list's folder, or from image_root."
         )
@@ -263,7 +264,7 @@ def _class_name(value: object, where: str) -> str:
     if isinstance(value, float) and value.is_integer():  # how pandas writes integers beside missing values
         value = int(value)
     if value is None or value == "" or isinstance(value, float):
-        raise ValueError(
+        raise UserError(
             f"{where}: the label is {'empty' if value in (None, '') else value}; a class name or integer is needed."
         )
     return str(value).strip()
@@ -282,11 +283,11 @@ def _multiple(cells: list[Any], where: Where) -> tuple[list[list[float]], list[s
         if isinstance(cell, str):
             cell = [part.strip() for part in re.split(r"[;|]", cell) if part.strip()]
         if cell is None:
-            raise ValueError(f"{where(i)}: the labels are missing; an empty list means none of the classes.")
+            raise UserError(f"{where(i)}: the labels are missing; an empty list means none of the classes.")
         rows.append({_class_name(value, where(i)) for value in (cell if isinstance(cell, list) else [cell])})
     class_names = sort_classes(name for row in rows for name in row)
     if not class_names:
-        raise ValueError(f"{where(0)} and all others name no labels.")
+        raise UserError(f"{where(0)} and all others name no labels.")
     return [[float(name in row) for name in class_names] for row in rows], class_names
 
 
@@ -295,10 +296,10 @@ def _probabilities(cells: list[Any], where: Where) -> tuple[list[list[float]], l
     for i, cell in enumerate(cells):
         parts = cell.split(";") if isinstance(cell, str) else cell
         if not parts:
-            raise ValueError(f"{where(i)}: the probabilities are empty.")
+            raise UserError(f"{where(i)}: the probabilities are empty.")
         rows.append([_probability(part, where(i), "probabilities") for part in parts])
         if len(rows[i]) != len(rows[0]):
-            raise ValueError(f"{where(i)}: {len(rows[i])} probabilities where {where(0)} has {len(rows[0])}.")
+            raise UserError(f"{where(i)}: {len(rows[i])} probabilities where {where(0)} has {len(rows[0])}.")
     return rows, [str(k) for k in range(len(rows[0]))]
 
 
@@ -307,7 +308,7 @@ def _splits(cells: list[Any], where: Where) -> list[str | None]:
     for i, cell in enumerate(cells):
         split = split_name(str(cell)) if cell else None
         if cell and split is None:
-            raise ValueError(f"{where(i)}: split is '{cell}'; it must be train, val or test, or empty.")
+            raise UserError(f"{where(i)}: split is '{cell}'; it must be train, val or test, or empty.")
         splits.append(split)
     return splits
 
@@ -318,12 +319,12 @@ def _number(value: object, where: str, column: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{where}: {column} is '{value}'; a number is needed.")
+        raise UserError(f"{where}: {column} is '{value}'; a number is needed.")
     return number
 
 
 def _probability(value: object, where: str, column: str) -> float:
     number = _number(value, where, column)
     if not 0 <= number <= 1:
-        raise ValueError(f"{where}: {column} is {number:g}; a probability lies in 0..1.")
+        raise UserError(f"{where}: {column} is {number:g}; a probability lies in 0..1.")
     return number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from datamodules.common.errors import UserError
 from datamodules.readers import Listing
 from datamodules.readers.coco_masks import is_coco, read_coco_masks
 from datamodules.readers.lists import read_mask_list
@@ -36,12 +37,12 @@ def read_mask_source(
         by a ``classes.txt``, one name a line.
 
     Raises:
-        FileNotFoundError: If the source, or a file that it names, does not exist.
-        ValueError: If its layout is not known, or pairs are not complete.
+        UserError: If the source, or a file that it names, does not exist.
+        UserError: If its layout is not known, or pairs are not complete.
     """
     path = Path(source)
     if not path.exists():
-        raise FileNotFoundError(
+        raise UserError(
             f"data.source '{source}' does not exist (looked in {Path.cwd()}). Put or link the images there, or set"
             " --data.source to a folder of images and masks, or a COCO .json file."
         )
@@ -50,10 +51,10 @@ def read_mask_source(
         return read_coco_masks(path, class_names, multi_label=multi_label)
     if path.suffix.lower() in (".csv", ".parquet"):
         if by_pattern:
-            raise ValueError(f"data.images is set, but data.source '{source}' is a list, which names its files.")
+            raise UserError(f"data.images is set, but data.source '{source}' is a list, which names its files.")
         return read_mask_list(path)
     if not path.is_dir():
-        raise ValueError(
+        raise UserError(
             f"data.source '{source}' is neither a folder nor a COCO .json file, nor a .csv or .parquet list."
         )
     if by_pattern:
@@ -76,14 +77,14 @@ def _in_order(listing: Listing, names: list[str] | None) -> Listing:
     if names is None or not listing.class_names or names == listing.class_names:
         return listing
     if unknown := [name for name in names if name not in listing.class_names]:
-        raise ValueError(
+        raise UserError(
             f"data.class_names lists {unknown}, for which data.masks matches no file; it does for"
             f" {listing.class_names}."
         )
     places = [listing.class_names.index(name) for name in names]
     records = [{**r, "mask": [r["mask"][i] for i in places]} for r in listing.records]
     if empty := [r["path"] for r in records if all(m is None for m in r["mask"])]:
-        raise ValueError(
+        raise UserError(
             f"{len(empty)} image(s) have a mask of none of data.class_names {names}: {', '.join(empty[:5])}. Move them"
             " elsewhere, or add a black mask of one class."
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from datamodules.common.errors import UserError
 from datamodules.decoding.images import IMAGE_SUFFIXES
 from datamodules.readers import Listing, Record, sort_classes, split_name
 
@@ -55,16 +56,16 @@ def read_pairs(root: str | Path, images: str | None = None, masks: str | None = 
         ``class_names``; without ``{class}`` there are no class names.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If the layout is not known, a pattern is malformed or matches nothing, or an image has no mask or a
+        UserError: If there is no such folder.
+        UserError: If the layout is not known, a pattern is malformed or matches nothing, or an image has no mask or a
             mask no image.
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"Folder '{root}' does not exist (looked in {Path.cwd()}).")
+        raise UserError(f"Folder '{root}' does not exist (looked in {Path.cwd()}).")
     if images is not None or masks is not None:
         if images is None or masks is None:
-            raise ValueError("data.images and data.masks go together: one is the pattern of the images, one of masks.")
+            raise UserError("data.images and data.masks go together: one is the pattern of the images, one of masks.")
         return _by_pattern(root, images, masks)
     records: list[Record] = []
     for folders in _layout(root):
@@ -82,7 +83,7 @@ def _layout(root: Path) -> list[_Folders]:
         below = [(_splits(_subfolders(f))) for f in pair]
         if below[0] and below[1]:
             if set(below[0]) != set(below[1]):
-                raise ValueError(
+                raise UserError(
                     f"'{pair[0]}' has the splits {', '.join(below[0])}, but '{pair[1]}' has {', '.join(below[1])}."
                 )
             return [_Folders(below[0][s], below[1][s], s) for s in below[0]]
@@ -105,13 +106,13 @@ def _layout(root: Path) -> list[_Folders]:
         ]
         lonely = [f for (split, is_mask), f in by_role.items() if (split, not is_mask) not in by_role]
         if found and lonely:
-            raise ValueError(
+            raise UserError(
                 f"'{lonely[0]}' has no folder of {'images' if lonely[0].name.lower() in MASK_FOLDERS else 'masks'}"
                 f" beside it, as the other splits have. Add it, or move '{lonely[0].name}' elsewhere."
             )
     if not found:
         have = ", ".join(f.name for f in folders[:12]) or "no folders"
-        raise ValueError(
+        raise UserError(
             f"'{root}' is none of the known layouts of images and masks; it holds {have}. Known are images/ + masks/,"
             " train/images/ + train/masks/, train/ + train_masks/, VOC (JPEGImages/ + SegmentationClass/) and COCO"
             " (annotations/*.json + images/). For any other set data.images and data.masks, for example"
@@ -135,7 +136,7 @@ def _pair(folders: list[Path]) -> tuple[Path, Path] | None:
     for names in (IMAGE_FOLDERS, MASK_FOLDERS):
         matches = [f for f in folders if f.name.lower() in names]
         if len(matches) > 1:
-            raise ValueError(
+            raise UserError(
                 f"'{matches[0]}' and '{matches[1]}' could both be meant. Set data.images and data.masks, for example"
                 f" images: '{matches[0].name}/{{stem}}.jpg'."
             )
@@ -164,7 +165,7 @@ def pair_files(images: Mapping[str, str], masks: Mapping[str, str], where: str) 
         where: What an error calls the two places.
 
     Raises:
-        ValueError: If an image has no mask or a mask no image.
+        UserError: If an image has no mask or a mask no image.
     """
     pairs = {name: name + end for name in images for end in reversed(MASK_ENDINGS) if name + end in masks}
     used = set(pairs.values())
@@ -181,7 +182,7 @@ def stems(folder: Path) -> dict[str, str]:
     """Path of each image file below the folder, by its name below it without the suffix.
 
     Raises:
-        ValueError: If two files have one name, or there is none.
+        UserError: If two files have one name, or there is none.
     """
     found: dict[str, str] = {}
     for path in _files(folder):
@@ -189,10 +190,10 @@ def stems(folder: Path) -> dict[str, str]:
             continue
         stem = os.path.splitext(path)[0]
         if stem in found:
-            raise ValueError(f"'{found[stem]}' and '{folder / path}' have one name; which is meant? Remove one.")
+            raise UserError(f"'{found[stem]}' and '{folder / path}' have one name; which is meant? Remove one.")
         found[stem] = str(folder / path)
     if not found:
-        raise ValueError(f"Folder '{folder}' holds no image files.")
+        raise UserError(f"Folder '{folder}' holds no image files.")
     return found
 
 
@@ -209,9 +210,9 @@ def _files(folder: Path) -> list[str]:
 def _by_pattern(root: Path, images: str, masks: str) -> Listing:
     image_regex, mask_regex = _regex(images, "data.images"), _regex(masks, "data.masks")
     if "{class}" in images:
-        raise ValueError(f"data.images is '{images}': {{class}} belongs into data.masks only.")
+        raise UserError(f"data.images is '{images}': {{class}} belongs into data.masks only.")
     if "{split}" in masks and "{split}" not in images:
-        raise ValueError(f"data.masks has {{split}}, but data.images ('{images}') has not; an image's split is asked.")
+        raise UserError(f"data.masks has {{split}}, but data.images ('{images}') has not; an image's split is asked.")
     split_masks = "{split}" in masks
     files = _files(root)
     found: dict[tuple[str, str], tuple[str, str | None]] = {}
@@ -223,18 +224,18 @@ def _by_pattern(root: Path, images: str, masks: str) -> Listing:
             by_class = mask_files.setdefault(key, {})
             name = fields.get("class", "")
             if name in by_class:
-                raise ValueError(f"data.masks '{masks}' matches two files for one image: {by_class[name]} and {file}.")
+                raise UserError(f"data.masks '{masks}' matches two files for one image: {by_class[name]} and {file}.")
             by_class[name] = file
         elif match := image_regex.fullmatch(file):
             fields = match.groupdict()
             split = split_name(fields["split"]) if "split" in fields else None
             key = (split or "", fields["stem"])
             if key in found:
-                raise ValueError(f"data.images '{images}' matches two files of one name: {found[key][0]} and {file}.")
+                raise UserError(f"data.images '{images}' matches two files of one name: {found[key][0]} and {file}.")
             found[key] = (file, split)
     for key_name, pattern, matched in (("images", images, found), ("masks", masks, mask_files)):
         if not matched:
-            raise ValueError(
+            raise UserError(
                 f"data.{key_name} '{pattern}' matches no file below '{root}', which holds"
                 f" {', '.join(files[:3]) or 'no files'}{', ...' if len(files) > 3 else ''}."
             )
@@ -257,7 +258,7 @@ def _by_pattern(root: Path, images: str, masks: str) -> Listing:
 
 def _regex(pattern: str, key: str) -> re.Pattern[str]:
     if "{stem}" not in pattern:
-        raise ValueError(f"{key} is '{pattern}': {{stem}}, the part that image and mask share, is missing.")
+        raise UserError(f"{key} is '{pattern}': {{stem}}, the part that image and mask share, is missing.")
     fields: Mapping[str, str] = {"stem": ".+", "split": f"(?i:{_SPLIT_WORDS})", "class": "[^/]+"}
     out, seen = "", set()
     for part in re.split(r"(\{[^{}]*\}|\*)", pattern.removeprefix("./")):
@@ -267,7 +268,7 @@ def _regex(pattern: str, key: str) -> re.Pattern[str]:
         elif not part.startswith("{"):
             out += re.escape(part)
         elif name not in fields:
-            raise ValueError(f"{key} is '{pattern}': '{part}' is unknown; {{stem}}, {{split}}, {{class}} and * are.")
+            raise UserError(f"{key} is '{pattern}': '{part}' is unknown; {{stem}}, {{split}}, {{class}} and * are.")
         else:
             out += f"(?P={name})" if name in seen else f"(?P<{name}>{fields[name]})"
             seen.add(name)
@@ -282,7 +283,7 @@ def _report(no_mask: list[str], no_image: list[str], where: str, total: int) -> 
             shown = ", ".join(paths[:_EXAMPLES]) + (", ..." if len(paths) > _EXAMPLES else "")
             problems.append(f"{len(paths)} {what} without {'a mask' if other == 'mask' else 'an image'}: {shown}.")
     if problems:
-        raise ValueError(
+        raise UserError(
             f"In {where}, {total} images: {' '.join(problems)} Add what is missing or move these files elsewhere; or"
             " set data.images and data.masks to patterns that match only the pairs."
         )

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.readers import Listing, Record, did_you_mean, sort_classes
+from datamodules.common.errors import UserError, did_you_mean
+from datamodules.readers import Listing, Record, sort_classes
 
 # Set -> (our split, torchvision's argument for it). None: the set has no splits.
 _FLAG = (("train", {"train": True}), ("test", {"train": False}))
@@ -37,11 +38,11 @@ def read_torchvision(name: str, root: str | Path, download: bool = False) -> Lis
         download: Let torchvision download what is missing.
 
     Raises:
-        FileNotFoundError: If the set is not there, with how to get it.
-        ValueError: If the name is unknown.
+        UserError: If the set is not there, with how to get it.
+        UserError: If the name is unknown.
     """
     if name not in _SETS:
-        raise ValueError(
+        raise UserError(
             f"torchvision set '{name}' is not known here.{did_you_mean(name, _SETS)} Known: {', '.join(sorted(_SETS))}."
         )
     import torchvision.datasets
@@ -64,9 +65,7 @@ def read_torchvision(name: str, root: str | Path, download: bool = False) -> Lis
                 + '"'
             )
             part = f" ({split})" if split else ""
-            raise FileNotFoundError(
-                f"torchvision's {name}{part} is not complete under '{root}': {error} {how}"
-            ) from error
+            raise UserError(f"torchvision's {name}{part} is not complete under '{root}': {error} {how}") from error
         images, labels = _contents(dataset)
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             is_array = isinstance(image, np.ndarray)

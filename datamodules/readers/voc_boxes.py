@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from datamodules.common.errors import UserError, did_you_mean
 from datamodules.decoding.images import IMAGE_SUFFIXES
-from datamodules.readers import Listing, Record, did_you_mean, sort_classes, split_name
+from datamodules.readers import Listing, Record, sort_classes, split_name
 
 CLASSES_FILE = "classes.txt"  # one name a line, in the order of the class ids; VOC itself has no such file
 
@@ -51,13 +52,13 @@ def read_voc_boxes(
         difficult: ``ignore``, ``keep`` or ``drop``.
 
     Raises:
-        FileNotFoundError: If the folder, a file of a list, or an image is missing.
-        ValueError: If an XML file is damaged, lacks a value or names an unknown class, if an image is in two splits, or
+        UserError: If the folder, a file of a list, or an image is missing.
+        UserError: If an XML file is damaged, lacks a value or names an unknown class, if an image is in two splits, or
             if there is nothing to read.
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"VOC folder '{root}' does not exist (looked in {Path.cwd()}).")
+        raise UserError(f"VOC folder '{root}' does not exist (looked in {Path.cwd()}).")
     if class_names is None and (root / CLASSES_FILE).is_file():
         class_names = [n.strip() for n in (root / CLASSES_FILE).read_text("utf-8").splitlines() if n.strip()]
     found = _devkit(root) if (root / "Annotations").is_dir() else _beside(root)
@@ -69,12 +70,12 @@ def read_voc_boxes(
         parts = list(pool.map(read, found))
     names = class_names if class_names is not None else sort_classes(n for _, objects in parts for n in objects)
     if not names:
-        raise ValueError(f"None of the {len(parts)} XML files of '{root}' has an object; there is no class to learn.")
+        raise UserError(f"None of the {len(parts)} XML files of '{root}' has an object; there is no class to learn.")
     index = {name: i for i, name in enumerate(names)}
     for record, objects in parts:
         if not index.keys() >= set(objects):
             i, name = next((i, n) for i, n in enumerate(objects) if n not in index)
-            raise ValueError(
+            raise UserError(
                 f"{record['annotation_file']}, object {int(record['annotation_ids'][i])}: class '{name}' is none of"
                 f" {', '.join(names)}.{did_you_mean(name, names)} Add it to the class names, or correct it."
             )
@@ -86,7 +87,7 @@ def _devkit(root: Path) -> list[tuple[Path, str, str | None]]:
     """(XML, image, split) of each image of VOC's own layout."""
     folder = root / "JPEGImages"
     if not folder.is_dir():
-        raise FileNotFoundError(f"'{root}' has Annotations, but no folder JPEGImages with the images.")
+        raise UserError(f"'{root}' has Annotations, but no folder JPEGImages with the images.")
     images = _images(folder)
     xmls = {name.removesuffix(".xml") for name in os.listdir(root / "Annotations") if name.endswith(".xml")}
     lists = {name: root / "ImageSets" / "Main" / f"{name}.txt" for name in ("train", "val", "test", "trainval")}
@@ -102,16 +103,16 @@ def _devkit(root: Path) -> list[tuple[Path, str, str | None]]:
                 splits.setdefault(stem, None)
                 continue
             if (other := splits.setdefault(stem, name)) != name:
-                raise ValueError(f"{file}, line {line}: '{stem}' is in {other}.txt, too; remove it from one of them.")
+                raise UserError(f"{file}, line {line}: '{stem}' is in {other}.txt, too; remove it from one of them.")
             if stem not in xmls:
-                raise FileNotFoundError(
+                raise UserError(
                     f"{file}, line {line}: there is no '{root / 'Annotations' / stem}.xml'. Write one (without objects,"
                     " if nothing is on the image), or remove the line."
                 )
     if not any(file.is_file() for file in lists.values()):
         splits = dict.fromkeys(sorted(xmls))
     if not splits:
-        raise ValueError(f"'{root}' names no images: fill ImageSets/Main/train.txt, or put XML files into Annotations.")
+        raise UserError(f"'{root}' names no images: fill ImageSets/Main/train.txt, or put XML files into Annotations.")
     out = []
     for stem, split in splits.items():
         xml = root / "Annotations" / f"{stem}.xml"
@@ -129,12 +130,12 @@ def _beside(root: Path) -> list[tuple[Path, str, str | None]]:
         xmls = sorted(folder.glob("*.xml"))
         out += [(xml, _image_of(xml, xml.stem, images, folder), split) for xml in xmls]
         if xmls and (alone := sorted(images.keys() - {xml.stem for xml in xmls})):
-            raise FileNotFoundError(
+            raise UserError(
                 f"{len(alone)} image(s) in '{folder}' have no XML file, for example '{images[alone[0]][0]}'. Write one"
                 " without objects if nothing is on the image, or remove it."
             )
     if not out:
-        raise FileNotFoundError(
+        raise UserError(
             f"'{root}' holds no VOC data: expected Annotations/*.xml and JPEGImages, or XML files beside the images."
         )
     return out
@@ -154,22 +155,22 @@ def _image_of(xml: Path, stem: str, images: dict[str, list[str]], folder: Path) 
     if len(names) == 1:
         return os.path.join(folder, names[0])
     if not xml.is_file():
-        raise FileNotFoundError(f"'{xml}' does not exist, but a list in ImageSets/Main names '{stem}'.")
+        raise UserError(f"'{xml}' does not exist, but a list in ImageSets/Main names '{stem}'.")
     filename = (_parse(xml).findtext("filename") or "").strip()
     if filename and (not names or filename in names) and (folder / filename).is_file():
         return os.path.join(folder, filename)
     if names:
-        raise ValueError(f"'{xml}' could belong to {' or '.join(names)} in '{folder}'; rename one.")
-    raise FileNotFoundError(f"'{xml}': there is no image '{stem}' (.jpg, .png, ...) in '{folder}'.")
+        raise UserError(f"'{xml}' could belong to {' or '.join(names)} in '{folder}'; rename one.")
+    raise UserError(f"'{xml}': there is no image '{stem}' (.jpg, .png, ...) in '{folder}'.")
 
 
 def _parse(xml: Path) -> ElementTree.Element:
     try:
         return ElementTree.parse(xml).getroot()
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"'{xml}' does not exist, but a list in ImageSets/Main names it.") from error
+        raise UserError(f"'{xml}' does not exist, but a list in ImageSets/Main names it.") from error
     except (ElementTree.ParseError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{xml}' cannot be read as XML ({error}). Mend or write it again.") from error
+        raise UserError(f"'{xml}' cannot be read as XML ({error}). Mend or write it again.") from error
 
 
 def _read_xml(
@@ -189,10 +190,10 @@ def _read_xml(
             continue
         name = (thing.findtext("name") or "").strip()
         if not name:
-            raise ValueError(f"{where}: it has no name.")
+            raise UserError(f"{where}: it has no name.")
         box = thing.find("bndbox")
         if box is None:
-            raise ValueError(f"{where} ('{name}'): it has no 'bndbox'; only upright boxes are read.")
+            raise UserError(f"{where} ('{name}'): it has no 'bndbox'; only upright boxes are read.")
         names.append(name)
         boxes.append([_number(box, side, f"{where} ('{name}')") for side in ("xmin", "ymin", "xmax", "ymax")])
         flags.append(int(hard and difficult == "ignore"))
@@ -231,6 +232,6 @@ def _number(box: ElementTree.Element, side: str, where: str) -> float:
     try:
         return float(text or "")
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"{where}: {side} is {'missing' if text is None else repr(text)}; it must be a number."
         ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from datamodules.common.errors import UserError
 from datamodules.readers import Listing, Record
 from datamodules.readers.pairs import pair_files, stems
 
@@ -32,8 +33,8 @@ def read_voc_masks(root: str | Path) -> Listing:
         Records with ``mask``, a path; VOC's 21 class names where the ids are VOC's (``2007_000032``), else none.
 
     Raises:
-        FileNotFoundError: If an image or a mask of a listed id does not exist.
-        ValueError: If an id is in two lists.
+        UserError: If an image or a mask of a listed id does not exist.
+        UserError: If an id is in two lists.
     """
     root = Path(root)
     images, masks = stems(root / _IMAGES), stems(root / _MASKS)
@@ -52,18 +53,18 @@ def read_voc_masks(root: str | Path) -> Listing:
             stem = line.split()[0]
             if stem in owner:
                 if splits:
-                    raise ValueError(f"'{stem}' is in '{owner[stem]}' and in '{lists[name]}'; remove it from one.")
+                    raise UserError(f"'{stem}' is in '{owner[stem]}' and in '{lists[name]}'; remove it from one.")
                 continue
             owner[stem] = lists[name]
             for found, folder in ((images, _IMAGES), (masks, _MASKS)):
                 if stem not in found:
-                    raise FileNotFoundError(
+                    raise UserError(
                         f"'{lists[name]}' lists '{stem}', but '{root / folder}' has no file of that name. Add it, or"
                         " take the line out of the list."
                     )
             split = name if splits else None
             records.append({"image": images[stem], "path": images[stem], "mask": masks[stem], "split": split})
     if not records:
-        raise ValueError(f"The lists in '{root / _LISTS}' name no images.")
+        raise UserError(f"The lists in '{root / _LISTS}' name no images.")
     is_original = all(_VOC_NAME.fullmatch(Path(r["path"]).stem) for r in records)
     return Listing(records, list(VOC_CLASSES) if is_original else [])

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from datamodules.annotations.instance_masks import run_lengths
+from datamodules.common import rle
+from datamodules.common.errors import UserError
 from datamodules.decoding.images import IMAGE_SUFFIXES, find_images
 from datamodules.decoding.sizes import image_size
 from datamodules.readers import Listing, Record, split_name
@@ -48,12 +49,12 @@ def read_yolo(source: str | Path, class_names: list[str] | None = None) -> Listi
         0..K-1 in their order.
 
     Raises:
-        FileNotFoundError: If the source, a folder, a list or an image is missing.
-        ValueError: If the YAML or a line is not as above, naming file, line and value.
+        UserError: If the source, a folder, a list or an image is missing.
+        UserError: If the YAML or a line is not as above, naming file, line and value.
     """
     source = Path(source)
     if not source.exists():
-        raise FileNotFoundError(f"YOLO data '{source}' does not exist (looked in {Path.cwd()}).")
+        raise UserError(f"YOLO data '{source}' does not exist (looked in {Path.cwd()}).")
     file = source if source.is_file() else next((f for y in _YAMLS if (f := source / y).is_file()), None)
     names: dict[int, str] | None = None
     if file is not None:
@@ -72,7 +73,7 @@ def read_yolo(source: str | Path, class_names: list[str] | None = None) -> Listi
     if names is None:
         highest = max((int(r["labels"].max()) for r in records if len(r["labels"])), default=-1)
         if highest < 0:
-            raise ValueError(f"'{source}' names no classes and its label files hold no objects.")
+            raise UserError(f"'{source}' names no classes and its label files hold no objects.")
         names = {i: str(i) for i in range(highest + 1)}
     _map_classes(records, names, file)
     return Listing(records, [names[i] for i in sorted(names)])
@@ -92,14 +93,14 @@ def _dataset(file: Path) -> tuple[Sets, dict[int, str]]:
     try:
         data = yaml.safe_load(file.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{file}' cannot be read as YAML ({error}).") from error
+        raise UserError(f"'{file}' cannot be read as YAML ({error}).") from error
     if not isinstance(data, dict) or not any(key in data for key in ("train", "val", "test")):
         have = ", ".join(map(str, data)) if isinstance(data, dict) else type(data).__name__
-        raise ValueError(f"'{file}' describes no data set: it needs train, val or test, and names (it has: {have}).")
+        raise UserError(f"'{file}' describes no data set: it needs train, val or test, and names (it has: {have}).")
     names = _names(file, data)
     root = file.parent / str(data.get("path") or "")
     if not root.is_dir():
-        raise FileNotFoundError(
+        raise UserError(
             f"'{file}': path is '{data['path']}', and '{root}' is no folder. Relative paths start at the YAML file;"
             " leave path out if the data lie beside it."
         )
@@ -118,13 +119,13 @@ def _names(file: Path, data: dict[Any, Any]) -> dict[int, str]:
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names or not all(isinstance(i, int) and i >= 0 for i in names):
-        raise ValueError(f"'{file}': names is {names!r}; it must be a list of names, or a dict of numbers to names.")
+        raise UserError(f"'{file}': names is {names!r}; it must be a list of names, or a dict of numbers to names.")
     named = {i: str(name) for i, name in names.items()}
     if len(set(named.values())) < len(named):
         twice = next(n for n in named.values() if list(named.values()).count(n) > 1)
-        raise ValueError(f"'{file}': names has '{twice}' twice; give each class a name of its own.")
+        raise UserError(f"'{file}': names has '{twice}' twice; give each class a name of its own.")
     if data.get("nc") not in (None, len(named)):
-        raise ValueError(f"'{file}': nc is {data['nc']}, but names has {len(named)} names; correct one of them.")
+        raise UserError(f"'{file}': nc is {data['nc']}, but names has {len(named)} names; correct one of them.")
     return named
 
 
@@ -142,10 +143,10 @@ def _images(file: Path, split: str, root: Path, place: str) -> list[str]:
                 continue
             image = next((i for i in (root / text.strip(), path.parent / text.strip()) if i.is_file()), None)
             if image is None:
-                raise FileNotFoundError(f"{path}, line {line}: image '{text.strip()}' does not exist (from {root}).")
+                raise UserError(f"{path}, line {line}: image '{text.strip()}' does not exist (from {root}).")
             out.append(os.path.normpath(image))
         return out
-    raise FileNotFoundError(
+    raise UserError(
         f"'{file}': {split} is '{place}', and '{path}' is no folder and no .txt list. Relative paths start at"
         f" {'path' if root != file.parent else 'the YAML file'}: {root}."
     )
@@ -166,7 +167,7 @@ def _folders(root: Path) -> Sets:
     loose = [f for f in sorted(os.listdir(root)) if f.lower().endswith(IMAGE_SUFFIXES)]
     if loose and any(os.path.isfile(label_file(str(root / f))) for f in loose):
         return [([str(root / f) for f in loose], None)]
-    raise FileNotFoundError(
+    raise UserError(
         f"'{root}' holds no YOLO data: expected a data.yaml, images/train and labels/train, or images and labels."
     )
 
@@ -177,7 +178,7 @@ def _refuse_repeats(sets: Sets) -> None:
         for image in images:
             if image in places:
                 again = "twice" if places[image] == split else f"in {places[image]} and in {split}"
-                raise ValueError(f"Image '{image}' is {again}; remove it from one place.")
+                raise UserError(f"Image '{image}' is {again}; remove it from one place.")
             places[image] = split
 
 
@@ -191,7 +192,7 @@ def _read_image(image: str, split: str | None) -> Record:
     except FileNotFoundError:
         lines = []
     except UnicodeDecodeError as error:
-        raise ValueError(f"'{file}' is no text file ({error}).") from error
+        raise UserError(f"'{file}' is no text file ({error}).") from error
     rows = [(number, words) for number, line in enumerate(lines, 1) if (words := line.split())]
     values = [_numbers(file, number, words) for number, words in rows]
     segmentation: list[list[list[float]] | None] = [None] * len(rows)
@@ -225,29 +226,27 @@ def _numbers(file: str, line: int, words: Sequence[str]) -> list[float]:
     try:
         values = [float(word) for word in words]
     except ValueError as error:
-        raise ValueError(f"{file}, line {line}: {error}; a line is: class cx cy width height.") from None
+        raise UserError(f"{file}, line {line}: {error}; a line is: class cx cy width height.") from None
     if len(values) < 5 or (len(values) > 5 and (len(values) == 6 or len(values) % 2 == 0)):
         hint = " Is the last one a confidence? Labels have none." if len(values) == 6 else ""
-        raise ValueError(
+        raise UserError(
             f"{file}, line {line}: {len(values)} numbers; a box has 5 (class cx cy width height), a polygon 7, 9, 11,"
             f" ... (class x1 y1 x2 y2 x3 y3 ...).{hint}"
         )
     if not values[0].is_integer() or not 0 <= values[0] < _MOST_CLASSES:
-        raise ValueError(f"{file}, line {line}: the class is {words[0]}; it must be an integer from 0 on.")
+        raise UserError(f"{file}, line {line}: the class is {words[0]}; it must be an integer from 0 on.")
     if any(abs(value) > _WHOLE for value in values[1:]):
-        raise ValueError(
+        raise UserError(
             f"{file}, line {line}: {max(values[1:], key=abs):g} is no part of the image's size. Are the numbers pixels?"
             " Divide x by the width, y by the height."
         )
     if len(values) > 5 and not all(map(math.isfinite, values)):
-        raise ValueError(f"{file}, line {line}: a corner of the polygon is NaN. Draw it again, or remove the line.")
+        raise UserError(f"{file}, line {line}: a corner of the polygon is NaN. Draw it again, or remove the line.")
     return values
 
 
 def _area(polygons: Any, height: int, width: int) -> float:
-    from faster_coco_eval.core import mask as rle
-
-    return float(rle.area(run_lengths(polygons, height, width)))
+    return float(rle.area(rle.from_segmentation(polygons, height, width)))
 
 
 def _map_classes(records: list[Record], names: dict[int, str], file: Path | None) -> None:
@@ -258,7 +257,7 @@ def _map_classes(records: list[Record], names: dict[int, str], file: Path | None
         wrong = np.flatnonzero(numbers[np.minimum(place, len(numbers) - 1)] != given)
         if len(wrong):
             source = f"names of '{file}'" if file is not None else "the class names"
-            raise ValueError(
+            raise UserError(
                 f"{record['annotation_file']}, line {int(record['annotation_ids'][wrong[0]])}: class"
                 f" {given[wrong[0]]} is none of the {source} ({numbers[0]} to {numbers[-1]}, {len(numbers)} classes)."
                 " Add its name, or correct the line."

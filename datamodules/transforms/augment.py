@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
+from datamodules.common.errors import UserError
 from datamodules.transforms.custom import build_transforms
 from datamodules.transforms.randaugment import check_magnitude
 
@@ -15,7 +16,7 @@ PAD_CROP_MAX = 64
 
 
 def _refuse(key: str, value: object, reason: str) -> None:
-    raise ValueError(f"data.augment.{key} is {value!r}: {reason}")
+    raise UserError(f"data.augment.{key} is {value!r}: {reason}")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Augment:
         """The crop used on a canvas (height, width); `dense` for pictures with masks or boxes.
 
         Raises:
-            ValueError: A setting of another crop is set.
+            UserError: A setting of another crop is set.
         """
         crop: Crop = self.crop or ("jitter" if dense else "pad" if min(canvas) <= PAD_CROP_MAX else "random_resized")
         users = {

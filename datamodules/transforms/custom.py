@@ -11,6 +11,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no network request at 
 
 import albumentations as A
 
+from datamodules.common.errors import UserError
+
 _REFUSED = ("Normalize", "ToFloat", "FromFloat", "ToTensor", "ToTensorV2", "ToTensor3D")
 _INPUTS = {"image", "mask", "masks", "bboxes"}
 
@@ -25,7 +27,7 @@ def build_transforms(specs: list[Any], key: str = "data.augment.transforms") -> 
         key: Where the list stands, for messages.
 
     Raises:
-        ValueError: Unknown or refused transform, unknown, missing or wrong argument.
+        UserError: Unknown or refused transform, unknown, missing or wrong argument.
     """
     return [_build(spec, f"{key}[{index}]") for index, spec in enumerate(specs)]
 
@@ -41,18 +43,18 @@ def _build(spec: object, key: str) -> A.BasicTransform | A.BaseCompose:
     allowed = [p for p in inspect.signature(cls.__init__).parameters if p != "self"]
     for argument in arguments:
         if argument not in allowed:
-            raise ValueError(
+            raise UserError(
                 f"{key} has no argument '{argument}'{_nearest(argument, allowed)}. It has: {', '.join(allowed)}"
             )
     if issubclass(cls, A.BaseCompose):
         inner = arguments.get("transforms")
         if not isinstance(inner, list) or not inner:
-            raise ValueError(f"{key} needs 'transforms', a list of at least one transform; got {inner!r}")
+            raise UserError(f"{key} needs 'transforms', a list of at least one transform; got {inner!r}")
         arguments = {**arguments, "transforms": build_transforms(inner, f"{key}.transforms")}
     try:
         made = cls(**arguments)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{key}: {_explain(error)}") from error
+        raise UserError(f"{key}: {_explain(error)}") from error
     return _check(made, name, key)
 
 
@@ -63,13 +65,13 @@ def _read(spec: object, key: str) -> tuple[str, dict[str, Any]]:
     if isinstance(spec, dict) and ("class_path" in spec or "name" in spec):
         unknown = set(spec) - {"class_path", "name", "init_args"}
         if unknown:
-            raise ValueError(f"{key}: unknown key '{min(map(str, unknown))}'; allowed are class_path and init_args")
+            raise UserError(f"{key}: unknown key '{min(map(str, unknown))}'; allowed are class_path and init_args")
         name, arguments = spec.get("class_path", spec.get("name")), spec.get("init_args")
     elif isinstance(spec, dict) and len(spec) == 1:
         ((name, arguments),) = spec.items()
     arguments = {} if arguments is None else arguments
     if not isinstance(name, str) or not isinstance(arguments, dict):
-        raise ValueError(
+        raise UserError(
             f"{key} is {spec!r}; write {{HorizontalFlip: {{p: 0.5}}}} or"
             " {class_path: HorizontalFlip, init_args: {p: 0.5}}"
         )
@@ -79,7 +81,7 @@ def _read(spec: object, key: str) -> tuple[str, dict[str, Any]]:
 def _find(name: str, key: str) -> type[Any]:
     known = {n: c for n, c in vars(A).items() if inspect.isclass(c) and issubclass(c, A.BasicTransform | A.BaseCompose)}
     if name not in known:
-        raise ValueError(f"{key}: albumentations has no transform '{name}'{_nearest(name, list(known))}")
+        raise UserError(f"{key}: albumentations has no transform '{name}'{_nearest(name, list(known))}")
     return known[name]
 
 
@@ -100,7 +102,7 @@ def _check(made: A.BasicTransform | A.BaseCompose, name: str, key: str) -> A.Bas
     others = set(made.targets_as_params) - _INPUTS
     if others or "image" not in made.available_keys:
         needs = f"needs {', '.join(sorted(others))} beside the image" if others else "is not for single images"
-        raise ValueError(f"{key} {needs}; it cannot be used here")
+        raise UserError(f"{key} {needs}; it cannot be used here")
     return made
 
 

@@ -1,24 +1,19 @@
-"""Where a picture lies on its canvas: evaluation's resize, the geometry record, and the way back to original pixels.
+"""Where a picture lies on its canvas: evaluation's resize and random windows.
 
-Coordinates are pixel edges: a picture of W columns spans x from 0 to W, and the centre of its first pixel is at 0.5.
-A geometry record is float32 (6,): original height, original width, scale_x, scale_y, offset_x, offset_y, with
-`x_canvas = x_original * scale_x + offset_x` and the same for y. The two scales are exact (new size / old size after
-rounding to whole pixels), so they may differ a little even where the aspect ratio is kept.
+The geometry record that comes of it, and the way back to original pixels, are in `datamodules.common.geometry`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
     Array = NDArray[Any]
-    AnyArray = TypeVar("AnyArray", NDArray[Any], Tensor)
 
 Resize = Literal["crop", "letterbox", "stretch", "native"]
 Interpolation = Literal["bilinear", "bicubic", "area", "nearest"]
@@ -29,8 +24,6 @@ INTERPOLATIONS: dict[str, int] = {
     "area": cv2.INTER_AREA,
     "nearest": cv2.INTER_NEAREST_EXACT,  # INTER_NEAREST samples at pixel corners, half a pixel off
 }
-#: Value of mask pixels that no prediction and no annotation covers.
-IGNORE = 255
 
 
 def resize_array(array: Array, size: tuple[int, int], interpolation: int) -> Array:
@@ -153,43 +146,3 @@ def evaluation_view(shape: tuple[int, int], canvas: tuple[int, int], resize: Res
         height, width = (max(c, round(s * scale)) for c, s in zip(canvas, shape, strict=True))
     # Floor division, so that an odd row more is cut, or filled, on one fixed side.
     return View(height, width, (canvas[0] - height) // 2, (canvas[1] - width) // 2, canvas)
-
-
-def boxes_to_canvas(boxes: AnyArray, geometry: AnyArray) -> AnyArray:
-    """Boxes in original pixels -> pixels of the canvas; not clipped.
-
-    Args:
-        boxes: (..., N, 4) x1 y1 x2 y2, float; numpy array or torch tensor.
-        geometry: (..., 6) of the same kind, with the same leading axes: (6,) with (N, 4), or (B, 6) with (B, N, 4).
-    """
-    moved: AnyArray = boxes * geometry[..., None, [2, 3, 2, 3]] + geometry[..., None, [4, 5, 4, 5]]
-    return moved
-
-
-def boxes_to_original(boxes: AnyArray, geometry: AnyArray) -> AnyArray:
-    """Boxes on the canvas -> original pixels, clipped to the original image. Arguments as in `boxes_to_canvas`."""
-    original: AnyArray = (boxes - geometry[..., None, [4, 5, 4, 5]]) / geometry[..., None, [2, 3, 2, 3]]
-    limit = geometry[..., None, [1, 0, 1, 0]]
-    original = original.clip(0 * limit, limit)  # torch takes two tensors or two numbers, no mixture
-    return original
-
-
-def mask_to_original(mask: AnyArray, geometry: AnyArray, outside: int = IGNORE) -> AnyArray:
-    """Label map of the canvas -> label map in the original size, by the nearest pixel centre.
-
-    Args:
-        mask: (h, w) on the canvas, any dtype; numpy array or torch tensor.
-        geometry: (6,), of either kind.
-        outside: Value of original pixels that were cropped away.
-
-    Returns:
-        (H, W) of the same kind, dtype and device as `mask`.
-    """
-    height, width, scale_x, scale_y, offset_x, offset_y = (float(value) for value in geometry)
-    rows = np.floor((np.arange(round(height)) + 0.5) * scale_y + offset_y).astype(np.int64)
-    columns = np.floor((np.arange(round(width)) + 0.5) * scale_x + offset_x).astype(np.int64)
-    seen_rows, seen_columns = (rows >= 0) & (rows < mask.shape[0]), (columns >= 0) & (columns < mask.shape[1])
-    original: AnyArray = mask[rows.clip(0, mask.shape[0] - 1)][:, columns.clip(0, mask.shape[1] - 1)]
-    original[~seen_rows] = outside
-    original[:, ~seen_columns] = outside
-    return original

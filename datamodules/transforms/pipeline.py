@@ -32,18 +32,17 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from datamodules.common.batch import IGNORE
+from datamodules.common.errors import UserError
+from datamodules.common.geometry import boxes_to_canvas, boxes_to_original, mask_to_original
 from datamodules.transforms.augment import Augment, Crop
 from datamodules.transforms.batched import BatchTransform, batch_transform
 from datamodules.transforms.custom import build_transforms
 from datamodules.transforms.geometry import (
-    IGNORE,
     INTERPOLATIONS,
     Interpolation,
     Resize,
-    boxes_to_canvas,
-    boxes_to_original,
     evaluation_view,
-    mask_to_original,
     random_window,
     resize_array,
 )
@@ -118,14 +117,14 @@ class Transform:
             min_visibility: A box of which less than this part of its area is left is dropped.
 
         Raises:
-            ValueError: A value is out of range, or a setting of `augment` has no effect at this size.
+            UserError: A value is out of range, or a setting of `augment` has no effect at this size.
         """
         if size is not None and min(size) < 1:
-            raise ValueError(f"image size is {size}; height and width must be at least 1 pixel")
+            raise UserError(f"image size is {size}; height and width must be at least 1 pixel")
         if not 0 < crop_pct <= 1:
-            raise ValueError(f"crop_pct is {crop_pct}; it must be above 0 and at most 1")
+            raise UserError(f"crop_pct is {crop_pct}; it must be above 0 and at most 1")
         if not 0 <= fill <= 255:
-            raise ValueError(f"fill is {fill}; it must be 0 to 255")
+            raise UserError(f"fill is {fill}; it must be 0 to 255")
         if augment is not None and augment.transforms is None and augment.preset != "none" and size is not None:
             augment.crop_for(size, dense=dense)
         self.size = size
@@ -157,7 +156,7 @@ class Transform:
             offset_y. In training only its first two values say something: flips and random crops are not in it.
 
         Raises:
-            ValueError: The sample is malformed, or training was given no seed; the message holds the sample's `path`.
+            UserError: The sample is malformed, or training was given no seed; the message holds the sample's `path`.
         """
         check_sample(sample)
         if self.augment is None:
@@ -169,7 +168,7 @@ class Transform:
         if self.augment.preset == "none" and self.augment.transforms is None:
             return self._evaluate(sample, self._training_resize())
         if seed is None:
-            raise ValueError("training augmentation needs a seed: it has no randomness of its own")
+            raise UserError("training augmentation needs a seed: it has no randomness of its own")
         return self._train(sample, self.augment, seed)
 
     def _training_resize(self) -> Resize:
@@ -289,7 +288,7 @@ class Transform:
             keep_boxes(out, clip(boxes[:, :4], out["image"].shape[:2]), kept)
         same = out["image"].dtype == image.dtype and out["image"].shape[2:] == image.shape[2:]
         if augment.transforms is not None and not same:
-            raise ValueError(
+            raise UserError(
                 f"data.augment.transforms turn {image.dtype} {image.shape} (height, width, channels) into"
                 f" {out['image'].dtype} {out['image'].shape}; the type and the number of channels must stay"
             )

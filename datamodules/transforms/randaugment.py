@@ -40,6 +40,8 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from datamodules.common.errors import UserError
+
 if TYPE_CHECKING:
     import random
 
@@ -99,7 +101,7 @@ def magnitude_values(name: str, magnitude: float, wide: bool = False) -> tuple[f
         wide: TrivialAugment-Wide's column instead of RandAugment's.
 
     Raises:
-        ValueError: The magnitude is out of range.
+        UserError: The magnitude is out of range.
     """
     check_magnitude(magnitude)
     scale = MAGNITUDES[name]
@@ -112,7 +114,7 @@ def magnitude_values(name: str, magnitude: float, wide: bool = False) -> tuple[f
 def check_magnitude(magnitude: float, key: str = "magnitude") -> None:
     """Refuse a magnitude outside the table; `key` names the setting in the message."""
     if not 0 <= magnitude <= MAGNITUDE_MAX:
-        raise ValueError(
+        raise UserError(
             f"{key} is {magnitude}; allowed are 0 to {MAGNITUDE_MAX} (10 is AutoAugment's strongest,"
             " noisy student used 27)"
         )
@@ -190,11 +192,11 @@ class RandAugment(A.BaseCompose):  # type: ignore[misc]
             fill: Pixel value where the picture was moved away; masks get 0 there.
 
         Raises:
-            ValueError: The magnitude or the number of operations is out of range.
+            UserError: The magnitude or the number of operations is out of range.
         """
         check_magnitude(magnitude)
         if num_ops < 1:
-            raise ValueError(f"RandAugment needs at least 1 operation a picture, got {num_ops}")
+            raise UserError(f"RandAugment needs at least 1 operation a picture, got {num_ops}")
         super().__init__([A.NoOp()], p=1)  # NoOp declares every target; the operations are drawn at each call
         self.num_ops = num_ops
         self.magnitude = magnitude

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from datamodules.transforms.geometry import IGNORE, Span, View
+from datamodules.common.batch import IGNORE
+from datamodules.common.errors import UserError
+from datamodules.transforms.geometry import Span, View
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,23 +28,23 @@ def check_sample(sample: Sample) -> None:
     """Check shapes and boxes of a sample.
 
     Raises:
-        ValueError: Naming the sample's path and what is wrong.
+        UserError: Naming the sample's path and what is wrong.
     """
     image = sample["image"]
     where = f"{sample.get('path', 'sample')}: "
     if image.ndim != 3 or image.dtype not in (np.uint8, np.float32):
-        raise ValueError(f"{where}image is {image.dtype} {image.shape}; uint8 or float32 (H, W, C) is due")
+        raise UserError(f"{where}image is {image.dtype} {image.shape}; uint8 or float32 (H, W, C) is due")
     for key in ("mask", "masks"):
         if key in sample and (sample[key].shape[:2] if key == "mask" else sample[key].shape[-2:]) != image.shape[:2]:
-            raise ValueError(f"{where}{key} is {sample[key].shape}, but the image is {image.shape[:2]} (height, width)")
+            raise UserError(f"{where}{key} is {sample[key].shape}, but the image is {image.shape[:2]} (height, width)")
     if "boxes" in sample:
         boxes = sample["boxes"]
         if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise ValueError(f"{where}boxes have the shape {boxes.shape}; (N, 4) is due, (0, 4) where there are none")
+            raise UserError(f"{where}boxes have the shape {boxes.shape}; (N, 4) is due, (0, 4) where there are none")
         wrong = ~np.isfinite(boxes).all(-1) | (sides(boxes) <= 0).any(-1)
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
-            raise ValueError(f"{where}box {row} is {boxes[row].tolist()}; finite x1 < x2 and y1 < y2 are due")
+            raise UserError(f"{where}box {row} is {boxes[row].tolist()}; finite x1 < x2 and y1 < y2 are due")
 
 
 def sides(boxes: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.common.errors import UserError
+
 #: Windows start at multiples of this, so that a net of that stride sees each of them as it sees the whole picture.
 GRID = 32
 
@@ -13,12 +15,12 @@ def check_tile(tile: tuple[int, int], overlap: float) -> None:
     """Refuse sizes that cannot tile.
 
     Raises:
-        ValueError: Naming the setting.
+        UserError: Naming the setting.
     """
     if min(tile) < 2 * GRID or any(side % GRID for side in tile):
-        raise ValueError(f"data.tile is {tile[0]} x {tile[1]}; both sides must be multiples of {GRID}, at least 64.")
+        raise UserError(f"data.tile is {tile[0]} x {tile[1]}; both sides must be multiples of {GRID}, at least 64.")
     if not 0 <= overlap <= 0.5:
-        raise ValueError(f"data.tile_overlap is {overlap}; it is a part of a tile, 0 to 0.5.")
+        raise UserError(f"data.tile_overlap is {overlap}; it is a part of a tile, 0 to 0.5.")
 
 
 def tile_windows(height: int, width: int, tile: tuple[int, int], overlap: float = 0.25) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from datamodules.common.errors import UserError
 from datamodules.loaders import Record, RecordDataset, collate, key_seed
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.custom import build_transforms
@@ -73,10 +74,10 @@ def randomised(augment: Augment) -> Augment:
     """RandAugment behind the same crop and flips; the strong view of whole images, where nothing else is said.
 
     Raises:
-        ValueError: If the augmentation is a list of transforms, which has no stronger form.
+        UserError: If the augmentation is a list of transforms, which has no stronger form.
     """
     if augment.transforms is not None:
-        raise ValueError(
+        raise UserError(
             "data.strong is not set, and data.labeled.augment.transforms has no stronger form: set data.strong, for"
             " example {preset: rand}."
         )
@@ -97,17 +98,17 @@ def check_still(augment: Augment) -> None:
     """Refuse what moves pixels, or cuts them out.
 
     Raises:
-        ValueError: Naming the transform, or the preset.
+        UserError: Naming the transform, or the preset.
     """
     if augment.transforms is None:
-        raise ValueError(
+        raise UserError(
             f"data.strong.preset is '{augment.preset}', which moves pixels: the masks and boxes that a teacher finds on"
             " the weak view would not fit. Give data.strong.transforms that change colours only, as [{ColorJitter: {p:"
             " 0.8}}], or leave it out."
         )
     for transform in build_transforms(augment.transforms, "data.strong.transforms"):
         if {"mask", "bboxes"} & set(transform.available_keys):
-            raise ValueError(
+            raise UserError(
                 f"data.strong.transforms has {type(transform).__name__}, which moves or removes pixels: the masks and"
                 " boxes that a teacher finds on the weak view would not fit. Take transforms that change colours only."
             )

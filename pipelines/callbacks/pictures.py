@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
+from datamodules.common.geometry import mask_to_original
 from datamodules.decoding.images import read_image
 from datamodules.decoding.video import is_frame
-from datamodules.transforms.geometry import mask_to_original
 from pipelines.outputs.detection_figures import detection_figures
 from pipelines.outputs.detections import drawable
 from pipelines.outputs.figures import (

@@ -19,6 +19,7 @@ import pytorch_lightning as pl
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback
 
+from datamodules.common.errors import UserError
 from datamodules.decoding.images import IMAGE_SUFFIXES, read_image
 from datamodules.decoding.video import is_frame
 from datamodules.loaders import available_cores
@@ -51,15 +52,15 @@ class PredictionWriter(Callback):
         box_formats: What ``predict`` writes boxes as.
 
     Raises:
-        ValueError: If there is no such format.
-        OSError: If something cannot be written, naming it.
+        UserError: If there is no such format.
+        UserError: If something cannot be written, naming it.
     """
 
     def __init__(self, directory: Path | None, box_formats: Sequence[BoxFormat] = ("coco",)) -> None:
         super().__init__()
         unknown = [name for name in box_formats if name not in get_args(BoxFormat)]
         if unknown or not box_formats:
-            raise ValueError(f"--box_formats is {list(box_formats)}; it takes {', '.join(get_args(BoxFormat))}.")
+            raise UserError(f"--box_formats is {list(box_formats)}; it takes {', '.join(get_args(BoxFormat))}.")
         self.directory = directory or Path()
         self.box_formats = box_formats
         self._has_boxes = False
@@ -338,7 +339,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(
+        raise UserError(
             f"Cannot write {error.filename or path}: {error.strerror or error}. Make room or allow writing there, or"
             " choose another place (predict: --output FOLDER; else --runs_dir)."
         ) from error

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import yaml
 
 from datamodules.annotations.boxes import Format, Policy, check_boxes, read_boxes
+from datamodules.common.errors import UserError
 from datamodules.decoding.sizes import check_sizes
 from datamodules.readers import Record
 from datamodules.readers.voc_boxes import CLASSES_FILE, Difficult
@@ -68,17 +69,15 @@ def convert(
         Lines for the user: what was written, what was done with wrong boxes, what could not be kept.
 
     Raises:
-        FileExistsError: If ``output`` holds something.
-        FileNotFoundError: If something of the source is missing.
-        ValueError: If the source cannot be read, has no such split, or two images would get one name.
+        UserError: If ``output`` holds something.
+        UserError: If something of the source is missing.
+        UserError: If the source cannot be read, has no such split, or two images would get one name.
     """
     output = Path(output)
     if to not in get_args(Format):
-        raise ValueError(f"The target format is '{to}'; it must be {', '.join(get_args(Format))}.")
+        raise UserError(f"The target format is '{to}'; it must be {', '.join(get_args(Format))}.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(
-            f"'{output}' is there already and is not overwritten. Remove it, or choose another folder."
-        )
+        raise UserError(f"'{output}' is there already and is not overwritten. Remove it, or choose another folder.")
     listing = read_boxes(
         source,
         format,
@@ -92,7 +91,7 @@ def convert(
     if splits:
         have = sorted({str(r["split"]) for r in records})
         if missing := [s for s in splits if s not in have]:
-            raise ValueError(f"'{source}' has no split {', '.join(missing)}; it has {', '.join(have)}.")
+            raise UserError(f"'{source}' has no split {', '.join(missing)}; it has {', '.join(have)}.")
         records = [r for r in records if r["split"] in splits]
     records = check_sizes(records)
     records, report = check_boxes(records, policy, len(names), "--check-boxes")
@@ -149,7 +148,7 @@ def _file_names(paths: list[str]) -> list[str]:
     stems = Counter(os.path.splitext(n)[0] for n in names)
     if twice := next((stem for stem, count in stems.items() if count > 1), None):
         both = [p for p, n in zip(paths, names, strict=True) if os.path.splitext(n)[0] == twice][:2]
-        raise ValueError(f"'{both[0]}' and '{both[1]}' would both be named '{twice}'; rename one of them.")
+        raise UserError(f"'{both[0]}' and '{both[1]}' would both be named '{twice}'; rename one of them.")
     return names
 
 

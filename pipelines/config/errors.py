@@ -9,14 +9,12 @@ from typing import Any, NamedTuple, cast
 
 import yaml
 
+from datamodules.common.errors import UserError
+
 KEY = r"(?:model|data|trainer)(?:\.\w+)+"  # how a message about the config begins
 CHECKPOINT_MARK = "# The config in "  # first line of a config that was taken out of a checkpoint
 WORDS = ("on", "off", "yes", "no")  # YAML 1.1 takes these for true and false; a flag, as in a shell, does not
 Keys = tuple[str | int, ...]
-
-
-class UsageError(ValueError):
-    """A mistake in the command line or a config; the message is for the person who made it."""
 
 
 class Mistake(Exception):
@@ -38,7 +36,7 @@ def load_config(file: str | Path) -> dict[str, Any]:
     """Read a config.
 
     Raises:
-        UsageError: If it is no YAML, does not hold keys, or holds one twice.
+        UserError: If it is no YAML, does not hold keys, or holds one twice.
     """
     try:
         text = Path(file).read_text(encoding="utf-8")
@@ -46,15 +44,15 @@ def load_config(file: str | Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{file}{line}: this is not valid YAML: {error.problem or error.context}.") from None
+        raise UserError(f"{file}{line}: this is not valid YAML: {error.problem or error.context}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: this is not a text file with YAML: {error}") from None
+        raise UserError(f"{file}: this is not a text file with YAML: {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UsageError(f"{file} holds a {type(content).__name__}, not keys with values such as 'model:' and 'data:'.")
+        raise UserError(f"{file} holds a {type(content).__name__}, not keys with values such as 'model:' and 'data:'.")
     if twice := _key_given_twice(node):
-        raise UsageError(f"{file} line {twice.start_mark.line + 1}: the key '{twice.value}' is given twice.")
+        raise UserError(f"{file} line {twice.start_mark.line + 1}: the key '{twice.value}' is given twice.")
     return content
 
 

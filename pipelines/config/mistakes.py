@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
-from pipelines.config.errors import Keys, Mistake, Source, UsageError, place_of, sources, with_place
+from datamodules.common.errors import UserError
+from pipelines.config.errors import Keys, Mistake, Source, place_of, sources, with_place
 
 COMPONENT_KEYS = ("class_path", "init_args", "dict_kwargs")
 KINDS = {"Task": "task", "DataModule": "datamodule", "Callback": "callback", "Logger": "logger"}
@@ -46,7 +47,7 @@ def explain(error: BaseException, args: list[str]) -> str | None:
     """
     if isinstance(error, argparse.ArgumentError):
         return find_mistake(args) or " ".join(str(error).split())[:500]
-    if isinstance(error, UsageError):
+    if isinstance(error, UserError):
         # Lightning and the parser complain of wrong arguments in words of their own.
         wrong_call = isinstance(error.__cause__, TypeError)
         return (find_mistake(args) if wrong_call else None) or with_place(str(error), args)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.cache import readable_images
+from datamodules.common.errors import UserError
 from datamodules.unlabeled import pool_records
 from pipelines.noisy_student.kinds.protocol import Kind, kind_of
 from pipelines.noisy_student.labelling import (
@@ -49,14 +50,14 @@ def pseudo_label(
         soft: Also write soft labels of pixels.
 
     Raises:
-        ValueError: If an argument is wrong, naming it.
-        FileNotFoundError: If the pool or a checkpoint is not there.
+        UserError: If an argument is wrong, naming it.
+        UserError: If the pool or a checkpoint is not there.
     """
     kind = kind_of(teacher.data)
     if output.suffix != kind.LABELS:
-        raise ValueError(f"--output {output} must end in {kind.LABELS}: that is what is written for {kind.UNIT}.")
+        raise UserError(f"--output {output} must end in {kind.LABELS}: that is what is written for {kind.UNIT}.")
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"--batch_size is {batch_size}; it must be at least 1.")
+        raise UserError(f"--batch_size is {batch_size}; it must be at least 1.")
     if selection is not None:
         kind.check_selection(selection)
     records, skipped = readable_images(pool_records(source), teacher.data.on_corrupt)
@@ -65,7 +66,7 @@ def pseudo_label(
     account = output.with_name("selection.json")
     of = (read_json(account) or {}).get("labels", output.name)
     if selection is not None and of != output.name:
-        raise ValueError(
+        raise UserError(
             f"{account} says what was selected of {of}, and would be overwritten: give --output in another folder."
         )
     teachers = [teacher, *(load_teacher(path) for path in further)]
@@ -87,7 +88,7 @@ def _select(
     records = data.records["val"] if selection.precision is not None else []
     if selection.precision is not None:
         if not records:
-            raise ValueError("selection.precision needs labelled validation images: set data.val_fraction.")
+            raise UserError("selection.precision needs labelled validation images: set data.val_fraction.")
         validation = output.with_name(f"validation{kind.JUDGED}")
         judge(trainer, teachers, records, data, validation)
     if trainer.is_global_zero:

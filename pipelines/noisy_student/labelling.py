@@ -22,6 +22,7 @@ from torch.utils.data import Sampler
 
 from datamodules.annotations.mask_checks import two_sizes
 from datamodules.base import DataModule
+from datamodules.common.errors import UserError
 from datamodules.loaders import Record, RecordDataset, make_loader
 from pipelines.callbacks.predictions import output_names
 from pipelines.noisy_student.kinds import images
@@ -59,14 +60,14 @@ def load_teacher(checkpoint: str | Path) -> Teacher:
     """Build the task and the datamodule that a checkpoint's config names; no weights are loaded yet.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, or was not written by this command line.
+        UserError: If there is no such file.
+        UserError: If it is damaged, or was not written by this command line.
     """
     from jsonargparse import ArgumentParser
 
     path = Path(checkpoint)
     if not path.is_file():
-        raise FileNotFoundError(f"teacher {checkpoint} does not exist. Give the checkpoint of a trained task.")
+        raise UserError(f"teacher {checkpoint} does not exist. Give the checkpoint of a trained task.")
     config = read_checkpoint_config(path)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Task, "model")
@@ -87,7 +88,7 @@ def prepare_teacher(
         needs_validation: Read the labelled validation images, too.
 
     Raises:
-        ValueError: If the checkpoint does not fit the task.
+        UserError: If the checkpoint does not fit the task.
     """
     data = teacher.data
     if batch_size is not None:
@@ -122,7 +123,7 @@ def label_pool(
         soft: Write soft labels of pixels, too.
 
     Raises:
-        ValueError: If the teachers differ in their classes, or, for pixels, in how they see images.
+        UserError: If the teachers differ in their classes, or, for pixels, in how they see images.
     """
     kind = kind_of(teachers[0].data)
     class_names = _common_classes(teachers)
@@ -293,7 +294,7 @@ def _common_classes(teachers: Sequence[Teacher]) -> list[str]:
     first = teachers[0]
     for teacher in teachers:
         if teacher.data.class_names != first.data.class_names:
-            raise ValueError(
+            raise UserError(
                 f"{teacher.checkpoint} knows the classes {teacher.data.class_names}, but {first.checkpoint}"
                 f" {first.data.class_names}: teachers whose labels are averaged need the same."
             )

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from datamodules.common.errors import UserError
+
 USAGE = """usage: python -m pipelines noisy-student --config FILE [--key value]
 
 Trains a teacher, labels the pool, selects, trains students, and reports what the unlabelled images were worth.
@@ -36,7 +38,7 @@ class Output(NamedTuple):
 Outputs = dict[str, Output]
 
 
-class StageError(RuntimeError):
+class StageError(UserError):
     """A stage's command failed; its own message stands above.
 
     Args:
@@ -71,8 +73,8 @@ def main(args: list[str], *, one_generation: bool = False) -> int:
             file=sys.stderr,
         )
         return 2
+    from datamodules.common.errors import UserError
     from pipelines import cli
-    from pipelines.config.errors import UsageError
     from pipelines.noisy_student.loop import run
     from pipelines.noisy_student.settings import first_generation, read_settings
 
@@ -83,7 +85,7 @@ def main(args: list[str], *, one_generation: bool = False) -> int:
     except Exception as error:
         if os.environ.get("PIPELINES_TRACEBACK"):
             traceback.print_exc()
-        message = str(error) if isinstance(error, UsageError | StageError) else cli.reason_of(error)
+        message = str(error) if isinstance(error, UserError | StageError) else cli.reason_of(error)
         if message is None:
             traceback.print_exc()
             return 1

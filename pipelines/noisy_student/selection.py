@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.common.errors import UserError
+
 LEVELS = 50  # thresholds tried a group, from the strictest down
 LEAST_SCORE = 0.05  # of a box that is written as a pseudo-label
 
@@ -48,26 +50,26 @@ class Selection:
         values = self.threshold.values() if isinstance(self.threshold, dict) else [self.threshold]
         for value in values:
             if not 0 <= value <= 1:
-                raise ValueError(f"selection.threshold is {self.threshold}; it is a probability, 0 to 1.")
+                raise UserError(f"selection.threshold is {self.threshold}; it is a probability, 0 to 1.")
         if self.precision is not None and not 0 < self.precision < 1:
-            raise ValueError(f"selection.precision is {self.precision}; it must be above 0 and below 1, like 0.95.")
+            raise UserError(f"selection.precision is {self.precision}; it must be above 0 and below 1, like 0.95.")
         if self.precision is not None and self.threshold != 0.0:
-            raise ValueError(
+            raise UserError(
                 f"selection.precision is {self.precision} and selection.threshold is {self.threshold}: precision finds"
                 " the thresholds, so leave one of them out."
             )
         if not 0.5 <= self.confidence < 1:
-            raise ValueError(f"selection.confidence is {self.confidence}; it must be at least 0.5 and below 1.")
+            raise UserError(f"selection.confidence is {self.confidence}; it must be at least 0.5 and below 1.")
         if self.precision is None and self.confidence != 0.95:
-            raise ValueError(
+            raise UserError(
                 f"selection.confidence is {self.confidence}, but selection.precision, its user, is not set."
             )
         if self.per_class is not None and (self.per_class < 1 or not self.balance):
-            raise ValueError(
+            raise UserError(
                 f"selection.per_class is {self.per_class}; it must be at least 1, and needs selection.balance: true."
             )
         if self.ignore is not None and not LEAST_SCORE <= self.ignore <= 1:
-            raise ValueError(
+            raise UserError(
                 f"selection.ignore is {self.ignore}; it is a score, {LEAST_SCORE} (lower ones are not written) to 1."
             )
 
@@ -114,19 +116,19 @@ def select(
         truth: True classes of the pool, int64 (N,), -1 where unknown; for the account only.
 
     Raises:
-        ValueError: If nothing is kept, or a target precision lacks its validation images.
+        UserError: If nothing is kept, or a target precision lacks its validation images.
     """
     guess, confidence = probabilities.argmax(1), probabilities.max(1)
     account: dict[str, Any] = {}
     if selection.precision is not None:
         if validation is None or not len(validation.truth):
-            raise ValueError("selection.precision needs labelled validation images: set data.val_fraction.")
+            raise UserError("selection.precision needs labelled validation images: set data.val_fraction.")
         thresholds, account = precision_thresholds(guess, confidence, class_names, selection, validation)
     else:
         thresholds = fixed_thresholds(class_names, selection.threshold)
     kept = np.flatnonzero(confidence >= thresholds[guess])
     if not len(kept):
-        raise ValueError(
+        raise UserError(
             f"selection keeps none of the {len(guess)} pseudo-labels; the most confident has {confidence.max():.3f}."
             " Lower selection.threshold or selection.precision, or train a better teacher."
         )
@@ -138,13 +140,13 @@ def fixed_thresholds(class_names: Sequence[str], threshold: float | dict[str, fl
     """One threshold a class, float64 (K,).
 
     Raises:
-        ValueError: If a class is named that does not exist.
+        UserError: If a class is named that does not exist.
     """
     if not isinstance(threshold, dict):
         return np.full(len(class_names), float(threshold))
     for name in threshold:
         if name not in class_names:
-            raise ValueError(f"selection.threshold names the class '{name}'; there are {', '.join(class_names)}.")
+            raise UserError(f"selection.threshold names the class '{name}'; there are {', '.join(class_names)}.")
     return np.array([float(threshold.get(name, 0.0)) for name in class_names])
 
 

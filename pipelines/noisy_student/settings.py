@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.base import DataModule
-from pipelines.config.errors import Keys, Mistake, UsageError, has, place_of, sources
+from datamodules.common.errors import UserError
+from pipelines.config.errors import Keys, Mistake, has, place_of, sources
 from pipelines.config.mistakes import Context, check_keys, find_class
 from pipelines.noisy_student.kinds import images
 from pipelines.noisy_student.kinds.protocol import kind_of
@@ -119,7 +120,7 @@ def read_settings(args: list[str]) -> Settings:
         args: The command ``noisy-student`` and its words.
 
     Raises:
-        UsageError: Naming file, line, key, value and fix.
+        UserError: Naming file, line, key, value and fix.
     """
     values: dict[str, Any] = {}
     source = None
@@ -127,23 +128,23 @@ def read_settings(args: list[str]) -> Settings:
     try:
         found = sources(args)
         if not any(s.file for s in found):
-            raise UsageError("noisy-student needs a config: --config FILE, for example noisy_student/digits.")
+            raise UserError("noisy-student needs a config: --config FILE, for example noisy_student/digits.")
         for source in found:
             check_keys(source.values, HINTS, (), Context(HINTS, classes, "" if source.file else "--"))
             _check_parts(source.values)
             values = merged(values, source.values if source.file else _nested(source.values))
     except Mistake as mistake:
         where = place_of(source.file, mistake.keys) if source is not None and source.file else ""
-        raise UsageError(f"{where}{mistake}") from None
+        raise UserError(f"{where}{mistake}") from None
     first = next(s.file for s in found if s.file)
     _check_overruled([s.values["trainer"] for s in found if s.file is None and "trainer" in s.values], values)
     values.setdefault("name", Path(str(first)).stem)
     for key in ("data", "teacher", "students"):
         if not values.get(key):
-            raise UsageError(f"{first} has no '{key}:'; noisy-student needs data, teacher and students.")
+            raise UserError(f"{first} has no '{key}:'; noisy-student needs data, teacher and students.")
     for i, student in enumerate(values["students"]):
         if not student.get("model"):
-            raise UsageError(f"{first}: students.{i} has no 'model:'; a student is a task, as in any config.")
+            raise UserError(f"{first}: students.{i} has no 'model:'; a student is a task, as in any config.")
     settings = Settings(
         **{
             **values,
@@ -167,7 +168,7 @@ def _check_overruled(flags: Sequence[dict[str, Any]], values: Mapping[str, Any])
             keys, value = (*keys, next(iter(value))), next(iter(value.values()))
         own = [f"{name}.trainer" for name, part in parts.items() if has(part.get("trainer"), keys)]
         if own:
-            raise UsageError(
+            raise UserError(
                 f"--trainer.{'.'.join(keys)} is {value}, but {' and '.join(own)} in the config say otherwise, and go"
                 " before it. Change it there (the teacher's also by --teacher.trainer), or give a second --config."
             )
@@ -207,35 +208,35 @@ def _check_parts(values: Mapping[str, Any]) -> None:
 
 def _check_settings(settings: Settings) -> None:
     if settings.pool is None and settings.labels_per_class is None and settings.labeled_images is None:
-        raise UsageError(
+        raise UserError(
             "pool is not set: give the folder or the list of the unlabelled images, or labeled_images (for images with"
             " one label each also labels_per_class) to hide a part of the labels."
         )
     if settings.labels_per_class is not None and settings.labeled_images is not None:
-        raise UsageError(
+        raise UserError(
             f"labels_per_class is {settings.labels_per_class} and labeled_images is {settings.labeled_images}: both say"
             " which labels are seen, so leave one of them out."
         )
     if settings.labeled_images is not None and settings.labeled_images < 1:
-        raise UsageError(f"labeled_images is {settings.labeled_images}; it must be at least 1.")
+        raise UserError(f"labeled_images is {settings.labeled_images}; it must be at least 1.")
     _check_kind(settings)
     if settings.pool is not None and not Path(settings.pool).exists():
-        raise UsageError(f"pool '{settings.pool}' does not exist in {Path.cwd()}. Give a folder or a list of images.")
+        raise UserError(f"pool '{settings.pool}' does not exist in {Path.cwd()}. Give a folder or a list of images.")
     if settings.labels_per_class is not None and settings.labels_per_class < 1:
-        raise UsageError(f"labels_per_class is {settings.labels_per_class}; it must be at least 1.")
+        raise UserError(f"labels_per_class is {settings.labels_per_class}; it must be at least 1.")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
-        raise UsageError(f"seeds is {settings.seeds}; give at least one, and none twice.")
+        raise UserError(f"seeds is {settings.seeds}; give at least one, and none twice.")
     if (settings.teacher.model is None) == (settings.teacher.checkpoint is None):
-        raise UsageError("teacher needs either model: (it is trained) or checkpoint: FILE (it is trained already).")
+        raise UserError("teacher needs either model: (it is trained) or checkpoint: FILE (it is trained already).")
     if settings.teacher.checkpoint is not None and not Path(settings.teacher.checkpoint).is_file():
-        raise UsageError(f"teacher.checkpoint {settings.teacher.checkpoint} does not exist.")
+        raise UserError(f"teacher.checkpoint {settings.teacher.checkpoint} does not exist.")
     taught = _pretrained(settings.teacher.model)
     for i, student in enumerate(settings.students):
         if student.ratio < 1:
-            raise UsageError(f"students.{i}.ratio is {student.ratio}; it must be a whole number of at least 1.")
+            raise UserError(f"students.{i}.ratio is {student.ratio}; it must be a whole number of at least 1.")
         mine = _pretrained(student.model)
         if settings.teacher.model is not None and mine not in (False, taught):
-            raise UsageError(
+            raise UserError(
                 f"students.{i}.model.pretrained is {mine!r}, but the teacher's is {taught!r}: a student starts from"
                 " scratch (false) or from the same weights as the teacher did, never from the teacher."
             )
@@ -249,13 +250,13 @@ def _check_devices(settings: Settings) -> None:
     for key, part in parts.items():
         number = num_devices(trainer := trainer_of(settings, part))
         if settings.launch is None and number != 1:
-            raise UsageError(
+            raise UserError(
                 f"{key} asks for devices: {trainer['devices']} and num_nodes: {trainer.get('num_nodes', 1)}, but"
                 " noisy-student is one process: for several devices give it a launcher of its trainings, for example"
                 " launch: [torchrun, --nproc-per-node, '2'] with trainer: {devices: 2}."
             )
         if settings.launch is not None and number is None:
-            raise UsageError(
+            raise UserError(
                 f"{key}.devices is {trainer.get('devices', 'not set')}, but launch is {settings.launch}: give the"
                 " number of devices on each node, which the length of an epoch depends on (1 for one)."
             )
@@ -269,16 +270,16 @@ def _check_kind(settings: Settings) -> None:
     if kind is images:
         return
     if settings.labels_per_class is not None:
-        raise UsageError(
+        raise UserError(
             f"labels_per_class is {settings.labels_per_class}, but an image has {kind.UNIT} of several classes: give"
             " labeled_images, the number of images that keep their annotations."
         )
     for i, student in enumerate(settings.students):
         if student.labels == "soft" and not kind.SOFT_FILES:
-            raise UsageError(f"students.{i}.labels is 'soft', but {kind.UNIT} have a class and a score: leave it out.")
+            raise UserError(f"students.{i}.labels is 'soft', but {kind.UNIT} have a class and a score: leave it out.")
         for key, default in (("temperature", 1.0), ("smoothing", 0.0)):
             if getattr(student, key) != default:
-                raise UsageError(
+                raise UserError(
                     f"students.{i}.{key} is {getattr(student, key)!r}, but only labels of whole images have it:"
                     f" for {kind.UNIT} leave it out."
                 )

@@ -16,10 +16,10 @@ import yaml
 
 from datamodules.base import DataModule
 from datamodules.cache import readable_images
+from datamodules.common.errors import UserError
 from datamodules.loaders import Record, available_cores
 from datamodules.readers.digits import digit_scene
 from datamodules.unlabeled import hide_labels, pool_records
-from pipelines.config.errors import UsageError
 from pipelines.noisy_student.kinds.protocol import kind_of
 from pipelines.noisy_student.labelling import judge, load_teacher, prepare_teacher
 from pipelines.noisy_student.manifest import StageError, digest_of_values, read_json, say, write_json
@@ -45,7 +45,7 @@ def read_data(settings: Settings) -> DataModule:
     data: DataModule = parser.instantiate_classes(parser.parse_object({"data": settings.data})).data
     data.setup("fit")
     if not data.records["val"]:
-        raise UsageError("The labelled data has no validation split, which tells generations apart: set val_fraction.")
+        raise UserError("The labelled data has no validation split, which tells generations apart: set val_fraction.")
     kind_of(data).check_data(data)
     fixed_thresholds(data.class_names or [], settings.selection.threshold)  # names of classes, before hours of training
     return data
@@ -75,7 +75,7 @@ def make_data(directory: Path, settings: Settings, data: DataModule, seed: int) 
     Generated scenes of the pool are written as PNG files, so that all that follows sees ordinary files.
 
     Raises:
-        UsageError: If validation or test images are in the pool, or there are too few labels.
+        UserError: If validation or test images are in the pool, or there are too few labels.
     """
     kind = kind_of(data)
     seen, hidden = _hide(data, settings, seed)
@@ -84,7 +84,7 @@ def make_data(directory: Path, settings: Settings, data: DataModule, seed: int) 
     if settings.overlap != "allow":
         pool = without_overlap(pool, [*data.records["val"], *data.records["test"]], data, settings.overlap)
     if not pool:
-        raise UsageError(
+        raise UserError(
             "The pool holds no images: every label is seen. Lower labels_per_class or labeled_images, or give pool:."
         )
     split = {"train": seen, "val": data.records["val"], "test": data.records["test"], "pool": hidden}
@@ -123,7 +123,7 @@ def _hide(data: DataModule, settings: Settings, seed: int) -> tuple[list[Record]
     try:
         return hide_labels(records, data.class_names or [], seed, per_class=per_class, images=images)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UserError(str(error)) from None
 
 
 def without_overlap(pool: list[Record], evaluated: list[Record], data: DataModule, overlap: str) -> list[Record]:
@@ -136,13 +136,13 @@ def without_overlap(pool: list[Record], evaluated: list[Record], data: DataModul
         overlap: ``error`` or ``remove``.
 
     Raises:
-        UsageError: Naming the first of them.
+        UserError: Naming the first of them.
     """
     known = dict(zip(pixel_digests(evaluated, data), (r["path"] for r in evaluated), strict=True))
     digests = pixel_digests(pool, data)
     bad = [(r["path"], known[d]) for r, d in zip(pool, digests, strict=True) if d in known]
     if bad and overlap == "error":
-        raise UsageError(
+        raise UserError(
             f"{len(bad)} of {len(pool)} images of the pool are validation or test images, by their pixels: {bad[0][0]}"
             f" is {bad[0][1]}. Take them out, or set overlap: remove (or allow, which makes the account worthless)."
         )
@@ -202,7 +202,7 @@ def take_teacher(directory: Path, settings: Settings, data: DataModule, checkpoi
     """A teacher that is trained already, in place of ``train``.
 
     Raises:
-        UsageError: If its run trained on images that are for validation or test here.
+        UserError: If its run trained on images that are for validation or test here.
     """
     run = run_of_checkpoint(checkpoint)
     split = None if run is None else read_json(run / "split.json")
@@ -212,7 +212,7 @@ def take_teacher(directory: Path, settings: Settings, data: DataModule, checkpoi
         trained = {os.path.abspath(path) for path in split.get("train", [])}
         known = [r["path"] for s in ("val", "test") for r in data.records[s] if os.path.abspath(r["path"]) in trained]
         if known:
-            raise UsageError(
+            raise UserError(
                 f"teacher.checkpoint {checkpoint} was trained on {len(known)} of the validation and test images, among"
                 f" them {known[0]}: its scores would be worth nothing. Set data.split_file to {run}/split.json, or"
                 " train it here (teacher.model); overlap: allow lets it pass."
@@ -225,11 +225,11 @@ def score(directory: Path, settings: Settings, data: DataModule, checkpoint: Pat
     """Write ``val`` and ``test``: what a model says of their images, and what scores are computed from.
 
     Raises:
-        UsageError: If the model knows other classes than the data.
+        UserError: If the model knows other classes than the data.
     """
     teacher = load_teacher(checkpoint)
     if teacher.data.class_names != data.class_names:
-        raise UsageError(
+        raise UserError(
             f"teacher.checkpoint {checkpoint} knows the classes {teacher.data.class_names}, but the data has"
             f" {data.class_names}."
         )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.annotations.instance_masks import masks_of
+from datamodules.common import rle
 from pipelines.outputs.panels import Annotation, annotation_of
 
 BoxFormat = Literal["coco", "yolo", "csv"]
@@ -126,18 +127,12 @@ def write_coco(
                 count += 1
                 results.write(comma + json.dumps(result))
                 if not results_only:
-                    area = float(f"{box[2] * box[3]:.9g}") if mask is None else _mask_area(mask)
+                    area = float(f"{box[2] * box[3]:.9g}") if mask is None else rle.area(mask)
                     annotations.write(comma + json.dumps({"id": count, **result, "area": area, "iscrowd": 0}))
         results.write("\n]\n")
         categories = [{"id": number, "name": name} for number, name in zip(ids, class_names, strict=True)]
         rest = {"images": images, "categories": categories, "info": {"image_root": os.path.abspath(folder)}}
         annotations.write("\n], " + json.dumps(rest)[1:] + "\n")
-
-
-def _mask_area(mask: Mapping[str, Any]) -> int:
-    from faster_coco_eval import mask as run_lengths  # a compiled library, needed for masks only
-
-    return int(run_lengths.area({"size": mask["size"], "counts": mask["counts"].encode()}))
 
 
 def write_yolo(directory: Path, parts: Sequence[Path], class_names: Sequence[str]) -> None:

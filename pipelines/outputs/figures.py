@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from datamodules.common.errors import UserError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -45,13 +47,13 @@ def image_grid(
         uint8 (H', W', 3). Small images are enlarged by a whole number, without smoothing.
 
     Raises:
-        ValueError: For other dtypes or shapes, no images, and a wrong number of captions.
+        UserError: For other dtypes or shapes, no images, and a wrong number of captions.
     """
     array = np.asarray(images)
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape:
-        raise ValueError(f"images: uint8 (N, H, W, C) with N > 0 wanted, got {array.dtype} {array.shape}")
+        raise UserError(f"images: uint8 (N, H, W, C) with N > 0 wanted, got {array.dtype} {array.shape}")
     if captions is not None and len(captions) != len(array):
-        raise ValueError(f"captions: one per image wanted, got {len(captions)} for {len(array)} images")
+        raise UserError(f"captions: one per image wanted, got {len(captions)} for {len(array)} images")
     tiles = [scaled(rgb(image)) for image in array[:max_images]]
     return sheet(tiles, captions[:max_images] if captions else None, columns)
 
@@ -76,10 +78,10 @@ def contact_sheet(
         The file.
 
     Raises:
-        ValueError: For no images, and a wrong number of captions.
+        UserError: For no images, and a wrong number of captions.
     """
     if not images or (captions is not None and len(captions) != len(images)):
-        raise ValueError(f"contact sheet: {len(images)} images, {'no' if captions is None else len(captions)} captions")
+        raise UserError(f"contact sheet: {len(images)} images, {'no' if captions is None else len(captions)} captions")
     tiles = []
     for image in images:
         canvas = Image.new("RGB", (tile, tile), (238, 238, 238))
@@ -118,14 +120,14 @@ def confusion_matrix_figure(matrix: ArrayLike, class_names: Sequence[str], title
         digits; names are thinned beyond 60.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        UserError: If the shapes do not fit.
     """
     from matplotlib.colors import PowerNorm
 
     counts = np.asarray(matrix)
     size = len(class_names)
     if counts.shape != (size, size) or not size:
-        raise ValueError(f"confusion matrix: ({size}, {size}) wanted for {size} class names, got {counts.shape}")
+        raise UserError(f"confusion matrix: ({size}, {size}) wanted for {size} class names, got {counts.shape}")
     totals = counts.sum(axis=1, keepdims=True)
     share = counts / np.maximum(totals, 1)
     names = [short(name, 24) for name in class_names]
@@ -199,11 +201,11 @@ def reliability_diagram(
         uint8 (H, W, 3): accuracy over confidence above, share of samples below.
 
     Raises:
-        ValueError: If the three are not of one length.
+        UserError: If the three are not of one length.
     """
     stated, right, number = (np.asarray(a, dtype=np.float64) for a in (confidence, accuracy, counts))
     if stated.ndim != 1 or not stated.shape == right.shape == number.shape or not stated.size:
-        raise ValueError(f"calibration: three equal lengths wanted, got {stated.shape}, {right.shape}, {number.shape}")
+        raise UserError(f"calibration: three equal lengths wanted, got {stated.shape}, {right.shape}, {number.shape}")
     used = number > 0
     weight = number / max(1.0, number.sum())
     if error is None:
@@ -236,12 +238,12 @@ def iou_bars(values: ArrayLike, class_names: Sequence[str], title: str | None = 
         uint8 (H, W, 3). Classes that do not occur are greyed, at the bottom; names are thinned beyond 240.
 
     Raises:
-        ValueError: If the numbers do not fit.
+        UserError: If the numbers do not fit.
     """
     iou = np.asarray(values, dtype=np.float64)
     size = len(class_names)
     if iou.shape != (size,) or not size:
-        raise ValueError(f"IoU bars: ({size},) wanted for {size} class names, got {iou.shape}")
+        raise UserError(f"IoU bars: ({size},) wanted for {size} class names, got {iou.shape}")
     order = np.argsort(-iou, kind="stable")  # NaN comes last
     iou, absent = iou[order], np.isnan(iou[order])
     cell = 0.26 if size <= 40 else max(0.12, 10.4 / size) if size <= 240 else 29 / size

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from datamodules.common.errors import UserError
 from pipelines.outputs.figures import BACKGROUND, FONT_SIZE, GAP, INK, Picture, printable, rgb, text_font
 
 Annotation = dict[str, NDArray[Any]]
@@ -71,10 +72,10 @@ def default_palette(num_classes: int, background: bool = True) -> Palette:
         uint8 (256, 3): a colour a class, black for numbers that are no class, light grey for 255 (ignored).
 
     Raises:
-        ValueError: For more than 255 classes.
+        UserError: For more than 255 classes.
     """
     if not 0 <= num_classes <= IGNORE:
-        raise ValueError(f"A palette has at most 255 classes, got {num_classes}.")
+        raise UserError(f"A palette has at most 255 classes, got {num_classes}.")
     palette = np.zeros((256, 3), np.uint8)
     first = int(background)
     palette[first:num_classes] = _distinct_colors()[: max(0, num_classes - first)]
@@ -123,7 +124,7 @@ def label_png(mask: NDArray[np.uint8], palette: Palette, path: str | Path) -> Pa
     """Write a label map (H, W) as an 8-bit PNG with a palette, whose indices are the classes.
 
     Raises:
-        OSError: If it cannot be written.
+        UserError: If it cannot be written.
     """
     image = Image.frombytes("P", (mask.shape[1], mask.shape[0]), np.ascontiguousarray(mask, np.uint8).tobytes())
     image.putpalette(palette.tobytes())
@@ -134,7 +135,7 @@ def label_pngs(mask: NDArray[np.uint8], class_names: Sequence[str], stem: str | 
     """Write masks (K, H, W) that may overlap as ``STEM_CLASS.png``, each an 8-bit grey PNG of 0 and 255.
 
     Raises:
-        OSError: If one cannot be written.
+        UserError: If one cannot be written.
     """
     names = [re.sub(r"[^\w .+-]", "_", name) for name in class_names]
     names = [name if names.count(name) == 1 else f"{name}_{k}" for k, name in enumerate(names)]
@@ -178,11 +179,11 @@ def overlay(image: NDArray[Any], mask: NDArray[np.uint8], palette: Palette, alph
         uint8 (H, W, 3).
 
     Raises:
-        ValueError: If the sizes differ.
+        UserError: If the sizes differ.
     """
     picture = rgb(image).copy()
     if mask.shape[-2:] != picture.shape[:2]:
-        raise ValueError(f"overlay: the mask is {mask.shape[-2:]}, the image {picture.shape[:2]} (height, width)")
+        raise UserError(f"overlay: the mask is {mask.shape[-2:]}, the image {picture.shape[:2]} (height, width)")
     if mask.ndim == 2:
         _tint(picture, mask, palette, alpha)
     else:

@@ -20,6 +20,8 @@ import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_warn
 
+from datamodules.common.errors import UserError
+
 _number = itertools.count()
 # A temporary file of another machine cannot be asked whether its writer lives; no save takes this long.
 ORPHAN_SECONDS = 3600.0
@@ -42,7 +44,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             storage_options: Refused, as by Lightning.
 
         Raises:
-            OSError: If it cannot be written (a full disk), naming the file and the free space. An older file of that
+            UserError: If it cannot be written (a full disk), naming the file and the free space. An older file of that
                 name is intact.
         """
         if _is_remote(path) or storage_options is not None:
@@ -67,7 +69,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 cause = OSError(None, str(error).partition("\n")[0])
             free = shutil.disk_usage(target.parent).free / 2**20
             older = "the older file of that name is intact" if target.exists() else "nothing was written"
-            raise OSError(
+            raise UserError(
                 cause.errno,
                 f"cannot write the checkpoint {target} ({cause.strerror or cause}; {free:.0f} MiB free there); {older}",
             ) from error
@@ -91,11 +93,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             The checkpoint.
 
         Raises:
-            ValueError: For a web address, a damaged file, and one that holds more than tensors and plain values.
-            FileNotFoundError: If there is no such file.
+            UserError: For a web address, a damaged file, and one that holds more than tensors and plain values.
+            UserError: If there is no such file.
         """
         if str(path).lower().startswith(("http:", "https:")):
-            raise ValueError(
+            raise UserError(
                 f"{path} is a web address: download the checkpoint, compare its sha256 with the one published, and "
                 "give the file"
             )
@@ -103,7 +105,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location=map_location, weights_only=True)
             return checkpoint
         if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no checkpoint {path}")
+            raise UserError(f"there is no checkpoint {path}")
         return _load(Path(path), map_location)
 
 
@@ -150,7 +152,7 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint whose tensors are mapped from the file, not read.
 
     Raises:
-        ValueError: As ``AtomicCheckpointIO.load_checkpoint``.
+        UserError: As ``AtomicCheckpointIO.load_checkpoint``.
     """
     if not readable(path):
         _load(path, "cpu")  # says why
@@ -166,7 +168,7 @@ def check_data(path: Path, datamodule: Any) -> None:
         datamodule: Set up.
 
     Raises:
-        ValueError: If the classes, or their order, differ.
+        UserError: If the classes, or their order, differ.
     """
     text = open_checkpoint(path).get("config")
     trained = {} if text is None else (yaml.safe_load(text).get("data") or {}).get("init_args", {})
@@ -175,7 +177,7 @@ def check_data(path: Path, datamodule: Any) -> None:
     datamodule = getattr(datamodule, "labeled", datamodule)
     names, mine = trained.get("class_names"), getattr(datamodule, "class_names", None)
     if names and mine and list(names) != list(mine):
-        raise ValueError(
+        raise UserError(
             f"{path} was trained on the classes {names}, but the data has {list(mine)}. Give data with those classes;"
             " their order is set by data.class_names."
         )
@@ -198,12 +200,12 @@ def check_fits(path: Path, model: torch.nn.Module) -> None:
         model: A task whose network is built.
 
     Raises:
-        ValueError: If the file is no checkpoint, or names or shapes of its weights differ; the settings that differ
+        UserError: If the file is no checkpoint, or names or shapes of its weights differ; the settings that differ
             are named, or else some of the weights.
     """
     checkpoint = open_checkpoint(path)
     if "state_dict" not in checkpoint:
-        raise ValueError(
+        raise UserError(
             f"--ckpt_path {path} holds no training state, only weights or something else. Weights to start from are"
             " given as --model.pretrained FILE."
         )
@@ -214,12 +216,12 @@ def check_fits(path: Path, model: torch.nn.Module) -> None:
     for key in ("backbone", "num_classes", "in_chans", "image_size", "backbone_args"):
         mine, trained = getattr(model, key, None), checkpoint.get("hyper_parameters", {}).get(key)
         if trained is not None and mine != trained:
-            raise ValueError(
+            raise UserError(
                 f"model.{key} is {mine}, but {path} was trained with {trained}. Use the config and data of that run"
                 " (without --config they are taken from the checkpoint), or another checkpoint."
             )
     names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
-    raise ValueError(
+    raise UserError(
         f"--ckpt_path {path} does not fit the model: {', '.join(names[:3])}{' and others' if names[3:] else ''} differ."
         " Use the config of that run, or another checkpoint."
     )
@@ -233,7 +235,7 @@ def _load(path: Path, map_location: Any) -> dict[str, Any]:
             return checkpoint
     except pickle.UnpicklingError as error:
         if what := re.search(r"(?:GLOBAL |class |function )[\w.]+", str(error)):
-            raise ValueError(
+            raise UserError(
                 f"{path} holds more than tensors and plain values ({what[0]}) and was not loaded, "
                 "since that could run foreign code: it was not written by this program, or is damaged"
             ) from error
@@ -242,7 +244,7 @@ def _load(path: Path, map_location: Any) -> dict[str, Any]:
         if readable(path):
             raise  # not about the file: out of memory, for example
         problem = str(error).strip().partition("\n")[0]
-    raise ValueError(
+    raise UserError(
         f"{path} is incomplete or damaged ({problem}): use another checkpoint, for example best.ckpt or last.ckpt of "
         "that run"
     )
@@ -309,11 +311,11 @@ def read_checkpoint_config(path: Path) -> dict[str, Any]:
     """The config that a checkpoint carries.
 
     Raises:
-        ValueError: If it carries none, or is damaged.
+        UserError: If it carries none, or is damaged.
     """
     text = open_checkpoint(path).get("config")
     if text is None:
-        raise ValueError(f"{path} carries no config: it was not written by this command line. Give --config FILE too.")
+        raise UserError(f"{path} carries no config: it was not written by this command line. Give --config FILE too.")
     return dict(yaml.safe_load(text))
 
 

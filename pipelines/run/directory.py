@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
+from datamodules.common.errors import UserError
 from pipelines.run.checkpoints import newest_good_checkpoint
 
 PACKAGES = [
@@ -54,7 +55,7 @@ def new_run(root: str | Path, name: str) -> Path:
     """Make the next version's directory; two runs that start together get two.
 
     Raises:
-        OSError: If the directory cannot be written, naming it.
+        UserError: If the directory cannot be written, naming it.
     """
     existing = runs_of(root, name)
     version = int(existing[-1].name) + 1 if existing else 0
@@ -65,7 +66,7 @@ def new_run(root: str | Path, name: str) -> Path:
         except FileExistsError:
             version += 1
         except OSError as error:
-            raise OSError(
+            raise UserError(
                 f"Cannot make the run directory {path}: {error}. Set --runs_dir to a writable place."
             ) from None
         else:
@@ -88,18 +89,18 @@ def find_checkpoint(root: str | Path, name: str, which: str | None) -> Path:
     """A file; or ``best`` (the default) or ``last`` of the newest run of a name that has it.
 
     Raises:
-        FileNotFoundError: If there is none; weights that were never trained are not evaluated.
+        UserError: If there is none; weights that were never trained are not evaluated.
     """
     which = which or "best"
     if which not in ("best", "last"):
         if not Path(which).is_file():
-            raise FileNotFoundError(f"--ckpt_path {which} does not exist. Give a file, 'best' or 'last'.")
+            raise UserError(f"--ckpt_path {which} does not exist. Give a file, 'best' or 'last'.")
         return Path(which)
     for run in reversed(runs_of(root, name)):
         path = run / "checkpoints" / f"{which}.ckpt"
         if path.exists():
             return path
-    raise FileNotFoundError(
+    raise UserError(
         f"--ckpt_path {which}: no run named '{name}' in {Path(root).absolute()} has such a checkpoint. Run `fit` first,"
         " or give --ckpt_path FILE (--name and --runs_dir if the run is elsewhere)."
     )
@@ -114,7 +115,7 @@ def find_resume(root: str | Path, name: str, resume: str | None) -> tuple[Path |
         resume: ``--resume``: ``auto``, a run directory, or None.
 
     Raises:
-        FileNotFoundError: If a directory is given that has no readable checkpoint.
+        UserError: If a directory is given that has no readable checkpoint.
     """
     if resume is None:
         return None, None
@@ -130,7 +131,7 @@ def find_resume(root: str | Path, name: str, resume: str | None) -> tuple[Path |
     run = Path(resume)
     checkpoint = newest_good_checkpoint(run / "checkpoints") if run.is_dir() else None
     if checkpoint is None:
-        raise FileNotFoundError(f"--resume {resume}: there is no run directory with a readable checkpoint there.")
+        raise UserError(f"--resume {resume}: there is no run directory with a readable checkpoint there.")
     return run, checkpoint
 
 

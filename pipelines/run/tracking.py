@@ -20,6 +20,8 @@ from lightning_fabric.loggers.logger import _DummyExperiment, rank_zero_experime
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from datamodules.common.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -63,13 +65,13 @@ def wandb_logger(
         The logger, None for ``off`` (also by WANDB_MODE=disabled).
 
     Raises:
-        ValueError: For another value of WANDB_MODE.
+        UserError: For another value of WANDB_MODE.
     """
     if mode == "auto" and (wanted := os.environ.get("WANDB_MODE", "").lower()):
         known: dict[str, Mode] = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline"}
         known["disabled"] = "off"
         if wanted not in known:
-            raise ValueError(f"WANDB_MODE={wanted} is not known: set it to online, offline or disabled, or unset it")
+            raise UserError(f"WANDB_MODE={wanted} is not known: set it to online, offline or disabled, or unset it")
         mode = known[wanted]
     if mode == "off":
         return None

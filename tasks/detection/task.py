@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from datamodules.common.errors import UserError
 from tasks.base import Batch, Task
 from tasks.detection.detectors.box_regression import build_box_regression
 from tasks.detection.detectors.faster_rcnn import build_faster_rcnn
@@ -119,15 +120,15 @@ class Detection(Task):
         )
         for key, value in (("min_score", min_score), ("nms_iou", nms_iou), ("score_threshold", score_threshold)):
             if not isinstance(value, str) and not 0 <= value <= 1:
-                raise ValueError(f"model.{key} is {value}; it must be between 0 and 1.")
+                raise UserError(f"model.{key} is {value}; it must be between 0 and 1.")
         if not isinstance(score_threshold, str) and score_threshold < min_score:
-            raise ValueError(
+            raise UserError(
                 f"model.score_threshold is {score_threshold}, below model.min_score, {min_score}: lower min_score too."
             )
         if max_detections < 1:
-            raise ValueError(f"model.max_detections is {max_detections}; it must be at least 1.")
+            raise UserError(f"model.max_detections is {max_detections}; it must be at least 1.")
         if color_jitter < 0:
-            raise ValueError(f"model.color_jitter is {color_jitter}; it must be 0 (off) or more.")
+            raise UserError(f"model.color_jitter is {color_jitter}; it must be 0 (off) or more.")
         _check_detector_args(detector, detector_args or {})
         self.detector: Detector = detector
         self.pretrained = pretrained
@@ -154,7 +155,7 @@ class Detection(Task):
         """As every task; and a family that learns masks needs data that has them."""
         spec = dict(spec)
         if not spec.pop("masks", True) and self.has_masks:
-            raise ValueError(
+            raise UserError(
                 f"model.detector is '{self.detector}', which learns masks, but data.masks is false ({source}): set"
                 " data.masks: true, or take model.detector: faster_rcnn."
             )
@@ -177,7 +178,7 @@ class Detection(Task):
                 **(self.detector_args or {}),
             )
         except TypeError as error:
-            raise ValueError(
+            raise UserError(
                 f"model.detector_args {self.detector_args} do not fit '{self.detector}': {error}"
             ) from error
 
@@ -323,13 +324,13 @@ def _check_detector_args(detector: Detector, given: dict[str, Any]) -> None:
     """Refuse what the family's builder does not take.
 
     Raises:
-        ValueError: Naming the argument, with the nearest that exists.
+        UserError: Naming the argument, with the nearest that exists.
     """
     allowed = set(inspect.signature(BUILDERS[detector]).parameters) - OURS
     for key in given:
         if key in OURS:
-            raise ValueError(f"model.detector_args.{key} is not the detector's: set model.{key}.")
+            raise UserError(f"model.detector_args.{key} is not the detector's: set model.{key}.")
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, 1)
             hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(sorted(allowed))}."
-            raise ValueError(f"model.detector_args.{key} is no argument of '{detector}'; {hint}")
+            raise UserError(f"model.detector_args.{key} is no argument of '{detector}'; {hint}")

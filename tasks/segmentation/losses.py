@@ -14,6 +14,8 @@ from segmentation_models_pytorch.losses import LovaszLoss
 from segmentation_models_pytorch.losses._functional import focal_loss_with_logits, soft_tversky_score
 from torch import Tensor
 
+from datamodules.common.errors import UserError
+
 Kind = Literal["multiclass", "binary", "multilabel"]
 
 LOSSES = ("cross_entropy", "focal", "dice", "jaccard", "tversky", "lovasz")
@@ -27,19 +29,19 @@ def check_losses(losses: Mapping[str, float]) -> None:
         losses: Weights by name, as `model.losses` has them.
 
     Raises:
-        ValueError: There is no loss, an unknown one (with the nearest right name), a weight that is negative, infinite
+        UserError: There is no loss, an unknown one (with the nearest right name), a weight that is negative, infinite
             or NaN, or no weight above 0.
     """
     for name, weight in losses.items():
         if name not in LOSSES:
             near = difflib.get_close_matches(name, LOSSES, n=1)
             hint = f"Did you mean {near[0]}? " if near else ""
-            raise ValueError(f"model.losses has '{name}', which is no loss. {hint}There are: {', '.join(LOSSES)}.")
+            raise UserError(f"model.losses has '{name}', which is no loss. {hint}There are: {', '.join(LOSSES)}.")
         if not 0 <= weight < math.inf:
-            raise ValueError(f"model.losses.{name} is {weight}; a weight is a finite number of at least 0.")
+            raise UserError(f"model.losses.{name} is {weight}; a weight is a finite number of at least 0.")
     if not any(losses.values()):
         shown = f"only weights of 0 ({', '.join(losses)})" if losses else "no loss"
-        raise ValueError(f"model.losses has {shown}, so there is nothing to learn from. For example: cross_entropy: 1.")
+        raise UserError(f"model.losses has {shown}, so there is nothing to learn from. For example: cross_entropy: 1.")
 
 
 def segmentation_loss(
@@ -97,11 +99,11 @@ def segmentation_loss(
         float32 scalars: `loss`, and where several losses have a weight, each by name, before its weight.
 
     Raises:
-        ValueError: `lovasz` with soft targets.
+        UserError: `lovasz` with soft targets.
     """
     names = [name for name, value in losses.items() if value]
     if soft_mask is not None and "lovasz" in names:
-        raise ValueError(
+        raise UserError(
             "model.losses has lovasz, which asks of each pixel whether it is of a class or not, but the data has soft"
             " masks. Take lovasz out (jaccard has the same aim), or use hard masks."
         )

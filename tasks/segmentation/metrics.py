@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+from datamodules.common.errors import UserError
 from tasks.metrics import f1_scores
 
 IGNORE = 255
@@ -65,11 +66,11 @@ class SegmentationMetrics(Metric):
             sync: Whether `compute` sums over ranks; without it for what one rank alone looks at.
 
         Raises:
-            ValueError: The tolerance is neither a share above 0 nor whole pixels.
+            UserError: The tolerance is neither a share above 0 nor whole pixels.
         """
         super().__init__(sync_on_compute=sync)
         if not (0 < boundary_tolerance < 1 or (boundary_tolerance >= 1 and boundary_tolerance % 1 == 0)):
-            raise ValueError(
+            raise UserError(
                 f"boundary_tolerance is {boundary_tolerance}; it is a share of the image's diagonal, such as 0.0075, or"
                 " a whole number of pixels."
             )
@@ -94,17 +95,17 @@ class SegmentationMetrics(Metric):
             target: The truth in the same form, 255 where it is to be ignored.
 
         Raises:
-            ValueError: The shapes differ, or are of another kind.
+            UserError: The shapes differ, or are of another kind.
         """
         wanted = f"([B,] {self.num_classes}, H, W)" if self.multi_label else "([B,] H, W)"
         if prediction.shape != target.shape:
-            raise ValueError(
+            raise UserError(
                 f"The prediction is {tuple(prediction.shape)} and the truth {tuple(target.shape)}; both are {wanted} in"
                 " the original pixels of the image."
             )
         allowed = (3, 4) if self.multi_label else (2, 3)
         if target.ndim not in allowed or (self.multi_label and target.shape[-3] != self.num_classes):
-            raise ValueError(f"Prediction and truth are {tuple(target.shape)}, where {wanted} is wanted.")
+            raise UserError(f"Prediction and truth are {tuple(target.shape)}, where {wanted} is wanted.")
         device = self.counts.device
         # Only towards CUDA: what comes from there without waiting can be read before it has arrived.
         prediction, target = (t.to(device, non_blocking=device.type == "cuda") for t in (prediction, target))

@@ -21,6 +21,7 @@ from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
+from datamodules.common.errors import UserError
 from tasks.backbones import check_backbone, create_classifier, create_net, enable_checkpointing, net_arguments
 from tasks.networks.segnet import SegNet
 from tasks.pyramid import Pyramid, create_features, create_pyramid
@@ -116,7 +117,7 @@ class Segmenter(nn.Module):
         if self.fixed_size:
             if height > self.fixed_size[0] or width > self.fixed_size[1]:
                 size = " x ".join(str(side) for side in self.fixed_size)
-                raise ValueError(
+                raise UserError(
                     f"model.backbone: '{self.names[1]}' was built for images of {size} pixels and takes no larger ones,"
                     f" but this one has {height} x {width}. Evaluate by tiles of that size, or take a net for all sizes"
                     " (resnet18, convnext_tiny, vit_small_patch16_224)."
@@ -136,7 +137,7 @@ class Segmenter(nn.Module):
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            raise ValueError(
+            raise UserError(
                 f"model.architecture: '{self.names[0]}' reduces an image to one value a channel, and its batch norm"
                 f" cannot train on one image ({height} x {width} pixels); set data.batch_size to 2 or more, or take"
                 " larger crops or another architecture (fpn)."
@@ -156,12 +157,12 @@ def check_architecture(name: str) -> None:
     """Check an architecture's name.
 
     Raises:
-        ValueError: an unknown name, with the nearest right ones.
+        UserError: an unknown name, with the nearest right ones.
     """
     if name not in ARCHITECTURES:
         plain = name.lower().replace("-", "").replace("_", "").replace("+", "plus")
         near = difflib.get_close_matches(plain, ARCHITECTURES, n=3) or ARCHITECTURES
-        raise ValueError(f"model.architecture: there is none named '{name}'; did you mean {' or '.join(near)}?")
+        raise UserError(f"model.architecture: there is none named '{name}'; did you mean {' or '.join(near)}?")
 
 
 def _check_decoder_args(architecture: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -172,10 +173,10 @@ def _check_decoder_args(architecture: str, given: dict[str, Any]) -> dict[str, A
         if key not in defaults:
             near = difflib.get_close_matches(key, defaults, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(defaults) or 'none'}."
-            raise ValueError(f"model.decoder_args.{key}: '{architecture}' has no such argument; {hint}")
+            raise UserError(f"model.decoder_args.{key}: '{architecture}' has no such argument; {hint}")
     allowed = (16, 32) if architecture == "pan" else (8, 16)
     if (stride := given.get("encoder_output_stride", 16)) not in allowed:
-        raise ValueError(
+        raise UserError(
             f"model.decoder_args.encoder_output_stride is {stride}; {architecture} takes {allowed[0]} or {allowed[1]}."
         )
     return defaults
@@ -214,7 +215,7 @@ def _depth(architecture: str, backbone: str, sketch: Pyramid, given: int | None)
     depth = given or min(3 if architecture == "pspnet" else 5, deepest)
     needed = [2**i for i in range(2, max(depth, LEAST_DEPTH[architecture]) + 1)]
     if given is not None and given < LEAST_DEPTH[architecture]:
-        raise ValueError(
+        raise UserError(
             f"model.decoder_args.encoder_depth is {given}; {architecture} takes {LEAST_DEPTH[architecture]} to 5."
         )
     if not set(needed) <= set(has):
@@ -249,7 +250,7 @@ def _dilated(
     try:
         net = _sketch(partial(create_features, backbone, False, arguments))
         if net.feature_info.reduction() != [min(stride, output_stride) for stride in strides]:
-            raise ValueError("its strides remain")
+            raise UserError("its strides remain")
     except ValueError as error:
         advice = f"set model.decoder_args.encoder_depth to {output_stride.bit_length() - 1}"
         if architecture == "pan":
@@ -271,7 +272,7 @@ def _decoded(architecture: str, encoder_name: str, args: dict[str, Any]) -> Any:
         return SMP[architecture](encoder_name, **args)
     except (ValueError, TypeError, RuntimeError) as error:
         shown = {key: value for key, value in args.items() if key.startswith(("decoder", "encoder_", "psp"))}
-        raise ValueError(f"model.decoder_args: '{architecture}' cannot be built with {shown}: {error}") from error
+        raise UserError(f"model.decoder_args: '{architecture}' cannot be built with {shown}: {error}") from error
 
 
 def _on_pyramid(
@@ -402,16 +403,16 @@ def create_segmenter(
         grad_checkpointing: recompute the encoder's activations in the backward pass, to save memory.
 
     Raises:
-        ValueError: an unknown name; an encoder that does not fit the architecture, with the reason and what to do; what
+        UserError: an unknown name; an encoder that does not fit the architecture, with the reason and what to do; what
             `tasks.pyramid.create_pyramid` refuses.
-        FileNotFoundError: `pretrained` names a file that does not exist.
+        UserError: `pretrained` names a file that does not exist.
     """
     check_architecture(architecture)
     check_backbone(backbone)
     args = dict(decoder_args or {})
     defaults = _check_decoder_args(architecture, args)
     if aux_classes and architecture == "segnet":
-        raise ValueError("model.aux_weight: segnet has no auxiliary head; set it to 0, or take another architecture.")
+        raise UserError("model.aux_weight: segnet has no auxiliary head; set it to 0, or take another architecture.")
     args |= {"encoder_weights": None, "in_channels": in_chans, "classes": num_outputs}
     args["aux_params"] = {"classes": aux_classes} if aux_classes else None
     encoder_args: dict[str, Any] = {"in_chans": in_chans, "image_size": None, "drop_path_rate": drop_path_rate}

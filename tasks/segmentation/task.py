@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from datamodules.common.errors import UserError
 from tasks.base import Batch, Task
 from tasks.device_augment import jitter_images
 from tasks.optim import Optim
@@ -121,9 +122,9 @@ class Segmentation(Task):
         )
         check_losses(losses)
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"model.label_smoothing is {label_smoothing}; it must be at least 0 and below 1.")
+            raise UserError(f"model.label_smoothing is {label_smoothing}; it must be at least 0 and below 1.")
         if label_smoothing and "cross_entropy" not in losses:
-            raise ValueError(
+            raise UserError(
                 f"model.label_smoothing is {label_smoothing}, but only cross_entropy uses it, which is not among"
                 f" model.losses ({', '.join(losses)})."
             )
@@ -133,15 +134,15 @@ class Segmentation(Task):
             ("tversky_beta", tversky_beta, 0.7, "tversky"),
         ):
             if value != default and loss not in losses:
-                raise ValueError(
+                raise UserError(
                     f"model.{key} is {value}, but only {loss} uses it, which is not among model.losses"
                     f" ({', '.join(losses)})."
                 )
         for key, value in (("color_jitter", color_jitter), ("aux_weight", aux_weight), ("focal_gamma", focal_gamma)):
             if value < 0:
-                raise ValueError(f"model.{key} is {value}; it must be 0 (off) or more.")
+                raise UserError(f"model.{key} is {value}; it must be 0 (off) or more.")
         if any(not 0.25 <= scale <= 4 for scale in tta_scales):
-            raise ValueError(f"model.tta_scales is {tta_scales}; each must lie between 0.25 and 4.")
+            raise UserError(f"model.tta_scales is {tta_scales}; each must lie between 0.25 and 4.")
         self.architecture = architecture
         self.pretrained = pretrained
         self.backbone_args, self.decoder_args = backbone_args, decoder_args
@@ -171,9 +172,9 @@ class Segmentation(Task):
         """The encoder-decoder: normalised float (B, C, H, W) to logits (B, K, H, W), K = 1 if binary."""
         classes = int(self.num_classes or 0)
         if classes > IGNORE:
-            raise ValueError(f"model.num_classes is {classes}; masks of 8 bits hold at most {IGNORE} classes.")
+            raise UserError(f"model.num_classes is {classes}; masks of 8 bits hold at most {IGNORE} classes.")
         if self.class_weights is not None and len(self.class_weights) != classes:
-            raise ValueError(
+            raise UserError(
                 f"model.class_weights has {len(self.class_weights)} values, but there are {classes} classes."
             )
         weights = None if self.class_weights is None else torch.tensor(self.class_weights)

@@ -217,9 +217,9 @@ def test_mistakes_in_coco_files(tmp_path):
     file.write_text("[]")
     with pytest.raises(ValueError, match="looks like a file of results"):
         read_coco(file)
-    with pytest.raises(FileNotFoundError, match=r"nothing.json' does not exist"):
+    with pytest.raises(ValueError, match=r"nothing.json' does not exist"):
         read_coco(tmp_path / "nothing.json")
-    with pytest.raises(FileNotFoundError, match=r"has no annotations/instances_train.json"):
+    with pytest.raises(ValueError, match=r"has no annotations/instances_train.json"):
         read_coco_folder(tmp_path)
     (tmp_path / "annotations").mkdir()
     for name in ("train", "val"):
@@ -310,7 +310,7 @@ def test_voc_beside_the_images_and_without_sizes(tmp_path):
     records = check_sizes(read_boxes(tmp_path).records)
     assert [(r["split"], r["height"], r["width"]) for r in records] == [("train", 40, 60), ("val", 40, 60)]
     picture(tmp_path / "train" / "alone.png")
-    with pytest.raises(FileNotFoundError, match=r"1 image\(s\) in .*train' have no XML file, for example 'alone.png'"):
+    with pytest.raises(ValueError, match=r"1 image\(s\) in .*train' have no XML file, for example 'alone.png'"):
         read_boxes(tmp_path)
 
 
@@ -339,11 +339,11 @@ def test_mistakes_in_voc(tmp_path, file, text, message):
 
 def test_missing_parts_of_voc(tmp_path):
     (write_voc(tmp_path) / "JPEGImages" / "a.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"a.xml': there is no image 'a' \(.jpg, .png, ...\) in '.*JPEGImages'"):
+    with pytest.raises(ValueError, match=r"a.xml': there is no image 'a' \(.jpg, .png, ...\) in '.*JPEGImages'"):
         read_voc_boxes(tmp_path)
-    with pytest.raises(FileNotFoundError, match="holds no VOC data"):
+    with pytest.raises(ValueError, match="holds no VOC data"):
         read_voc_boxes(tmp_path / "ImageSets")
-    with pytest.raises(FileNotFoundError, match=r"VOC folder '.*nowhere' does not exist"):
+    with pytest.raises(ValueError, match=r"VOC folder '.*nowhere' does not exist"):
         read_voc_boxes(tmp_path / "nowhere")
 
 

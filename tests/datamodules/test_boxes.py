@@ -9,7 +9,8 @@ import pytest
 from pycocotools import mask as reference
 
 from datamodules.annotations.boxes import PER_BOX, REASONS, check_boxes
-from datamodules.annotations.instance_masks import masks_of, run_lengths
+from datamodules.annotations.instance_masks import masks_of
+from datamodules.common import rle
 
 
 def record(boxes, labels=None, segmentation=None, height=40, width=60, file="a.json", name="a.jpg"):
@@ -156,7 +157,9 @@ def test_masks_equal_pycocotools_and_layers_do_not_overlap():
         for number, shape in enumerate(shapes, 1):
             np.testing.assert_array_equal((layers == number).any(0), expected(shape, height, width))
             assert sum((layer == number).any() for layer in layers) <= 1
-            assert (reference.decode(run_lengths(shape, height, width)) == expected(shape, height, width)).all()
+            assert (
+                reference.decode(rle.from_segmentation(shape, height, width)) == expected(shape, height, width)
+            ).all()
         most = max(most, len(layers))
         assert len(layers) == 1 or all(layer.any() for layer in layers)
     assert most > 2

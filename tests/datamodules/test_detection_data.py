@@ -382,7 +382,7 @@ def test_wrong_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"train1.png: the image is 50 x 50, its annotations .* 60 x 40 pixels"):
         read(data.records["train"][1])
     (source / "images/train1.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"train1.png"):
+    with pytest.raises(ValueError, match=r"train1.png"):
         ready(source=str(source))
     bare = write_coco(tmp_path / "b")
     for split in COUNTS:

@@ -456,7 +456,7 @@ def test_names_with_spaces_and_unicode(decoder, tmp_path):
         (tmp_path / name).write_bytes(encode(PHOTO, "JPEG"))
         assert read_image(tmp_path / name).shape == PHOTO.shape
     assert len(find_images(tmp_path)) == 3
-    with pytest.raises(FileNotFoundError, match=r"no\.jpg"):
+    with pytest.raises(ValueError, match=r"no\.jpg"):
         read_image(tmp_path / "no.jpg")
 
 
@@ -487,5 +487,5 @@ def test_find_images_without_images(tmp_path):
     (tmp_path / "x.txt").touch()
     with pytest.raises(ValueError, match=rf"'{tmp_path}' holds no image files .*\.jpg.*\.npy"):
         find_images(tmp_path)
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(ValueError, match="does not exist"):
         find_images(Path("nowhere"))

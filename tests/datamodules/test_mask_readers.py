@@ -90,7 +90,7 @@ def test_a_mask_of_the_same_name_comes_before_one_with_an_ending(tmp_path):
 def test_what_does_not_pair_is_refused(tmp_path, files, message):
     with pytest.raises(ValueError, match=message):
         read_pairs(touch(tmp_path, *files))
-    with pytest.raises(FileNotFoundError, match=r"does not exist"):
+    with pytest.raises(ValueError, match=r"does not exist"):
         read_pairs(tmp_path / "nowhere")
 
 
@@ -187,7 +187,7 @@ def test_voc(tmp_path):
     with pytest.raises(ValueError, match=r"'2007_000000' is in '.*train.txt' and in '.*val.txt'"):
         read_voc_masks(tmp_path)
     (lists / "val.txt").write_text("2007_000005")
-    with pytest.raises(FileNotFoundError, match=r"val.txt' lists '2007_000005', but '.*SegmentationClass' has no file"):
+    with pytest.raises(ValueError, match=r"val.txt' lists '2007_000005', but '.*SegmentationClass' has no file"):
         read_voc_masks(tmp_path)
 
 
@@ -337,7 +337,7 @@ def test_coco_annotations_that_are_no_masks_are_refused(tmp_path, annotation, me
 
 
 def test_sources_that_are_none_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"data.source 'nowhere' does not exist"):
+    with pytest.raises(ValueError, match=r"data.source 'nowhere' does not exist"):
         read_mask_source("nowhere", None, None, None, multi_label=False)
     file = tmp_path / "list.txt"
     file.touch()

@@ -72,7 +72,7 @@ def test_bad_folders(tmp_path, files, folders, message):
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="'data/nothing' does not exist"):
+    with pytest.raises(ValueError, match="'data/nothing' does not exist"):
         read_folder("data/nothing")
 
 
@@ -195,11 +195,11 @@ def test_bad_lists(tmp_path, text, columns, message):
 
 def test_missing_images_are_named_with_their_row(tmp_path):
     file = write(tmp_path / "x.csv", "path,label\na.jpg,1\nzz.jpg,1\nyy.jpg,2\n")
-    with pytest.raises(FileNotFoundError, match=r"x\.csv, line 3: image 'zz\.jpg' does not exist.*2 of 3"):
+    with pytest.raises(ValueError, match=r"x\.csv, line 3: image 'zz\.jpg' does not exist.*2 of 3"):
         read_list(file)
-    with pytest.raises(FileNotFoundError, match=r"x\.parquet, row 1: image 'zz\.jpg'"):
+    with pytest.raises(ValueError, match=r"x\.parquet, row 1: image 'zz\.jpg'"):
         read_list(parquet(tmp_path / "x.parquet", {"path": ["zz.jpg"], "label": ["a"]}))
-    with pytest.raises(FileNotFoundError, match=r"'no\.csv' does not exist"):
+    with pytest.raises(ValueError, match=r"'no\.csv' does not exist"):
         read_list("no.csv")
 
 
@@ -297,7 +297,7 @@ def test_files_that_are_no_arrays(tmp_path):
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")
     with pytest.raises(ValueError, match=r"cannot be read as \.npz"):
         read_arrays(tmp_path / "one.npz")
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(ValueError, match="does not exist"):
         read_arrays(tmp_path / "none.npz")
 
 
@@ -335,7 +335,7 @@ def test_torchvision_files(tmp_path):
 
 
 def test_torchvision_missing_and_unknown(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"CIFAR10 \(train\) is not complete under .*download=True"):
+    with pytest.raises(ValueError, match=r"CIFAR10 \(train\) is not complete under .*download=True"):
         read_torchvision("CIFAR10", tmp_path)
     with pytest.raises(ValueError, match=r"'cifar-10' is not known here\. Did you mean 'CIFAR10'"):
         read_torchvision("cifar-10", tmp_path)

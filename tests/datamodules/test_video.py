@@ -63,7 +63,7 @@ def test_what_is_no_video_is_said_so(tmp_path, clip):
         find_images(bad)
     with pytest.raises(VideoError, match="frame 99 cannot be decoded"):
         read_frame(f"{clip}#000099")
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(ValueError, match="does not exist"):
         read_frame(f"{tmp_path}/gone.mp4#000000")
     assert not is_frame("digits#train/12")
     assert not is_frame(str(clip))

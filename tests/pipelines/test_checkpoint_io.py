@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from datamodules import ClassificationData, SemiSupervised
+from datamodules.common.errors import UserError
 from pipelines.run import checkpoints as checkpoint_io
 from pipelines.run.checkpoints import AtomicCheckpointIO, check_data, newest_good_checkpoint, readable
 from tests.conftest import write_images
@@ -175,7 +176,7 @@ def test_remote_paths_go_through_fsspec(tmp_path: Path) -> None:
     io = AtomicCheckpointIO()
     io.save_checkpoint(state(7), "memory://bucket/run/last.ckpt")
     assert io.load_checkpoint("memory://bucket/run/last.ckpt")["global_step"] == 7
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match="no checkpoint"):
         io.load_checkpoint("memory://bucket/none.ckpt")
     io.save_checkpoint({"x": Evil(tmp_path / "marker")}, "memory://bucket/evil.ckpt")
     with pytest.raises(pickle.UnpicklingError):
@@ -184,7 +185,7 @@ def test_remote_paths_go_through_fsspec(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*none.ckpt"):
+    with pytest.raises(ValueError, match=r"there is no checkpoint .*none.ckpt"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "none.ckpt")
     assert not readable(tmp_path / "none.ckpt")
     assert newest_good_checkpoint(tmp_path) is None

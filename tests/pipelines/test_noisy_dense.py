@@ -611,7 +611,7 @@ def test_lists_of_images_and_masks_are_data(tmp_path):
     with pytest.raises(ValueError, match=r"has no column 'mask' .*Did you mean 'masks'"):
         SegmentationData(str(tmp_path / "bad.csv")).setup()
     (tmp_path / "gone.csv").write_text("path,mask\na.png,n.png\n")
-    with pytest.raises(FileNotFoundError, match=r"line 2: image 'n.png' does not exist"):
+    with pytest.raises(ValueError, match=r"line 2: image 'n.png' does not exist"):
         SegmentationData(str(tmp_path / "gone.csv")).setup()
 
 

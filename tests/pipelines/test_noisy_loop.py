@@ -17,9 +17,9 @@ import torch
 import yaml
 
 from datamodules import ClassificationData
+from datamodules.common.errors import UserError
 from datamodules.readers.lists import read_paths
 from pipelines import cli
-from pipelines.config.errors import UsageError
 from pipelines.noisy_student import manifest as machine
 from pipelines.noisy_student import stages
 from pipelines.noisy_student.kinds import images
@@ -269,7 +269,7 @@ def test_pool_hygiene_is_by_content(tmp_path):
     cv2.imwrite(str(tmp_path / "innocent.bmp"), pixels)
     cv2.imwrite(str(tmp_path / "other.bmp"), 255 - pixels)
     pool = [{"image": str(tmp_path / n), "path": str(tmp_path / n)} for n in ("innocent.bmp", "other.bmp")]
-    with pytest.raises(UsageError, match=rf"1 of 2 images of the pool .*innocent.bmp is {evaluated[1]['path']}"):
+    with pytest.raises(UserError, match=rf"1 of 2 images of the pool .*innocent.bmp is {evaluated[1]['path']}"):
         stages.without_overlap(pool, evaluated, data, "error")
     assert stages.without_overlap(pool, evaluated, data, "remove") == pool[1:]
 
@@ -346,14 +346,14 @@ def test_a_teacher_that_saw_the_evaluated_images_is_refused(world):
     data.records["test"].append(data.records["train"][0])  # which one the teacher was shown is drawn
     data.records["test"] += data.records["train"][1:]
     Path("taken").mkdir()
-    with pytest.raises(UsageError, match=r"was trained on \d+ of the validation and test images, among them"):
+    with pytest.raises(UserError, match=r"was trained on \d+ of the validation and test images, among them"):
         stages.take_teacher(Path("taken"), settings, data, teacher)
 
 
 def test_a_flag_that_a_part_overrules_is_refused(tmp_path):
     path = tmp_path / "loop.yaml"
     path.write_text(CONFIG.format(source="digits"))
-    with pytest.raises(UsageError, match=r"--trainer.max_epochs is 9, but teacher.trainer and students.0.trainer"):
+    with pytest.raises(UserError, match=r"--trainer.max_epochs is 9, but teacher.trainer and students.0.trainer"):
         read_settings(["noisy-student", "--config", str(path), "--trainer.max_epochs", "9"])
     assert read_settings(["noisy-student", "--config", str(path), "--trainer.gradient_clip_val", "1"]).trainer
 
@@ -398,7 +398,7 @@ def test_flags_speak_of_what_the_config_names(tmp_path):
     assert settings.selection.threshold == 0.5
     assert settings.selection.balance
     assert settings.trainer["wandb"]["mode"] == "off"
-    with pytest.raises(UsageError, match=r"--data.val_fractoin; did you mean --data.val_fraction"):
+    with pytest.raises(UserError, match=r"--data.val_fractoin; did you mean --data.val_fraction"):
         read_settings(["noisy-student", "--config", str(path), "--data.val_fractoin", "0.3"])
 
 

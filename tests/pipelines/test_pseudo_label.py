@@ -169,7 +169,7 @@ def test_lists_of_files_and_embedded_digits_are_pools(tmp_path):
     listing = read_list(tmp_path / "x.parquet")
     assert (listing.records[1]["image"] == records[1]["image"]).all()
     (tmp_path / "bad.csv").write_text("path\ndigits#99999\n")
-    with pytest.raises(FileNotFoundError, match="digits#99999"):
+    with pytest.raises(ValueError, match="digits#99999"):
         pool_records(tmp_path / "bad.csv")
 
 

@@ -176,7 +176,7 @@ def test_local_weights_that_do_not_fit_are_named(tmp_path: Path, num_classes: in
 
 
 def test_missing_or_foreign_file_of_weights_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere.pth"):
+    with pytest.raises(ValueError, match=r"nowhere.pth"):
         backbones.create_classifier("test_resnet", 2, pretrained="nowhere.pth")
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(ValueError, match=r"text.pth cannot be read as weights"):

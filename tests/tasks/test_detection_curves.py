@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from datamodules.common import rle
 from tasks.detection.evaluation.curves import (
     ap_dsb,
     best_thresholds,
@@ -23,7 +24,7 @@ from tasks.detection.evaluation.curves import (
 )
 from tasks.detection.evaluation.matching import Matching, match
 from tasks.detection.evaluation.metrics import CocoMetrics
-from tasks.detection.evaluation.objects import Objects, layer_run_lengths, predicted_objects, true_objects
+from tasks.detection.evaluation.objects import Objects, predicted_objects, true_objects
 from tests.detection_cases import SIDE, expected_values, painted, random_boxes, random_case
 
 CAT, DOG, COW = range(3)
@@ -247,7 +248,7 @@ def test_as_many_are_found_in_disjoint_masks_as_by_an_optimal_matching() -> None
 
 def nuclei(layers: torch.Tensor, count: int, rng: np.random.Generator) -> Objects:
     masks: NDArray[np.object_] = np.full(count, None, dtype=object)
-    masks[:] = layer_run_lengths(layers, count)
+    masks[:] = rle.of_layers(layers, count)
     return Objects(
         np.zeros(count, np.int64),
         np.zeros((count, 4), np.float32),

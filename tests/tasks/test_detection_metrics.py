@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from pycocotools import mask as coco_mask
 
+from datamodules.common import rle
 from tasks.detection.evaluation.curves import Thresholds
 from tasks.detection.evaluation.metrics import CocoMetrics
-from tasks.detection.evaluation.objects import layer_run_lengths, mask_run_lengths
 from tests.detection_cases import (
     Case,
     encode,
@@ -250,12 +250,12 @@ def test_layers_become_cocos_run_lengths() -> None:
         layers[1, 5:20, 8:12] = 1
         layers[0, -1, -1] = 1
         expected = [encode(mask) for mask in one_each(layers, count)]
-        assert layer_run_lengths(layers, count) == expected
-        assert mask_run_lengths(one_each(layers, count)) == expected
+        assert rle.of_layers(layers, count) == expected
+        assert rle.of_masks(one_each(layers, count)) == expected
     plain = {"size": [2, 3], "counts": [1, 2, 3]}
-    assert coco_mask.decode(mask_run_lengths([plain])[0]).T.ravel().tolist() == [0, 1, 1, 0, 0, 0]
+    assert coco_mask.decode(rle.of_masks([plain])[0]).T.ravel().tolist() == [0, 1, 1, 0, 0, 0]
     with pytest.raises(ValueError, match=r"float32.*apply the threshold"):
-        mask_run_lengths(torch.rand(1, 4, 4))
+        rle.of_masks(torch.rand(1, 4, 4))
 
 
 def test_a_score_that_is_nan_counts_as_zero() -> None:

@@ -19,6 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
+from datamodules.common import rle
 from datamodules.readers.digits import digit_scene
 from tasks.detection.detectors.box_regression import build_box_regression
 from tasks.detection.detectors.faster_rcnn import build_faster_rcnn
@@ -27,7 +28,6 @@ from tasks.detection.detectors.fpn import available_strides
 from tasks.detection.detectors.mask_rcnn import build_mask_rcnn, encode_masks, mask_targets, mask_windows, paste_masks
 from tasks.detection.detectors.parts import anchor_shapes, grid_anchors, iou_loss
 from tasks.detection.detectors.retinanet import build_retinanet, match_anchors
-from tasks.detection.evaluation.objects import mask_run_lengths
 
 K = 5
 ALL = 10**6  # samples an image: so many that nothing is left to chance
@@ -469,7 +469,7 @@ def test_pasted_masks_are_those_of_grid_sample() -> None:
     assert large.sum() > 5
     assert iou[large].mean() > 0.9
     # run lengths are those of the metrics
-    assert encode_masks(probs, boxes, height, width) == mask_run_lengths(masks)
+    assert encode_masks(probs, boxes, height, width) == rle.of_masks(masks)
     assert encode_masks(probs[:0], boxes[:0], height, width) == []
     assert paste_masks(probs[:0], boxes[:0], height, width).shape == (0, height, width)
 

@@ -289,7 +289,7 @@ def test_every_tensor_of_the_encoder_is_the_files(
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"model.pretrained: no such file: nowhere.pth"):
+    with pytest.raises(ValueError, match=r"model.pretrained: no such file: nowhere.pth"):
         create_segmenter("unet", "test_resnet", 2, pretrained="nowhere.pth")
     state = timm.create_model("test_resnet").state_dict()
     del state["layer2.0.conv1.weight"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.common.errors import UserError
 from pipelines.noisy_student.paths import beside, listed, resolved
 from tasks.detection.evaluation.objects import Objects
 
@@ -99,12 +100,12 @@ def read_boxes(file: Path, class_names: Sequence[str]) -> Boxes:
     """Read what ``write_boxes`` wrote, corrected by hand or not.
 
     Raises:
-        ValueError: If it has other classes.
+        UserError: If it has other classes.
     """
     data = json.loads(file.read_text(encoding="utf-8"))
     names = {category["id"]: category["name"] for category in data["categories"]}
     if unknown := [name for name in names.values() if name not in class_names]:
-        raise ValueError(f"{file} has the category '{unknown[0]}', which is none of the classes {list(class_names)}.")
+        raise UserError(f"{file} has the category '{unknown[0]}', which is none of the classes {list(class_names)}.")
     place = {image["id"]: i for i, image in enumerate(data["images"])}
     rows = sorted(data["annotations"], key=lambda a: place[a["image_id"]])  # stable
     corners = np.array([a["bbox"] for a in rows], np.float64).reshape(-1, 4)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.common.errors import UserError
 from datamodules.decoding.images import read_image
-from pipelines.config.errors import UsageError
 from pipelines.fusion import fused
 from pipelines.noisy_student.kinds.box_files import (
     Boxes,
@@ -65,10 +65,10 @@ def check_data(data: Any) -> None:
     """Refuse masks of objects.
 
     Raises:
-        UsageError: Naming the key.
+        UserError: Naming the key.
     """
     if data.masks:
-        raise UsageError(
+        raise UserError(
             "data.masks is true, but masks of objects are not pseudo-labelled: leave it out, and take a detector of"
             " boxes, for example faster_rcnn for mask_rcnn."
         )
@@ -78,10 +78,10 @@ def check_selection(selection: Selection) -> None:
     """Refuse what has no meaning for boxes.
 
     Raises:
-        UsageError: Naming the key and what to do in its place.
+        UserError: Naming the key and what to do in its place.
     """
     if selection.balance:
-        raise UsageError(
+        raise UserError(
             "selection.balance is true, but an image has boxes of several classes: set data.balance: sampler for the"
             " student, which draws images of rare classes more often."
         )
@@ -90,7 +90,7 @@ def check_selection(selection: Selection) -> None:
     for name, value in values.items():
         if selection.precision is None and value < ignore:
             where = f" of '{name}'" if name else ""
-            raise UsageError(
+            raise UserError(
                 f"selection.threshold{where} is {value:g}, but boxes below selection.ignore ({ignore:g}) are dropped:"
                 " give a higher one, for example 0.5, or selection.precision: 0.9."
             )
@@ -123,9 +123,9 @@ def unlabelled_arguments(class_names: list[str]) -> dict[str, Any]:
 def prepare(task: Any, *, soft: bool) -> None:
     """Refuse a teacher that gives masks, and soft labels."""
     if soft:
-        raise UsageError("soft is true, but a box has one class and a score: only labels of pixels can be soft.")
+        raise UserError("soft is true, but a box has one class and a score: only labels of pixels can be soft.")
     if getattr(task, "has_masks", False):
-        raise UsageError(
+        raise UserError(
             f"The teacher is a {task.detector}, but masks of objects are not pseudo-labelled: take a detector of boxes."
         )
 
@@ -240,7 +240,7 @@ def choose(
     on which detectors learn neither an object nor background. Images without a box to teach are left out.
 
     Raises:
-        ValueError: If nothing is kept, or a target precision lacks its validation images.
+        UserError: If nothing is kept, or a target precision lacks its validation images.
     """
     names = list(truth["class_names"])
     found = read_boxes(labels_file, names)
@@ -248,7 +248,7 @@ def choose(
     account: dict[str, Any] = {}
     if selection.precision is not None:
         if validation_file is None:
-            raise ValueError("selection.precision needs labelled validation images: set data.val_fraction.")
+            raise UserError("selection.precision needs labelled validation images: set data.val_fraction.")
         with np.load(validation_file) as known:
             counted = ~known["ignored"][0] & (known["scores"] >= ignore)
             seen = Judged(known["labels"][counted], known["scores"][counted], known["hit"][0][counted])
@@ -262,7 +262,7 @@ def choose(
     kept = (found.scores >= thresholds[found.labels]) & ~found.crowd
     if not kept.any():
         highest = f"the highest score is {found.scores.max():.3f}" if len(kept) else "there is none"
-        raise ValueError(
+        raise UserError(
             f"selection keeps none of the {len(kept)} pseudo-labels; {highest}. Lower selection.threshold or"
             " selection.precision, or train a better teacher."
         )

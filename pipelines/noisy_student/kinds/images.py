@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.config.errors import UsageError
+from datamodules.common.errors import UserError
 from pipelines.noisy_student.manifest import write_json
 from pipelines.noisy_student.scorers import accuracy
 from pipelines.noisy_student.selection import Selection, Validation, select
@@ -50,10 +50,10 @@ def check_data(data: Any) -> None:
     """Refuse data that is not of this kind.
 
     Raises:
-        UsageError: Naming what is.
+        UserError: Naming what is.
     """
     if not all(isinstance(record.get("label"), int) for record in data.records["train"]):
-        raise UsageError(
+        raise UserError(
             "noisy-student is for images with one label each, boxes, or one class a pixel; the data has another kind of"
             " label."
         )
@@ -62,7 +62,7 @@ def check_data(data: Any) -> None:
 def check_selection(selection: Selection) -> None:
     """Refuse what is meant for another task."""
     if selection.ignore is not None:
-        raise UsageError(f"selection.ignore is {selection.ignore}, but only boxes have it: leave it out.")
+        raise UserError(f"selection.ignore is {selection.ignore}, but only boxes have it: leave it out.")
 
 
 def annotation(record: Record) -> Any:
@@ -90,7 +90,7 @@ def prepare(task: Any, *, soft: bool) -> None:
 def rows_of(outputs: Mapping[str, Any], batch: Mapping[str, Any], pool: Pool) -> list[Any]:
     """What is kept of a batch: float32 (B, K)."""
     if "probabilities" not in outputs:
-        raise ValueError("The teacher gives no class probabilities: pseudo-label needs one label an image.")
+        raise UserError("The teacher gives no class probabilities: pseudo-label needs one label an image.")
     return [outputs["probabilities"].float().cpu().numpy()]
 
 
@@ -152,7 +152,7 @@ def read_labels(file: Path, class_names: Sequence[str] | None = None) -> Labels:
         class_names: Order of the classes; the file's by default.
 
     Raises:
-        ValueError: If it has no columns of class probabilities, or lacks one.
+        UserError: If it has no columns of class probabilities, or lacks one.
     """
     import pyarrow.parquet as pq
 
@@ -160,7 +160,7 @@ def read_labels(file: Path, class_names: Sequence[str] | None = None) -> Labels:
     names = list(class_names or [c.removeprefix(COLUMN) for c in table.column_names if c.startswith(COLUMN)])
     missing = [name for name in names if COLUMN + name not in table.column_names]
     if missing or not names:
-        raise ValueError(f"{file} has no column '{COLUMN}{missing[0] if missing else 'CLASS'}' of class probabilities.")
+        raise UserError(f"{file} has no column '{COLUMN}{missing[0] if missing else 'CLASS'}' of class probabilities.")
     columns = [table.column(COLUMN + name).to_numpy() for name in names]
     return Labels(table.column("path").to_pylist(), np.stack(columns, 1).astype(np.float32), names)
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from datamodules.annotations.masks import IGNORE, load_mask
 from datamodules.annotations.soft_masks import write_soft_mask
+from datamodules.common.errors import UserError
 from datamodules.decoding.images import read_image
-from pipelines.config.errors import UsageError
 from pipelines.fusion import averaged_scores
 from pipelines.noisy_student.manifest import write_json
 from pipelines.noisy_student.paths import beside, listed, resolved
@@ -71,10 +71,10 @@ def check_data(data: Any) -> None:
     """Refuse several labels a pixel.
 
     Raises:
-        UsageError: Naming the key.
+        UserError: Naming the key.
     """
     if data.multi_label:
-        raise UsageError(
+        raise UserError(
             "data.multi_label is true, but pseudo-labels have one class a pixel: give masks of one class a pixel"
             " (mask_format: index)."
         )
@@ -84,20 +84,20 @@ def check_selection(selection: Selection) -> None:
     """Refuse what has no meaning for pixels.
 
     Raises:
-        UsageError: Naming the key and what to do in its place.
+        UserError: Naming the key and what to do in its place.
     """
     if selection.precision is not None:
-        raise UsageError(
+        raise UserError(
             f"selection.precision is {selection.precision}, but the pixels of an image are not independent samples: the"
             " bound would promise too much. Set selection.threshold, and see the precision that the report states."
         )
     if selection.balance:
-        raise UsageError(
+        raise UserError(
             "selection.balance is true, but an image has pixels of several classes: set data.balance: sampler (or loss)"
             " for the student, which favours rare classes."
         )
     if selection.ignore is not None:
-        raise UsageError(
+        raise UserError(
             f"selection.ignore is {selection.ignore}, but only boxes have it: pixels below the threshold are ignored."
         )
 
@@ -128,10 +128,10 @@ def prepare(task: Any, *, soft: bool) -> None:
     """Make a teacher say how sure it is of each pixel; with ``soft`` of the next class, too.
 
     Raises:
-        UsageError: If it gives several labels a pixel.
+        UserError: If it gives several labels a pixel.
     """
     if getattr(task, "multi_label", False):
-        raise UsageError("The teacher gives several labels a pixel (model.multi_label), but pseudo-labels have one.")
+        raise UserError("The teacher gives several labels a pixel (model.multi_label), but pseudo-labels have one.")
     task.with_confidence = 2 if soft else 1
 
 
@@ -281,7 +281,7 @@ def choose(
     Pixels below the threshold of their class become 255. Images without any other pixel are left out.
 
     Raises:
-        ValueError: If nothing is kept.
+        UserError: If nothing is kept.
     """
     names, pixels = list(truth["class_names"]), read_pixels(labels_file)
     thresholds = fixed_thresholds(names, selection.threshold)
@@ -315,7 +315,7 @@ def choose(
         done = list(threads.map(work, pixels.masks, pixels.maps, soft, truth["pool"]))
     taught = [i for i, (_, _, counts) in enumerate(done) if counts[1].any()]
     if not taught:
-        raise ValueError(
+        raise UserError(
             f"selection keeps none of the pixels of {len(done)} images. Lower selection.threshold, or train a better"
             " teacher."
         )

@@ -152,7 +152,7 @@ def build_box_regression(
         class_weights: K factors of the class loss.
 
     Raises:
-        ValueError: as `tasks.backbones.create_pyramid`; an argument that makes no sense, by its key.
+        UserError: as `tasks.backbones.create_pyramid`; an argument that makes no sense, by its key.
     """
     weights = class_weight_tensor(class_weights, num_classes)
     has = available_strides(backbone, in_chans=in_chans, image_size=image_size, backbone_args=backbone_args)

@@ -19,6 +19,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, con
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
+from datamodules.common.errors import UserError
 from tasks.detection.detectors.fpn import FPN, detection_pyramid
 from tasks.detection.detectors.parts import (
     Limits,
@@ -302,11 +303,11 @@ def build_faster_rcnn(
         class_weights: K factors of the class loss; background has 1.
 
     Raises:
-        ValueError: as `tasks.backbones.create_pyramid`; an argument that makes no sense, by its key.
+        UserError: as `tasks.backbones.create_pyramid`; an argument that makes no sense, by its key.
     """
     for name, pair in (("candidates", candidates), ("proposals", proposals)):
         if len(pair) != 2 or min(pair) < 1:
-            raise ValueError(
+            raise UserError(
                 f"model.detector_args.{name} is {list(pair)}; it needs two numbers of 1 or more, for training and for"
                 " evaluation."
             )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 
+from datamodules.common.errors import UserError
 from tasks.detection.detectors.fpn import FPN, detection_pyramid, group_norm
 from tasks.detection.detectors.parts import (
     Limits,
@@ -229,10 +230,10 @@ def build_fcos(
         class_weights: K factors of the class loss where the class is to be found.
 
     Raises:
-        ValueError: as `tasks.backbones.create_pyramid`; an argument that makes no sense, by its key.
+        UserError: as `tasks.backbones.create_pyramid`; an argument that makes no sense, by its key.
     """
     if box_loss not in get_args(BoxLoss):
-        raise ValueError(f"model.detector_args.box_loss is '{box_loss}'; fcos takes giou or iou.")
+        raise UserError(f"model.detector_args.box_loss is '{box_loss}'; fcos takes giou or iou.")
     weights = class_weight_tensor(class_weights, num_classes)
     pyramid = detection_pyramid(
         backbone,

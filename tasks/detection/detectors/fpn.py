@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from datamodules.common.errors import UserError
 from tasks.pyramid import Pyramid, create_pyramid
 
 COARSEST = 32  # stride of the deepest map that is taken from a net
@@ -25,7 +26,7 @@ def available_strides(
     """Strides of the maps that a net has, finest first; without its weights and, where possible, without memory.
 
     Raises:
-        ValueError: as `tasks.backbones.create_pyramid`.
+        UserError: as `tasks.backbones.create_pyramid`.
     """
     build = partial(create_pyramid, backbone, in_chans=in_chans, backbone_args=backbone_args)
     try:
@@ -53,14 +54,14 @@ def detection_pyramid(
     are nearest.
 
     Raises:
-        ValueError: as `tasks.backbones.create_pyramid`; strides that do not double.
+        UserError: as `tasks.backbones.create_pyramid`; strides that do not double.
     """
     if strides is None:
         has = available_strides(backbone, in_chans=in_chans, image_size=image_size, backbone_args=backbone_args)
         strides = [stride for stride in has if finest / 2 < stride <= COARSEST] or [max(has)]
     strides = sorted(strides)
     if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
-        raise ValueError(f"model.detector_args.strides is {list(strides)}; each must be twice the one before.")
+        raise UserError(f"model.detector_args.strides is {list(strides)}; each must be twice the one before.")
     return create_pyramid(
         backbone,
         in_chans=in_chans,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
+from datamodules.common.errors import UserError
 from tasks.detection.detectors.faster_rcnn import (
     FasterRCNN,
     Samples,
@@ -82,10 +83,10 @@ class MaskRCNN(FasterRCNN):
             weight: float (B,), scales each image's loss.
 
         Raises:
-            ValueError: no masks.
+            UserError: no masks.
         """
         if "masks" not in targets:
-            raise ValueError(
+            raise UserError(
                 "model.detector is 'mask_rcnn', which learns masks, but the data has none: take faster_rcnn, or"
                 " annotations with masks."
             )
@@ -244,7 +245,7 @@ def build_mask_rcnn(
         class_weights: see there.
 
     Raises:
-        ValueError: as `build_faster_rcnn`.
+        UserError: as `build_faster_rcnn`.
     """
     detector = build_faster_rcnn(
         backbone,

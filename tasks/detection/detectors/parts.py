@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image, sigmoid_focal_loss
 
+from datamodules.common.errors import UserError
 from tasks.detection.detectors.assign import centres_inside
 
 LEAST_SIDE = 1e-2  # pixels; predicted boxes with a shorter side are dropped, as in torchvision's RoIHeads
@@ -58,11 +59,11 @@ def anchor_shapes(scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
         ratios: heights divided by widths.
 
     Raises:
-        ValueError: an empty list, or numbers that are not above 0.
+        UserError: an empty list, or numbers that are not above 0.
     """
     for name, values in (("anchor_scales", scales), ("anchor_ratios", ratios)):
         if not values or min(values) <= 0:
-            raise ValueError(f"model.detector_args.{name} is {list(values)}; it needs one or more numbers above 0.")
+            raise UserError(f"model.detector_args.{name} is {list(values)}; it needs one or more numbers above 0.")
     return torch.tensor([(scale / ratio**0.5, scale * ratio**0.5) for ratio in ratios for scale in scales])
 
 
@@ -161,12 +162,12 @@ def class_weight_tensor(class_weights: Sequence[float] | None, num_classes: int)
     """Class weights as float32 (K,), or None.
 
     Raises:
-        ValueError: another number of weights than of classes.
+        UserError: another number of weights than of classes.
     """
     if class_weights is None:
         return None
     if len(class_weights) != num_classes:
-        raise ValueError(f"model.class_weights has {len(class_weights)} numbers, but there are {num_classes} classes.")
+        raise UserError(f"model.class_weights has {len(class_weights)} numbers, but there are {num_classes} classes.")
     return torch.tensor(list(class_weights), dtype=torch.float32)
 
 

@@ -12,6 +12,7 @@ from torchvision.models.detection._utils import BoxCoder, encode_boxes
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import Conv2dNormActivation, box_iou
 
+from datamodules.common.errors import UserError
 from tasks.detection.detectors.fpn import FPN, detection_pyramid, group_norm
 from tasks.detection.detectors.parts import (
     Limits,
@@ -214,10 +215,10 @@ def build_retinanet(
         class_weights: K factors of the class loss where the class is to be found.
 
     Raises:
-        ValueError: as `tasks.backbones.create_pyramid`; an argument that makes no sense, by its key.
+        UserError: as `tasks.backbones.create_pyramid`; an argument that makes no sense, by its key.
     """
     if box_loss not in get_args(BoxLoss):
-        raise ValueError(f"model.detector_args.box_loss is '{box_loss}'; retinanet takes l1 or giou.")
+        raise UserError(f"model.detector_args.box_loss is '{box_loss}'; retinanet takes l1 or giou.")
     shapes = anchor_shapes(anchor_scales, anchor_ratios)
     weights = class_weight_tensor(class_weights, num_classes)
     pyramid = detection_pyramid(

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datamodules.common.errors import UserError
 from tasks.detection.detectors.fpn import detection_pyramid
 from tasks.detection.detectors.parts import Limits, batch_means, best_boxes, read_targets
 from tasks.pyramid import Pyramid
@@ -178,7 +179,7 @@ def build_rtdetr(
 
     Raises:
         ImportError: without the package transformers.
-        ValueError: as `tasks.backbones.create_pyramid`; an argument that makes no sense, by its key.
+        UserError: as `tasks.backbones.create_pyramid`; an argument that makes no sense, by its key.
     """
     try:
         from transformers import RTDetrConfig, RTDetrResNetConfig
@@ -188,12 +189,12 @@ def build_rtdetr(
             ' "vision-pipelines[rtdetr]", or take another detector, for example yolo.'
         ) from error
     if class_weights is not None:
-        raise ValueError("model.class_weights is set, but rtdetr has none: leave it out, or take yolo or fcos.")
+        raise UserError("model.class_weights is set, but rtdetr has none: leave it out, or take yolo or fcos.")
     for key, value in (("width", width), ("heads", heads), ("queries", queries), ("decoder_layers", decoder_layers)):
         if value < 1:
-            raise ValueError(f"model.detector_args.{key} is {value}; it must be at least 1.")
+            raise UserError(f"model.detector_args.{key} is {value}; it must be at least 1.")
     if width % heads:
-        raise ValueError(f"model.detector_args.width is {width}; it must be a multiple of heads, {heads}.")
+        raise UserError(f"model.detector_args.width is {width}; it must be a multiple of heads, {heads}.")
     pyramid = detection_pyramid(
         backbone,
         finest=8,
@@ -209,7 +210,7 @@ def build_rtdetr(
     if image_size is not None:
         cells = sum(-(-image_size[0] // s) * -(-image_size[1] // s) for s in pyramid.strides)
         if cells < queries:
-            raise ValueError(
+            raise UserError(
                 f"model.detector_args.queries is {queries}, but the maps of a canvas of {image_size[0]} x"
                 f" {image_size[1]} have only {cells} cells: lower it, or raise data.image_size."
             )

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datamodules.common.errors import UserError
 from tasks.detection.detectors.assign import centres_inside, task_aligned_assignment
 from tasks.detection.detectors.fpn import detection_pyramid
 from tasks.detection.detectors.parts import (
@@ -391,19 +392,19 @@ def build_yolo(
             only for its best class.
 
     Raises:
-        ValueError: as `tasks.backbones.create_pyramid`; an argument that makes no sense, by its key.
+        UserError: as `tasks.backbones.create_pyramid`; an argument that makes no sense, by its key.
     """
     counts = {"depth": (depth, 0), "reg_max": (reg_max, 1), "topk": (topk, 1), "pre_nms": (pre_nms, 1)}
     for key, (value, least) in counts.items():
         if value < least:
-            raise ValueError(f"model.detector_args.{key} is {value}; it must be at least {least}.")
+            raise UserError(f"model.detector_args.{key} is {value}; it must be at least {least}.")
     if width < 2 or width % 2:
-        raise ValueError(f"model.detector_args.width is {width}; it must be an even number above 0.")
+        raise UserError(f"model.detector_args.width is {width}; it must be an even number above 0.")
     if not 0 < prior < 1:
-        raise ValueError(f"model.detector_args.prior is {prior}; it must be between 0 and 1.")
+        raise UserError(f"model.detector_args.prior is {prior}; it must be between 0 and 1.")
     for key, name, allowed in (("norm", norm, get_args(Norm)), ("box_loss", box_loss, get_args(BoxLoss))):
         if name not in allowed:
-            raise ValueError(f"model.detector_args.{key} is '{name}'; yolo takes {' or '.join(allowed)}.")
+            raise UserError(f"model.detector_args.{key} is '{name}'; yolo takes {' or '.join(allowed)}.")
     weights = class_weight_tensor(class_weights, num_classes)
     pyramid = detection_pyramid(
         backbone,

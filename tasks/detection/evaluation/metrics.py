@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
+from datamodules.common.errors import UserError
 from tasks.detection.evaluation.coco import coco_evaluate
 from tasks.detection.evaluation.curves import (
     Curve,
@@ -121,7 +122,7 @@ class CocoMetrics(Metric):
             sync: Whether `compute` gathers from all ranks; without it for what one rank alone looks at.
 
         Raises:
-            ValueError: If a setting makes no sense.
+            UserError: If a setting makes no sense.
         """
         # This class gathers by itself. A cached value would let ranks disagree on whether to gather.
         super().__init__(sync_on_compute=False, compute_with_cache=False)
@@ -139,18 +140,18 @@ class CocoMetrics(Metric):
 
     def _check(self) -> None:
         if not self.iou_types or set(self.iou_types) - set(PREFIX):
-            raise ValueError(f"iou_type is {list(self.iou_types)}; it must be bbox, segm or both.")
+            raise UserError(f"iou_type is {list(self.iou_types)}; it must be bbox, segm or both.")
         if self.max_detections < 1:
-            raise ValueError(f"model.max_detections is {self.max_detections}; it must be at least 1.")
+            raise UserError(f"model.max_detections is {self.max_detections}; it must be at least 1.")
         for name, (low, high) in self.size_ranges.items():
             if not 0 <= low < high:
-                raise ValueError(
+                raise UserError(
                     f"model.size_ranges.{name} is {low:g} to {high:g}; give a smaller and a larger area in pixels,"
                     " for example [0, 1024] for all up to 32 x 32."
                 )
         ious = self.iou_thresholds
         if not len(ious) or (np.diff(ious) <= 0).any() or not ((ious >= 0) & (ious <= 1)).all():
-            raise ValueError(f"iou_thresholds are {ious.tolist()}; they must rise, within 0 to 1.")
+            raise UserError(f"iou_thresholds are {ious.tolist()}; they must rise, within 0 to 1.")
 
     @property
     def recall_counts(self) -> list[int]:
@@ -178,12 +179,12 @@ class CocoMetrics(Metric):
             image_ids: B numbers, each image's own.
 
         Raises:
-            ValueError: If a label is not in 0 to K - 1, or masks are missing or of another size.
+            UserError: If a label is not in 0 to K - 1, or masks are missing or of another size.
         """
         images = np.asarray(image_ids.tolist() if isinstance(image_ids, Tensor) else image_ids, np.int64)
         if not len(images) == len(targets) == len(predictions["scores"]):
             sizes = f"{len(predictions['scores'])} predictions, {len(targets)} targets and {len(images)} ids"
-            raise ValueError(f"The metric was given {sizes} of images; they must be as many.")
+            raise UserError(f"The metric was given {sizes} of images; they must be as many.")
         if not len(images):
             return
         masks = "segm" in self.iou_types
@@ -202,7 +203,7 @@ class CocoMetrics(Metric):
         """All metrics by name, over all ranks; every rank has to call it, those without images too.
 
         Raises:
-            ValueError: If two images have the same id.
+            UserError: If two images have the same id.
         """
         self._parts = [_Part.join(self._parts)]
         self._outcome = _on_rank_zero(self._evaluate, self._parts[0], self._gathers)
@@ -243,7 +244,7 @@ class CocoMetrics(Metric):
         # In the order of ids, and positions in place of ids.
         images, counts = np.unique(whole.images, return_counts=True)
         if (counts > 1).any():
-            raise ValueError(
+            raise UserError(
                 f"Image id {images[counts > 1][0]} was evaluated {counts.max()} times, which would count it so often:"
                 " give each image an id of its own, and use a sampler that does not repeat images."
             )

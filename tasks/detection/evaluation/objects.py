@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval import mask as run_lengths
 from numpy.typing import NDArray
 from torch import Tensor
 
-CHUNK_BYTES = 1 << 26  # of masks that are turned to run lengths at once
+from datamodules.common import rle
+from datamodules.common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def predicted_objects(
         masks: Whether masks are kept.
 
     Raises:
-        ValueError: If a label is not in 0 to K - 1, or masks are missing or not boolean.
+        UserError: If a label is not in 0 to K - 1, or masks are missing or not boolean.
     """
     scores = _stack(predictions["scores"], torch.float32)
     image = np.repeat(images, [len(part) for part in predictions["scores"]])
@@ -100,8 +100,8 @@ def predicted_objects(
     shapes: list[Any] | None = None
     if masks:
         if "masks" not in predictions:
-            raise ValueError("Masks are to be evaluated, but the predictions hold none: take a detector with masks.")
-        shapes = [rle for part in predictions["masks"] for rle in mask_run_lengths(part)]
+            raise UserError("Masks are to be evaluated, but the predictions hold none: take a detector with masks.")
+        shapes = [shape for part in predictions["masks"] for shape in rle.of_masks(part)]
     return _columns(image, _stack(predictions["boxes"], torch.float32, 4), labels, scores, masks=shapes)
 
 
@@ -119,7 +119,7 @@ def true_objects(
         masks: Whether masks are kept.
 
     Raises:
-        ValueError: If a label is not in 0 to K - 1, or masks are missing.
+        UserError: If a label is not in 0 to K - 1, or masks are missing.
     """
     counts = [len(target["labels"]) for target in targets]
     image = np.repeat(images, counts)
@@ -132,11 +132,11 @@ def true_objects(
         shapes = []
         for target, number, count in zip(targets, images.tolist(), counts, strict=True):
             if count and "masks" not in target:
-                raise ValueError(
+                raise UserError(
                     f"Masks are to be evaluated, but image {number} has boxes without masks: give masks for all"
                     " objects, or train a detector without masks."
                 )
-            shapes += layer_run_lengths(target["masks"], count) if count else []
+            shapes += rle.of_layers(target["masks"], count) if count else []
     return _columns(
         image,
         _stack([target["boxes"] for target in targets], torch.float32, 4),
@@ -151,72 +151,16 @@ def check_mask_sizes(predicted: Objects, true: Objects) -> None:
     """Refuse predicted masks of another size than the annotated ones of their image.
 
     Raises:
-        ValueError: Naming the image and both sizes; the mask library would find no overlap, and say nothing.
+        UserError: Naming the image and both sizes; the mask library would find no overlap, and say nothing.
     """
     sizes = {image: mask["size"] for image, mask in zip(true.image.tolist(), true.masks, strict=True)}
     for image, mask in zip(predicted.image.tolist(), predicted.masks, strict=True):
         size = sizes.get(image, mask["size"])
         if mask["size"] != size:
-            raise ValueError(
+            raise UserError(
                 f"Image {image} has predicted masks of {mask['size'][0]} x {mask['size'][1]} pixels and annotated ones"
                 f" of {size[0]} x {size[1]}: both must be in pixels of the original picture."
             )
-
-
-def mask_run_lengths(masks: Tensor | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Masks (n, H, W), bool or integers that are 0 outside, as COCO's compressed run lengths; such pass through.
-
-    Raises:
-        ValueError: If the masks are of floating point.
-    """
-    if not isinstance(masks, Tensor):
-        return [_compressed(mask) for mask in masks]
-    if masks.is_floating_point():
-        raise ValueError(f"Predicted masks are {masks.dtype}; they must be bool or uint8: apply the threshold first.")
-    result: list[dict[str, Any]] = []
-    for part in masks.split(max(1, CHUNK_BYTES // max(1, masks[0].numel()))) if len(masks) else ():
-        # Run lengths go down the columns; turned where the masks are, as that is much faster on a GPU.
-        turned = (part != 0).to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
-        result += run_lengths.encode(turned.T)
-    return result
-
-
-def _compressed(rle: Mapping[str, Any]) -> dict[str, Any]:
-    size, counts = [int(side) for side in rle["size"]], rle["counts"]
-    if isinstance(counts, str):  # as in JSON
-        counts = counts.encode()
-    if not isinstance(counts, bytes):
-        return dict(run_lengths.frPyObjects([{"size": size, "counts": list(counts)}], *size)[0])
-    return {"size": size, "counts": counts}
-
-
-def layer_run_lengths(layers: Tensor | NDArray[Any], count: int) -> list[dict[str, Any]]:
-    """Compressed run lengths of the objects 1 to `count`, from their numbers (L, H, W) at each pixel of each layer.
-
-    One pass over the pixels for all objects of a layer. An object that is nowhere gets an empty mask; one that is in
-    several layers, their union.
-    """
-    layers = layers.cpu().numpy() if isinstance(layers, Tensor) else layers
-    height, width = layers.shape[1:]
-    total = height * width
-    found: list[list[dict[str, Any]]] = [[] for _ in range(count)]
-    for layer in layers:
-        pixels = layer.T.ravel()
-        starts = np.flatnonzero(np.append(True, pixels[1:] != pixels[:-1]))
-        ends = np.append(starts[1:], total)
-        order = np.argsort(pixels[starts], kind="stable")
-        numbers, starts, ends = pixels[starts][order], starts[order], ends[order]
-        bounds = np.searchsorted(numbers, np.arange(1, count + 2))
-        for number in np.flatnonzero(np.diff(bounds)).tolist():
-            part = slice(bounds[number], bounds[number + 1])
-            edges = np.stack([starts[part], ends[part]], 1).ravel()
-            counts = np.diff(edges, prepend=0, append=total)  # of zeros and ones in turn, zeros first
-            found[number].append({"size": [height, width], "counts": counts[: -1 if edges[-1] == total else None]})
-    result: list[dict[str, Any]] = []
-    for parts in found:
-        rles = [_compressed(part) for part in parts or [{"size": [height, width], "counts": [total]}]]
-        result.append(rles[0] if len(rles) == 1 else run_lengths.merge(rles))
-    return result
 
 
 def _stack(tensors: Sequence[Tensor], dtype: torch.dtype, *shape: int) -> NDArray[Any]:
@@ -230,7 +174,7 @@ def _stack(tensors: Sequence[Tensor], dtype: torch.dtype, *shape: int) -> NDArra
 def _check_labels(what: str, image: NDArray[np.int64], labels: NDArray[np.int32], num_classes: int) -> None:
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
-        raise ValueError(
+        raise UserError(
             f"{what} of image {image[wrong[0]]} hold the label {labels[wrong[0]]}, but the {num_classes} classes are"
             f" 0 to {num_classes - 1}. (A detector's own background class must not be counted here.)"
         )
