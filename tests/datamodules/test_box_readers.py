@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from datamodules.annotations.boxes import find_format, read_boxes
+from datamodules.common.errors import UserError
 from datamodules.decoding.sizes import check_sizes, image_size
 from datamodules.readers import coco as coco_module
 from datamodules.readers.coco import read_coco, read_coco_folder
@@ -204,7 +205,7 @@ def test_mistakes_in_coco(tmp_path, mistake, message):
     data = copy.deepcopy(coco_data())
     mistake(data)
     file = write_coco(tmp_path, data)
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         read_coco(file)
     assert str(file) in str(error.value)
 
@@ -333,7 +334,7 @@ def test_voc_beside_the_images_and_without_sizes(tmp_path):
 )
 def test_mistakes_in_voc(tmp_path, file, text, message):
     (write_voc(tmp_path) / file).write_text(text)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises(UserError, match=message):
         read_voc_boxes(tmp_path)
 
 
@@ -437,7 +438,7 @@ def test_yolo_layouts(tmp_path):
 )
 def test_mistakes_in_yolo(tmp_path, file, text, message):
     (write_yolo(tmp_path) / file).write_text(text)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises(UserError, match=message):
         read_yolo(tmp_path)
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from datamodules import DetectionAugment, DetectionData
 from datamodules.annotations.objects import repeat_factors
+from datamodules.common.errors import UserError
 from datamodules.readers.digits import digit_scene
 from datamodules.transforms.mixing import MixedDataset
 
@@ -356,7 +357,7 @@ def test_pictures_in_their_own_size_and_tiles(tmp_path):
     ],
 )
 def test_wrong_settings_are_refused(coco, settings, message):
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises(UserError, match=message):
         ready(**{"source": str(coco), **settings})
 
 

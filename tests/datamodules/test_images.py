@@ -456,7 +456,7 @@ def test_names_with_spaces_and_unicode(decoder, tmp_path):
         (tmp_path / name).write_bytes(encode(PHOTO, "JPEG"))
         assert read_image(tmp_path / name).shape == PHOTO.shape
     assert len(find_images(tmp_path)) == 3
-    with pytest.raises(ValueError, match=r"no\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"no\.jpg"):
         read_image(tmp_path / "no.jpg")
 
 

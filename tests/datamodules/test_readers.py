@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.common.errors import UserError
 from datamodules.readers.arrays import read_arrays
 from datamodules.readers.folder import read_folder
 from datamodules.readers.lists import read_list
@@ -348,9 +349,7 @@ def test_every_torchvision_set_of_ours_exists(tmp_path):
 
     for name in _SETS:
         assert hasattr(torchvision.datasets, name), name
-        with pytest.raises(
-            FileNotFoundError, match=f"torchvision's {name}"
-        ):  # the arguments are right, the files missing
+        with pytest.raises(UserError, match=f"torchvision's {name}"):  # the arguments are right, the files missing
             read_torchvision(name, tmp_path)
 
 

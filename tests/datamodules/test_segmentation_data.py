@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from datamodules import Augment, SegmentationData
+from datamodules.common.errors import UserError
 from datamodules.readers.digits import digit_scene
 
 HOUSE = Path(__file__).parents[2]
@@ -323,7 +324,7 @@ def test_a_saved_config_predicts_without_the_data(tmp_path):
     ],
 )  # fmt: skip
 def test_wrong_settings_are_refused(index_set, settings, message):
-    with pytest.raises((ValueError, FileNotFoundError), match=r"(?s)" + message):
+    with pytest.raises(UserError, match=r"(?s)" + message):
         ready(**{"source": str(index_set), **settings})
 
 
