@@ -467,13 +467,9 @@ class Trainer(pl.Trainer):
             csv.resume(step - 1)
         tracker = wandb_logger(
             directory,
-            mode=self.wandb.mode if self._wandb_on else "off",
-            project=self.wandb.project,
+            self.wandb if self._wandb_on else Wandb(mode="off"),
             name=f"{self.run_name}/{directory.name}",
             run_id=wandb_id(directory),
-            entity=self.wandb.entity,
-            group=self.wandb.group,
-            tags=self.wandb.tags,
             config=config or dict(model.hparams),
         )
         self.loggers = [csv, *([tracker] if tracker else []), *self._user_loggers]
