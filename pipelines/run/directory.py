@@ -40,6 +40,7 @@ COMMAND_KEYS = (
     "return_predictions",
     "C",
     "config",
+    "trust",
 )
 
 
