@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
@@ -27,16 +28,46 @@ from pipelines.run.directory import (
     write_data_files,
     write_environment,
 )
-from pipelines.run.metrics_file import MetricsCSV, wandb_logger
+from pipelines.run.metrics_file import MetricsCSV
 from pipelines.run.student import task_config
+from pipelines.run.tracking import Wandb, wandb_logger
 from tasks.noisy_student import NoisyStudent
 
-if TYPE_CHECKING:
-    from pipelines.trainer import Trainer
+
+class RunTrainer(pl.Trainer):
+    """What the Trainer knows of its run, beside what Lightning's knows; ``pipelines.trainer`` sets it.
+
+    Attributes:
+        run_name: Of the run.
+        runs_dir: Folder of all runs.
+        run_dir: The run directory, once a command has chosen it; on rank 0 only.
+        config: The parsed config, where the command line made this trainer.
+        trust: Packages whose classes further checkpoints may name.
+        adds_checkpoints: Whether ``best.ckpt`` and ``last.ckpt`` are written.
+        handles_signals: Whether ``last.ckpt`` is written on SIGTERM and SIGUSR1.
+        save_every_minutes: Of ``last.ckpt``.
+        save_every_n_steps: Of ``last.ckpt``.
+        wandb: Weights & Biases.
+        wandb_mode: Of Weights & Biases, ``off`` without loggers.
+        user_loggers: Those beside ours.
+    """
+
+    run_name: str
+    runs_dir: Path
+    run_dir: Path | None
+    config: dict[str, Any] | None
+    trust: list[str]
+    adds_checkpoints: bool
+    handles_signals: bool
+    save_every_minutes: float
+    save_every_n_steps: int | None
+    wandb: Wandb
+    wandb_mode: Literal["auto", "online", "offline", "off"]
+    user_loggers: list[Logger]
 
 
 def prepare(
-    trainer: Trainer,
+    trainer: pl.Trainer,
     model: pl.LightningModule,
     datamodule: pl.LightningDataModule | None,
     stage: str,
@@ -67,7 +98,7 @@ def prepare(
     model.configure_model()
 
 
-def check_training(trainer: Trainer, model: pl.LightningModule, datamodule: pl.LightningDataModule | None) -> None:
+def check_training(trainer: RunTrainer, model: pl.LightningModule, datamodule: pl.LightningDataModule | None) -> None:
     """Ask the task whether it can be trained with these settings.
 
     Raises:
@@ -85,7 +116,7 @@ def check_training(trainer: Trainer, model: pl.LightningModule, datamodule: pl.L
 
 
 def start_evaluation(
-    trainer: Trainer,
+    trainer: RunTrainer,
     model: pl.LightningModule,
     datamodule: pl.LightningDataModule | None,
     ckpt_path: str | None,
@@ -113,7 +144,7 @@ def start_evaluation(
 
 
 def start_run(
-    trainer: Trainer,
+    trainer: RunTrainer,
     model: pl.LightningModule,
     datamodule: pl.LightningDataModule | None,
     run: Path | None,
@@ -148,7 +179,7 @@ def start_run(
 
 
 @rank_zero_only
-def print_metrics(trainer: Trainer) -> None:
+def print_metrics(trainer: RunTrainer) -> None:
     """Print what an evaluation measured, and where it is written."""
     lines = [f"  {name:<20}  {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items())]
     print("\n".join([*lines, f"  {'written to':<20}  {trainer.run_dir}"]), flush=True)
@@ -163,11 +194,11 @@ def _refuse_batch_hooks(datamodule: pl.LightningDataModule) -> None:
             )
 
 
-def _new_run(trainer: Trainer) -> Path | None:
+def _new_run(trainer: RunTrainer) -> Path | None:
     return new_run(trainer.runs_dir, trainer.run_name) if rank_zero_only.rank == 0 else None
 
 
-def _resolved_config(trainer: Trainer, model: Any, datamodule: Any) -> dict[str, Any] | None:
+def _resolved_config(trainer: RunTrainer, model: Any, datamodule: Any) -> dict[str, Any] | None:
     """The parsed config with the values that came from the data; None outside the command line."""
     if trainer.config is None:
         return None
@@ -176,7 +207,7 @@ def _resolved_config(trainer: Trainer, model: Any, datamodule: Any) -> dict[str,
 
 
 def _add_checkpoints(
-    trainer: Trainer, model: pl.LightningModule, datamodule: pl.LightningDataModule | None, folder: Path
+    trainer: RunTrainer, model: pl.LightningModule, datamodule: pl.LightningDataModule | None, folder: Path
 ) -> None:
     if trainer.adds_checkpoints:
         best = KeepBest(
@@ -200,7 +231,7 @@ def _add_checkpoints(
         trainer.callbacks.append(WriteStudent(folder))
 
 
-def _open_loggers(trainer: Trainer, directory: Path, config: dict[str, Any], resumes_at: int | None) -> None:
+def _open_loggers(trainer: RunTrainer, directory: Path, config: dict[str, Any], resumes_at: int | None) -> None:
     csv = MetricsCSV(directory)
     if resumes_at is not None:
         csv.resume(resumes_at - 1)

@@ -18,14 +18,14 @@ from pipelines.callbacks.predictions import PredictionWriter
 from pipelines.defaults import check_arguments, requeues, with_own_callbacks, with_own_plugins
 from pipelines.hardware import AveragedWeights, Precision, resolve_precision
 from pipelines.outputs.detections import BoxFormat
-from pipelines.preparation import check_training, prepare, print_metrics, start_evaluation, start_run
+from pipelines.preparation import RunTrainer, check_training, prepare, print_metrics, start_evaluation, start_run
 from pipelines.run.checkpoints import check_data, check_fits
 from pipelines.run.directory import find_checkpoint, find_resume
 from pipelines.run.tracking import Wandb
 from tasks.noisy_student import NoisyStudent
 
 
-class Trainer(pl.Trainer):
+class Trainer(RunTrainer):
     """Lightning's Trainer with a run directory around it.
 
     Args:
@@ -106,9 +106,9 @@ class Trainer(pl.Trainer):
         self.user_loggers = _as_list(logger)
         self.run_name = "run"
         self.runs_dir = Path("runs")
-        self.config: dict[str, Any] | None = None  # the parsed config, where the command line made this trainer
-        self.run_dir: Path | None = None
-        self.trust: list[str] = []  # packages whose classes further checkpoints may name
+        self.config = None
+        self.run_dir = None
+        self.trust = []
 
     @contextmanager
     def one_command(self) -> Iterator[None]:

@@ -28,7 +28,7 @@ from pipelines.noisy_student.labelling import judge, load_teacher, prepare_teach
 from pipelines.noisy_student.manifest import StageError, digest_of_values, read_json, say, write_json
 from pipelines.noisy_student.selection import Selection, fixed_thresholds
 from pipelines.noisy_student.settings import Settings, plain, trainer_of
-from pipelines.outputs.figures import save_png
+from pipelines.outputs.sheets import save_png
 from pipelines.run.directory import run_of_checkpoint, runs_of
 from pipelines.run.student import export
 from pipelines.run.tracking import Wandb
