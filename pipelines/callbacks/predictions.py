@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback
 
 from datamodules.common.errors import UserError
-from datamodules.decoding.images import IMAGE_SUFFIXES, read_image
+from datamodules.decoding.files import IMAGE_SUFFIXES
+from datamodules.decoding.images import read_image
 from datamodules.decoding.video import is_frame
 from datamodules.loaders import available_cores
 from datamodules.splits import common_folder

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from datamodules import DetectionData, SegmentationData
-from datamodules.annotations.masks import load_mask
+from datamodules.annotations.mask_files import load_mask
 from datamodules.annotations.soft_masks import read_soft_mask
 from datamodules.transforms.augment import Augment, DetectionAugment
 from datamodules.unlabeled import pool_records

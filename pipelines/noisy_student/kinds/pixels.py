@@ -21,8 +21,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.annotations.masks import IGNORE, load_mask
+from datamodules.annotations.mask_files import load_mask
 from datamodules.annotations.soft_masks import write_soft_mask
+from datamodules.common.batch import IGNORE
 from datamodules.common.errors import UserError
 from datamodules.decoding.images import read_image
 from pipelines.fusion import averaged_scores
@@ -33,7 +34,7 @@ from pipelines.noisy_student.selection import Selection, by_class, fixed_thresho
 from pipelines.outputs.panels import class_palette, display_size, label_png, overlay, rescaled, resized
 
 if TYPE_CHECKING:
-    from datamodules.loaders import Record
+    from datamodules.annotations.records import Record
     from pipelines.noisy_student.labelling import Pool, Teacher
 
 METRIC = "mIoU"
