@@ -30,7 +30,7 @@ from pipelines.noisy_student.kinds.protocol import kind_of
 from pipelines.noisy_student.scorers import RECALLS, average_precision, mean_iou
 from pipelines.noisy_student.selection import Selection
 from pipelines.noisy_student.settings import read_settings
-from pipelines.outputs.figures import save_png
+from pipelines.outputs.sheets import save_png
 from tasks.detection.evaluation.matching import match
 from tasks.detection.evaluation.metrics import COCO_IOUS, CocoMetrics
 from tasks.detection.evaluation.objects import predicted_objects, true_objects

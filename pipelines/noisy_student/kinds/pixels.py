@@ -31,7 +31,10 @@ from pipelines.noisy_student.manifest import write_json
 from pipelines.noisy_student.paths import beside, listed, resolved
 from pipelines.noisy_student.scorers import mean_iou
 from pipelines.noisy_student.selection import Selection, by_class, fixed_thresholds
-from pipelines.outputs.panels import class_palette, display_size, label_png, overlay, rescaled, resized
+from pipelines.outputs.drawing import overlay, rescaled, resized
+from pipelines.outputs.label_maps import label_png
+from pipelines.outputs.palettes import class_palette
+from pipelines.outputs.panels import display_size
 
 if TYPE_CHECKING:
     from datamodules.annotations.records import Record
