@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from datamodules import DetectionData, SegmentationData
-from datamodules.annotations.masks import load_mask
+from datamodules.annotations.mask_files import load_mask
 from datamodules.annotations.soft_masks import read_soft_mask
 from datamodules.transforms.augment import Augment, DetectionAugment
 from datamodules.unlabeled import pool_records
@@ -29,7 +29,7 @@ from pipelines.noisy_student.kinds.protocol import kind_of
 from pipelines.noisy_student.scorers import RECALLS, average_precision, mean_iou
 from pipelines.noisy_student.selection import Selection
 from pipelines.noisy_student.settings import read_settings
-from pipelines.outputs.figures import save_png
+from pipelines.outputs.sheets import save_png
 from tasks.detection.evaluation.matching import match
 from tasks.detection.evaluation.metrics import COCO_IOUS, CocoMetrics
 from tasks.detection.evaluation.objects import predicted_objects, true_objects
