@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from datamodules.decoding.images import IMAGE_SUFFIXES
+from datamodules.decoding.files import IMAGE_SUFFIXES
 from datamodules.splits import common_folder
 
 

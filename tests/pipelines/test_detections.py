@@ -14,8 +14,8 @@ import torch
 from faster_coco_eval import mask as run_lengths
 from PIL import Image
 
-from datamodules.annotations.boxes import read_boxes
 from datamodules.annotations.instance_masks import masks_of
+from datamodules.readers.box_sources import read_boxes
 from pipelines.callbacks import pictures as callback
 from pipelines.callbacks.predictions import PredictionWriter
 from pipelines.outputs import detection_figures as figures

@@ -62,7 +62,6 @@ class Training:
     def __init__(self, world_size: int = 1, asked_elsewhere: bool = False) -> None:
         self.global_step, self.is_last_batch, self.world_size = 0, False, world_size
         self.saved: list[int] = []
-        self._accelerator_connector = SimpleNamespace(cluster_environment=None)
         self.strategy = SimpleNamespace(
             broadcast=lambda value: value,
             reduce_boolean_decision=lambda value, all: (value and asked_elsewhere) if all else value or asked_elsewhere,

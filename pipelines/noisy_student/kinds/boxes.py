@@ -43,7 +43,7 @@ from tasks.detection.evaluation.matching import Matching, match
 from tasks.detection.evaluation.metrics import COCO_IOUS
 
 if TYPE_CHECKING:
-    from datamodules.loaders import Record
+    from datamodules.annotations.records import Record
     from pipelines.noisy_student.labelling import Pool, Teacher
 
 METRIC = "mAP"

@@ -21,8 +21,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.annotations.masks import IGNORE, load_mask
+from datamodules.annotations.mask_files import load_mask
 from datamodules.annotations.soft_masks import write_soft_mask
+from datamodules.common.batch import IGNORE
 from datamodules.common.errors import UserError
 from datamodules.decoding.images import read_image
 from pipelines.fusion import averaged_scores
@@ -36,7 +37,7 @@ from pipelines.outputs.palettes import class_palette
 from pipelines.outputs.panels import display_size
 
 if TYPE_CHECKING:
-    from datamodules.loaders import Record
+    from datamodules.annotations.records import Record
     from pipelines.noisy_student.labelling import Pool, Teacher
 
 METRIC = "mIoU"
