@@ -39,6 +39,7 @@ def read(path: Path) -> np.ndarray:
     ("paths", "names"),
     [
         (["/x/a.jpg"], ["a"]),
+        (["/x/IMG_1.JPG", "/x/Img_2.jpg"], ["IMG_1", "Img_2"]),
         (["/x/a/1.jpg", "/x/b/1.jpg", "/x/b/c.d/2.v1.PNG"], ["a/1", "b/1", "b/c.d/2.v1"]),
         (["/x/a.jpg", "/x/a.png", "/x/A.bmp", "/x/a.jpg.tif"], ["a.jpg", "a.png", "A.bmp", "a.jpg_3"]),
         (["./d/1.jpg", "d/../d/2.jpg"], ["1", "2"]),
