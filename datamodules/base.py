@@ -100,6 +100,8 @@ class DataModule(LightningDataModule, ABC):
         self.predict_source: str | None = None
         self.evaluates = False  # whether it was set up to evaluate or predict only
         self._listed: list[str] | None = None  # the files to predict
+        # Set by `SemiSupervised`: from all training images to those that keep their labels, and the others.
+        self.hide_labels: Callable[[list[Record]], tuple[list[Record], list[Record]]] | None = None
         self.passes_per_epoch = 1.0  # more or less where another datamodule draws an epoch's batches from this one
         self.skipped: list[tuple[str, str]] = []
         self.records: dict[str, list[Record]] = {}
@@ -175,6 +177,8 @@ class DataModule(LightningDataModule, ABC):
         records, self.skipped = readable_images(listing.records, self.on_corrupt)
         records = self.check_annotations(records)
         self.records = {s: [r for r in records if r["split"] == s] for s in ("train", "val", "test")}
+        if self.hide_labels is not None:  # before any class is counted: hidden labels must not count
+            self.records["train"], self.records["pool"] = self.hide_labels(self.records["train"])
         if not self.records["train"] and stage in ("fit", "probe"):
             raise UserError("The training split holds no images.")
         if stage == "fit":

@@ -294,7 +294,8 @@ class TensorLoader(Resumable):
     Args:
         batch: The whole set as one collated batch (images (N, C, H, W), labels, geometry, path, id).
         sampler: Order and batches.
-        augment: Batched augmentation ``(uint8 (B, H, W, C), seed) -> the same``, or None.
+        augment: Batched augmentation ``(uint8 (B, H, W, C), seed, place of the first in the batch of all ranks, images
+            of that batch) -> the same``, or None.
         seed: The run's seed.
     """
 
@@ -302,7 +303,7 @@ class TensorLoader(Resumable):
         self,
         batch: dict[str, Any],
         sampler: TrainSampler | EvalSampler,
-        augment: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+        augment: Callable[[torch.Tensor, int, int, int], torch.Tensor] | None = None,
         seed: int = 0,
     ) -> None:
         self.batch_sampler, self.augment, self.seed = sampler, augment, seed
@@ -317,15 +318,18 @@ class TensorLoader(Resumable):
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        training = isinstance(self.batch_sampler, TrainSampler)
+        sampler = self.batch_sampler
         start = self._first_batch()
-        if isinstance(self.batch_sampler, TrainSampler):
-            self.batch_sampler.start = start
-        for keys in self.batch_sampler:
+        if isinstance(sampler, TrainSampler):
+            sampler.start = start
+        for keys in sampler:
             index = torch.tensor([k[0] for k in keys])
             images = self._images[index]
-            if training and self.augment is not None:
-                images = self.augment(images, key_seed(self.seed, "batch", keys[0][1], keys[0][2]))
+            if isinstance(sampler, TrainSampler) and self.augment is not None:
+                _, pass_, position = keys[0]
+                place = sampler.rank * sampler.batch_size
+                seed = key_seed(self.seed, "batch", pass_, position - place)  # of the batch of all ranks
+                images = self.augment(images, seed, place, sampler.world_size * sampler.batch_size)
             self._done += 1
             yield {
                 "image": images.permute(0, 3, 1, 2),

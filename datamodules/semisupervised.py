@@ -90,27 +90,25 @@ class SemiSupervised(DataModule):
         for part in self._parts().values():
             part.trainer = self.trainer
         self.labeled.predict_source = self.predict_source
+        if any(self._hiding.values()):
+            self.labeled.hide_labels = self._hide_labels
         self.labeled.setup(stage)
-        if any(self._hiding.values()) and self.predict_source is None and "pool" not in self.labeled.records:
-            self._hide_labels(stage)
         self.records, self.skipped = self.labeled.records, self.labeled.skipped
         self.class_names = self.labeled.class_names
         if self.predict_source is None and self.unlabeled is not None and stage in ("fit", "probe", None):
             self._setup_unlabeled(self.unlabeled, stage)
 
-    def _hide_labels(self, stage: str | None) -> None:
-        """Leave the labelled half what it may see; the others are its split ``pool``, also in ``split.json``."""
-        found = self.labeled.records
-        found["train"], found["pool"] = hide_labels(
-            found["train"],
+    def _hide_labels(self, records: list[Record]) -> tuple[list[Record], list[Record]]:
+        """Of the labelled half's training images those that keep their labels; the others are its split ``pool``."""
+        seen, hidden = hide_labels(
+            records,
             self.labeled.class_names or [],
             self.labeled.run_seed(),
             per_class=self._hiding["labels_per_class"],
             images=self._hiding["labeled_images"],
         )
-        cast(UnlabeledImages, self.unlabeled).hidden = found["pool"]
-        if stage == "fit":
-            self.labeled._train_sampler()  # fewer labels than a batch are refused here
+        cast(UnlabeledImages, self.unlabeled).hidden = hidden
+        return seen, hidden
 
     def _setup_unlabeled(self, unlabeled: DataModule, stage: str | None) -> None:
         if unlabeled.seed is None:

@@ -65,12 +65,14 @@ class BatchTransform:
         chances = torch.rand((2, batch_size), generator=generator)
         return Draws(offsets[0], offsets[1], chances[0] < self.hflip, chances[1] < self.vflip)
 
-    def __call__(self, images: Tensor, seed: int) -> Tensor:
-        """Augment a batch.
+    def __call__(self, images: Tensor, seed: int, start: int = 0, total: int | None = None) -> Tensor:
+        """Augment a batch, or a rank's images of one.
 
         Args:
             images: (B, H, W, C), any dtype, on any device; not changed.
             seed: Key of the batch's randomness, 0 or more.
+            start: Place of the first image in the batch of all ranks.
+            total: Images of the batch of all ranks; these alone by default.
 
         Returns:
             (B, H, W, C) of the same dtype on the same device, contiguous.
@@ -78,7 +80,9 @@ class BatchTransform:
         if not (self.hflip or self.vflip or self.padding):
             return images.contiguous()
         size, height, width, channels = images.shape
-        draws = Draws(*(drawn.to(images.device, non_blocking=True) for drawn in self.draw(size, seed)))
+        # Drawn for all ranks, so that any number of them sees the same batch.
+        drawn = [value[start : start + size] for value in self.draw(total or size, seed)]
+        draws = Draws(*(value.to(images.device, non_blocking=True) for value in drawn))
         rows = _indices(height, draws.vflip, draws.top)
         columns = _indices(width, draws.hflip, draws.left)
         pad = self.padding

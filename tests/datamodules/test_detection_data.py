@@ -252,6 +252,19 @@ def test_rare_classes_are_drawn_more_often(coco):
 # Keys of randomness.
 
 
+def test_a_class_that_is_there_in_crowds_alone_is_not_drawn_more_often(tmp_path):
+    """The crowd is the first image's only object of class 0, and is no object to learn."""
+    first = int(objects("train", 0)[1][0])
+    data = ready(source=str(write_coco(tmp_path, masks=False, iscrowd=1)), balance="sampler", repeat_threshold=1.0)
+    present = np.zeros((9, 3), bool)
+    for i in range(9):
+        labels = objects("train", i)[1][1:] if i == 0 else objects("train", i)[1]
+        present[i, labels] = True
+    factor = np.maximum(1, np.sqrt(1 / np.maximum(present.mean(0), 1 / 9)))
+    assert present[:, first].sum() < sum(first in objects("train", i)[1] for i in range(9))
+    np.testing.assert_allclose(data.sample_weights(), [max([1, *factor[own]]) for own in present])
+
+
 def test_the_stream_resumes_with_any_number_of_workers(coco):
     augment = DetectionAugment(mosaic=0.5, mixup=0.3, copy_paste=0.3, canvas_sizes=[48, 64])
     settings = {"source": str(coco), "masks": True, "augment": augment, "batch_size": 2, "seed": 5}
@@ -278,6 +291,8 @@ def test_the_stream_resumes_with_any_number_of_workers(coco):
         ({}, {"max_epochs": 5}, 5),
         ({"close_mosaic_epochs": 4}, {"max_epochs": 30}, 26),
         ({"close_mosaic_epochs": 2}, {"max_epochs": -1, "max_steps": 31}, 9),  # 3 steps an epoch, 11 epochs
+        # 2 batches a step: 62 batches, 21 epochs
+        ({"close_mosaic_epochs": 2}, {"max_epochs": -1, "max_steps": 31, "accumulate_grad_batches": 2}, 19),
         ({}, {"max_epochs": -1}, None),
         ({"close_mosaic_epochs": 0}, {"max_epochs": -1}, None),
     ],

@@ -140,6 +140,32 @@ def test_pasted_objects_cover_what_is_below() -> None:
     assert dropped > 5
 
 
+def test_a_box_shrinks_to_the_pixels_that_are_left() -> None:
+    """By hand: an object of rows 2..5 and columns 3..8, of which the right columns 7 and 8 and row 2 are covered."""
+    masks = np.zeros((1, 10, 12), np.int16)
+    masks[0, 2:6, 3:9] = 1
+    below = {
+        "image": np.zeros((10, 12, 3), np.uint8),
+        "boxes": np.array([[2.5, 2, 9.5, 6]], np.float32),
+        "labels": np.array([4]),
+        "iscrowd": np.zeros(1, np.uint8),
+        "masks": masks,
+    }
+    other = np.zeros((1, 10, 12), np.int16)
+    other[0, :, 7:9], other[0, 2] = 1, 1
+    above = {**below, "image": np.full((10, 12, 3), 9, np.uint8), "labels": np.array([5]), "masks": other}
+    above["boxes"] = np.array([[0, 0, 12, 10]], np.float32)
+    pasted = next(
+        out
+        for out in (paste_objects(below, above, np.random.default_rng(seed), 0.1) for seed in range(20))
+        if len(out["boxes"]) == 2
+    )
+    assert pasted["boxes"].tolist() == [[3, 3, 7, 6], [0, 0, 12, 10]]
+    assert pasted["labels"].tolist() == [4, 5]
+    assert (pasted["masks"] == 1).sum() == 3 * 4
+    assert (pasted["image"] == 9).all(-1).sum() == other.sum()
+
+
 def read_back_pasted(out: dict[str, Any]) -> int:
     """As `read_back`; what is left of an object may be less than a pixel of a side."""
     for number, (box, label) in enumerate(zip(out["boxes"], out["labels"].tolist(), strict=True), start=1):

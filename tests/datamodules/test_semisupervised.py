@@ -18,7 +18,8 @@ from datamodules import (
     SemiSupervised,
 )
 from datamodules.common.errors import UserError
-from datamodules.transforms.views import check_still, randomised
+from datamodules.loaders import key_seed
+from datamodules.transforms.views import TwoViews, check_still, randomised
 from tests.conftest import write_images
 
 LIGHT = Augment(hflip=0.5, crop="pad")
@@ -64,8 +65,13 @@ def test_pairs_keep_the_ratio_and_streams_go_through_their_passes(sources):
     assert torch.allclose(pairs[0]["unlabeled"]["label"], torch.tensor([0.75, 0.25]))  # in the labelled order
     seen = [path for p in pairs for path in p["labeled"]["path"]]
     assert len(seen) == len(set(seen)) == 12  # 6 steps of 2 are one pass: nothing twice before all once
-    images = [p["unlabeled"]["image"] for p in pairs]
-    assert not torch.equal(images[0], images[2])  # the next pass has another order and other noise
+    passes = [{}, {}]  # path -> image; 2 steps of 4 images are a pass of 10
+    for step, pair in enumerate(pairs[:4]):
+        passes[step // 2] |= dict(zip(pair["unlabeled"]["path"], pair["unlabeled"]["image"], strict=True))
+    assert list(passes[0]) != list(passes[1])  # another order
+    again = passes[0].keys() & passes[1].keys()
+    assert len(again) >= 6
+    assert any(not torch.equal(passes[0][path], passes[1][path]) for path in again)  # and other noise
 
 
 def test_a_resumed_loader_gives_the_same_pairs(sources):
@@ -184,6 +190,27 @@ def test_two_views_of_one_image_of_a_folder_or_a_list(sources, tmp_path):
     assert noisy.spec()["two_views"]
 
 
+def test_each_view_has_a_key_of_its_own():
+    """Of seed, stream, view, pass and position, whatever the image."""
+
+    class Echo:
+        dense = False
+
+        def __call__(self, sample: dict, seed: int) -> dict:
+            return {"image": seed}
+
+    def keys(seed: int, stream: str, pass_: int, position: int, index: int = 0) -> tuple[int, int]:
+        records = [{"path": "a"}, {"path": "b"}]
+        data = TwoViews(records, lambda _: {"image": None}, Echo(), Echo(), shows=False, seed=seed, stream=stream)
+        out = data[index, pass_, position]
+        return out["weak_image"], out["image"]
+
+    assert keys(1, "train", 2, 3) == (key_seed(1, "train/weak", 2, 3), key_seed(1, "train/strong", 2, 3))
+    assert keys(1, "train", 2, 3, index=1) == keys(1, "train", 2, 3)
+    others = [keys(0, "train", 2, 3), keys(1, "val", 2, 3), keys(1, "train", 0, 3), keys(1, "train", 2, 0)]
+    assert len({key for pair in [keys(1, "train", 2, 3), *others] for key in pair}) == 10
+
+
 def test_resumed_views_are_the_same(sources, tmp_path):
     whole = views(whole_images(sources[0]), pool=str(tmp_path / "pool"), steps_per_epoch=4)
     loader = whole.train_dataloader()
@@ -223,6 +250,31 @@ def test_hidden_labels_are_drawn_by_class_and_change_nothing(tmp_path):
             assert all(torch.equal(v, ours[half][k]) for k, v in theirs[half].items() if isinstance(v, torch.Tensor))
     data, _ = batches(rows, labeled_images=5)
     assert (len(data.records["train"]), len(data.records["pool"])) == (5, 13)
+
+
+def scenes_of(cls: type, **settings) -> DetectionData | SegmentationData:
+    sizes = {"image_size": 32, "batch_size": 2, "num_workers": 0, "num_scenes": {"train": 12, "val": 2}}
+    return cls("digits", **sizes, **settings)
+
+
+def test_the_balanced_sampler_counts_only_the_classes_that_keep_their_labels(tmp_path):
+    """9 ants and 3 bees of which 3 each keep their labels: each is drawn as often as another."""
+    root = write_images(tmp_path / "all", {"train/ant": 9, "train/bee": 3, "val/ant": 2, "val/bee": 2}, (32, 32))
+    data = views(whole_images(str(root), balance="sampler"), labels_per_class=3, ratio=1)
+    assert list(data.labeled.class_counts) == [3, 3]
+    assert data.labeled.sample_weights() == pytest.approx([1 / 3] * 6)
+
+
+@pytest.mark.parametrize("cls", [DetectionData, SegmentationData])
+def test_the_balanced_sampler_draws_boxes_and_masks_that_are_not_hidden(cls):
+    balanced = {"balance": "sampler", **({"repeat_threshold": 1.0} if cls is DetectionData else {})}
+    data = views(scenes_of(cls, **balanced), labeled_images=5)
+    alone = scenes_of(cls, **balanced)
+    alone.records, alone.class_names = {"train": data.records["train"]}, data.class_names
+    assert len(data.records["train"]) == 5
+    assert data.labeled.sample_weights() == pytest.approx(alone.sample_weights())
+    seen = {path for pair in epoch(data, 0) for path in pair["labeled"]["path"]}
+    assert seen <= {record["path"] for record in data.records["train"]}
 
 
 def test_the_strong_view_of_masks_moves_no_pixel(tmp_path):
