@@ -1,29 +1,6 @@
-"""The datamodule that all tasks share: splits, checks, caches, keyed loaders.
+"""The datamodule that all tasks share: splits, checks, caches, keyed loaders."""
 
-The batch that it gives (a plain dict; B images, C channels, H x W pixels, K classes):
-
-========== ================================= ====================================================================
-key        dtype and shape                   meaning
-========== ================================= ====================================================================
-image      uint8 (B, C, H, W), channels_last not normalised; float32 in [0, 1] where ``dtype: float32`` is asked
-label      int64 (B,) or float32 (B, K)      class, or multi-label / soft labels
-mask       uint8 (B, H, W), 255 = ignore     class of each pixel; (B, K, H, W) of 0, 1, 255 for several labels a pixel
-soft_mask  float16 (B, K, H, W), optional    class probabilities of each pixel, beside ``mask``
-boxes      float32 (B, M, 4)                 x1 y1 x2 y2, pixel edges of the batch image; zeros behind an image's last
-labels     int64 (B, M)                      class of each box, -1 where there is none
-masks      int16 (B, L, H, W)                number of the object (its box's place, from 1) at each pixel, 0 for none
-iscrowd    uint8 (B, M)                      boxes of groups, which evaluation forgives
-weight     float32 (B,), optional            scales each image's loss, in every task
-geometry   float32 (B, 6)                    original height, width, scale_x, scale_y, offset_x, offset_y
-target     list of B dicts, evaluation only  the annotations above as they are in the original picture
-tiles      list of B int64 (T, 4), optional  y1 x1 y2 x2 of the windows that a large picture is evaluated by
-path, id   list of B str, int64 (B,)         where a sample came from
-========== ================================= ====================================================================
-
-Objects of one layer of ``masks`` do not overlap; most data sets need one layer.
-"""
-
-from __future__ import annotations
+# No `from __future__ import annotations`: jsonargparse looks types up from the modules of the subclasses.
 
 import hashlib
 import json
@@ -39,27 +16,26 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
+from datamodules.arguments import Cache
 from datamodules.cache import DecodedCache, readable_images
+from datamodules.collate import collate
 from datamodules.common.errors import UserError
 from datamodules.decoding.images import find_images
 from datamodules.decoding.video import is_frame
 from datamodules.loaders import (
-    EvalSampler,
     Record,
     RecordDataset,
     TensorLoader,
     TrainLoader,
-    TrainSampler,
     available_cores,
-    collate,
     make_loader,
 )
 from datamodules.readers import Listing
+from datamodules.samplers import EvalSampler, TrainSampler
 from datamodules.splits import common_folder
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.pipeline import Transform, batch_transform
 
-Cache = Literal["auto", "none", "decoded", "tensor"]
 TENSOR_CACHE_BYTES = 1 << 30
 
 
@@ -70,33 +46,20 @@ class DataModule(LightningDataModule, ABC):
     directory or a W&B run exists.
     """
 
-    def __init__(
-        self,
-        *,
-        batch_size: int,
-        eval_batch_size: int | None,
-        num_workers: int | None,
-        cache: Cache,
-        cache_dir: str | None,
-        on_corrupt: Literal["error", "skip"],
-        seed: int | None,
-    ) -> None:
+    # What the machinery asks of every datamodule; those that read files take these as arguments (`arguments.Loading`).
+    batch_size: int
+    eval_batch_size: int | None
+    num_workers: int | None
+    cache: Cache
+    cache_dir: str | None
+    on_corrupt: Literal["error", "skip"]
+    seed: int | None
+    class_names: list[str] | None = None
+    #: The training augmentation's settings.
+    augment: Augment
+
+    def __init__(self) -> None:
         super().__init__()
-        for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value is not None and value < 1:
-                raise UserError(f"data.{key} is {value}; it must be at least 1.")
-        if num_workers is not None and num_workers < 0:
-            raise UserError(f"data.num_workers is {num_workers}; it must be 0 (load in the training process) or more.")
-        if cache_dir is not None and cache in ("none", "tensor"):
-            raise UserError(f"data.cache_dir is set, but data.cache is '{cache}', which keeps nothing on the disk.")
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
-        self.num_workers = num_workers
-        self.cache: Cache = cache
-        self.cache_dir = cache_dir
-        self.on_corrupt = on_corrupt
-        self.seed = seed
-        self.class_names: list[str] | None = None
         self.predict_source: str | None = None
         self.evaluates = False  # whether it was set up to evaluate or predict only
         self._listed: list[str] | None = None  # the files to predict
@@ -123,13 +86,8 @@ class DataModule(LightningDataModule, ABC):
     def make_transform(self, *, train: bool) -> Transform:
         """The training or the evaluation transform."""
 
-    @property
-    @abstractmethod
-    def augment(self) -> Augment:
-        """The training augmentation's settings."""
-
     def check_annotations(self, records: list[Record]) -> list[Record]:
-        """Judge the annotations of records whose images can be read; what it raises ends ``setup``."""
+        """Check the annotations of records whose images can be read; what it raises ends ``setup``."""
         return records
 
     def make_dataset(self, split: str, read: Callable[[Record], Record], *, train: bool) -> RecordDataset:
@@ -266,6 +224,11 @@ class DataModule(LightningDataModule, ABC):
     def canvas(self) -> tuple[int, int]:
         """Height and width of the images of a batch."""
 
+    @property
+    def eval_batch(self) -> int:
+        """Images a device and step in validation, test and prediction."""
+        return self.eval_batch_size or self.batch_size
+
     def run_seed(self) -> int:
         """``data.seed``, or the run's ``seed_everything``, which Lightning keeps in the environment."""
         return self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
@@ -288,7 +251,7 @@ class DataModule(LightningDataModule, ABC):
     def _eval_loader(self, split: str) -> Any:
         if not self.records[split]:
             return []
-        sampler = EvalSampler(len(self.records[split]), self.eval_batch_size, *self._rank())
+        sampler = EvalSampler(len(self.records[split]), self.eval_batch, *self._rank())
         if not len(sampler):
             return self._empty_batch(split)
         if split != "predict" and self._resolve_cache() == "tensor":

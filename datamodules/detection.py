@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,16 +12,16 @@ from typing import Any, Literal
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
 
-from datamodules.annotations.boxes import Format, Policy, check_boxes, find_format, read_boxes
+from datamodules.annotations.boxes import Format, check_boxes, find_format, read_boxes
 from datamodules.annotations.objects import read_objects, repeat_factors, require_masks, select_classes
-from datamodules.base import Cache
+from datamodules.arguments import refuse_set
+from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.decoding.sizes import check_sizes
 from datamodules.dense import DenseData
 from datamodules.loaders import RecordDataset
 from datamodules.readers import Listing, Record
 from datamodules.readers.digits import MAX_DIGITS
-from datamodules.readers.voc_boxes import Difficult
 from datamodules.splits import hold_out
 from datamodules.transforms.augment import DetectionAugment
 from datamodules.transforms.mixing import MixedDataset
@@ -29,6 +30,7 @@ from datamodules.transforms.pipeline import Transform
 DIGIT_CLASSES = [str(k) for k in range(10)]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DetectionData(DenseData):
     """Images and boxes from COCO's, VOC's or YOLO's files, or the digit scenes.
 
@@ -48,111 +50,44 @@ class DetectionData(DenseData):
         voc_difficult: What VOC's difficult objects become: ``ignore`` (as a crowd), ``keep`` or ``drop``.
         masks: Whether each object has a mask, for instance segmentation. Boxes alone are faster to load.
         check_boxes: What is done with boxes that cannot be right (outside the image, without area, inverted, NaN):
-            ``error`` refuses them, naming file and box, ``fix`` clips and swaps, and drops what cannot be mended,
+            ``error`` refuses them, naming file and box, ``fix`` clips and swaps, and drops what cannot be fixed,
             ``drop`` drops them all.
-        num_scenes: Digit scenes of each split; 1,000, 200 and 200 by default.
         scene_digits: Most digits of a scene, which has at least one; 6 by default.
-        val_fraction: Part of the training images held out for validation where the source has no validation split.
-        test_fraction: The same for a test split.
-        split_seed: Seed of the held-out parts.
-        split_file: ``split.json`` of an earlier run: its splits are used again.
-        image_size: Height and width of the batch's canvas (one number for a square); 128 for the digits, the tile where
-            there is one, 512 for files by default. With ``resize: native`` it is training's only.
-        in_chans: Channels of the batch: 3 (RGB), 1 (grey), or as many as the files hold.
-        dtype: ``float32`` keeps the full depth of 16-bit and float images.
-        resize: How a picture comes onto the canvas: ``letterbox`` (all of it, its proportions kept, the rest filled),
-            ``stretch``, or ``native``: training cuts the canvas out of the picture as it is, evaluation sees each
-            picture in its own size.
-        tile: Evaluate by overlapping tiles of this height and width, for pictures too large for one pass; needs
-            ``resize: native``.
-        tile_overlap: Part of a tile that neighbours share; objects should fit into it.
-        interpolation: How images are resized; masks are never interpolated.
         augment: Augmentation of the training images on the CPU.
         balance: ``sampler`` draws images of rare classes more often, by LVIS's repeat factors; see
             ``repeat_threshold``.
-        repeat_threshold: Part of the training images below which a class is rare, for ``balance: sampler``; LVIS, with
-            a thousand classes, takes 0.001. A class in a part f of the images is drawn sqrt(threshold / f) times as
-            often.
-        batch_size: Images a device and step.
-        eval_batch_size: The same in validation, test and prediction; ``batch_size`` by default, 1 with tiles or where
-            ``native`` pictures differ in size.
-        num_workers: Loader processes a device; the cores shared among the devices, at most 8, by default.
-        cache: ``decoded`` keeps decoded images on disk; ``auto`` is ``none``, and ``tensor`` has no form for boxes.
-        cache_dir: Folder of the decoded images.
-        on_corrupt: ``error`` refuses unreadable files, naming them; ``skip`` decodes all files first and leaves the
-            bad ones out, counted and listed.
-        seed: Seed of order and augmentation; the run's ``seed_everything`` by default.
+        repeat_threshold: Fraction of the training images below which a class is rare, for ``balance: sampler``; LVIS,
+            with a thousand classes, takes 0.001. A class in a fraction f of the images is drawn sqrt(threshold / f)
+            times as often.
     """
+
+    format: Literal["coco", "voc", "yolo"] | None = None
+    image_root: str | None = None
+    class_ids: list[int] | None = None
+    voc_one_based: bool = True
+    voc_difficult: Literal["ignore", "keep", "drop"] = "ignore"
+    masks: bool = False
+    check_boxes: Literal["error", "fix", "drop"] = "error"
+    scene_digits: int | None = None
+    augment: DetectionAugment = DetectionAugment()  # noqa: RUF009 - frozen
+    balance: Literal["none", "sampler"] = "none"
+    repeat_threshold: float = 0.1
 
     _side = 512
 
-    def __init__(
-        self,
-        source: str = "digits",
-        format: Literal["coco", "voc", "yolo"] | None = None,
-        image_root: str | None = None,
-        class_names: list[str] | None = None,
-        class_ids: list[int] | None = None,
-        voc_one_based: bool = True,
-        voc_difficult: Literal["ignore", "keep", "drop"] = "ignore",
-        masks: bool = False,
-        check_boxes: Literal["error", "fix", "drop"] = "error",
-        num_scenes: dict[str, int] | None = None,
-        scene_digits: int | None = None,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.0,
-        split_seed: int = 0,
-        split_file: str | None = None,
-        image_size: int | tuple[int, int] | None = None,
-        in_chans: int = 3,
-        dtype: Literal["uint8", "float32"] = "uint8",
-        resize: Literal["letterbox", "stretch", "native"] = "letterbox",
-        tile: int | tuple[int, int] | None = None,
-        tile_overlap: float = 0.25,
-        interpolation: Literal["bilinear", "bicubic", "area", "nearest"] = "bilinear",
-        augment: DetectionAugment = DetectionAugment(),  # noqa: B008 - frozen
-        balance: Literal["none", "sampler"] = "none",
-        repeat_threshold: float = 0.1,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        cache: Cache = "auto",
-        cache_dir: str | None = None,
-        on_corrupt: Literal["error", "skip"] = "error",
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            cache=cache,
-            cache_dir=cache_dir,
-            on_corrupt=on_corrupt,
-            seed=seed,
-        )
-        self.source, self.format, self.image_root = source, format, image_root
-        self.class_names, self.class_ids = class_names, class_ids
-        self.voc_one_based = voc_one_based
-        self.voc_difficult: Difficult = voc_difficult
-        self.masks = masks
-        self.check_boxes: Policy = check_boxes
-        self.num_scenes, self.scene_digits = num_scenes, scene_digits
-        self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
-        self.split_file = split_file
-        self.image_size = image_size
-        self.in_chans = in_chans
-        self.dtype: Literal["uint8", "float32"] = dtype
-        self.resize: Literal["letterbox", "stretch", "native"] = resize
-        self.tile = (tile, tile) if isinstance(tile, int) else tile
-        self.tile_overlap = tile_overlap
-        self.interpolation: Literal["bilinear", "bicubic", "area", "nearest"] = interpolation
-        self._augment = augment
-        self.balance = balance
-        self.repeat_threshold = repeat_threshold
-        self._asked_eval_batch = eval_batch_size
-        self._check_arguments()
+    def __post_init__(self) -> None:
+        """Refuse values out of range, and values that would have no effect."""
+        DataModule.__init__(self)
+        self._check_classes()
+        self._check_balance()
+        if self.augment.copy_paste and not self.masks:
+            raise UserError(
+                f"data.augment.copy_paste is {self.augment.copy_paste}, but data.masks is false: objects are cropped by"
+                " their masks. Set data.masks: true, or leave it out."
+            )
+        self._check_shared()
 
-    def _check_arguments(self) -> None:
+    def _check_classes(self) -> None:
         if self.class_names is not None and len(set(self.class_names)) < max(1, len(self.class_names)):
             raise UserError(f"data.class_names is {self.class_names}; name each class once, and at least one.")
         if self.class_ids is not None and len(self.class_ids) != len(self.class_names or self.class_ids):
@@ -161,33 +96,24 @@ class DetectionData(DenseData):
                 " names; each class has one number."
             )
         if self.source == "digits":
-            for key in ("format", "image_root", "class_ids"):
-                if getattr(self, key) is not None:
-                    raise UserError(f"data.{key} is set, but data.source is 'digits', which needs none.")
+            refuse_set(self, ("format", "image_root", "class_ids"), "data.source is 'digits', which needs none.")
             if self.class_names not in (None, DIGIT_CLASSES):
                 raise UserError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
-        elif self.scene_digits is not None:
-            raise UserError(f"data.scene_digits is set, but data.source is '{self.source}', not 'digits'.")
+        else:
+            refuse_set(self, ["scene_digits"], f"data.source is '{self.source}', not 'digits'.")
         if self.scene_digits is not None and self.scene_digits < 1:
             raise UserError(f"data.scene_digits is {self.scene_digits}; a scene has at least 1 digit.")
+
+    def _check_balance(self) -> None:
         if not 0 < self.repeat_threshold <= 1:
-            raise UserError(f"data.repeat_threshold is {self.repeat_threshold}; it is a part of the images, 0 to 1.")
+            raise UserError(
+                f"data.repeat_threshold is {self.repeat_threshold}; it is a fraction of the images, 0 to 1."
+            )
         if self.repeat_threshold != 0.1 and self.balance != "sampler":
             raise UserError(
                 f"data.repeat_threshold is {self.repeat_threshold}, but data.balance is '{self.balance}': set"
                 " data.balance: sampler, or leave it out."
             )
-        if self._augment.copy_paste and not self.masks:
-            raise UserError(
-                f"data.augment.copy_paste is {self._augment.copy_paste}, but data.masks is false: objects are cut out"
-                " by their masks. Set data.masks: true, or leave it out."
-            )
-        self._check_common()
-
-    @property
-    def augment(self) -> DetectionAugment:
-        """The training augmentation's settings."""
-        return self._augment
 
     # Listing and checking.
 
@@ -265,18 +191,18 @@ class DetectionData(DenseData):
         """The training or the evaluation transform; ``canvas`` in place of the data's own."""
         return Transform(
             canvas or self.canvas(),
-            augment=self._augment if train else None,
+            augment=self.augment if train else None,
             resize=self.resize,
             interpolation=self.interpolation,
             dense=True,
-            tile=self.tile,
+            tile=self.tile_size,
             tile_overlap=self.tile_overlap,
-            min_visibility=self._augment.min_visibility,
+            min_visibility=self.augment.min_visibility,
         )
 
     def make_dataset(self, split: str, read: Callable[[Record], Record], *, train: bool) -> RecordDataset:
         """A split's samples; in training mixed from several images, on canvases of several sizes, where asked for."""
-        augment = self._augment
+        augment = self.augment
         if not train or not (augment.mixes or augment.canvas_sizes):
             return super().make_dataset(split, read, train=train)
         world_size = self.trainer.world_size if self.trainer is not None else 1
@@ -294,7 +220,7 @@ class DetectionData(DenseData):
 
     def _mixed_passes(self) -> int | None:
         """How many passes mix pictures; None for all of them."""
-        close, trainer = self._augment.close_mosaic_epochs, self.trainer
+        close, trainer = self.augment.close_mosaic_epochs, self.trainer
         epochs: int | None = None
         if trainer is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
             epochs = trainer.max_epochs
@@ -317,7 +243,7 @@ class DetectionData(DenseData):
 
     def canvas(self) -> tuple[int, int]:
         """Height and width of a batch; of a training batch alone where ``resize`` is ``native``."""
-        return self.tile if self.image_size is None and self.tile is not None else super().canvas()
+        return self.tile_size if self.image_size is None and self.tile_size is not None else super().canvas()
 
     # Frequencies.
 

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
-from datamodules.loaders import Record, Resumable, TensorLoader, TrainLoader, key_seed
+from datamodules.loaders import Record, Resumable, TensorLoader, TrainLoader
 from datamodules.readers import Listing
+from datamodules.samplers import key_seed
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.pipeline import Transform
 from datamodules.unlabeled import UnlabeledImages, hide_labels
@@ -55,15 +56,10 @@ class SemiSupervised(DataModule):
         labeled_images: int | None = None,
         strong: Augment | None = None,
     ) -> None:
-        super().__init__(
-            batch_size=labeled.batch_size,
-            eval_batch_size=labeled.eval_batch_size,
-            num_workers=labeled.num_workers,
-            cache="none",
-            cache_dir=None,
-            on_corrupt="error",
-            seed=labeled.seed,
-        )
+        super().__init__()
+        self.batch_size, self.eval_batch_size = labeled.batch_size, labeled.eval_batch_size
+        self.num_workers, self.seed, self.augment = labeled.num_workers, labeled.seed, labeled.augment
+        self.cache, self.cache_dir, self.on_corrupt = "none", None, "error"
         if ratio < 1:
             raise UserError(f"data.ratio is {ratio}; it must be a whole number of at least 1.")
         if steps_per_epoch is not None and steps_per_epoch < 1:
@@ -145,11 +141,6 @@ class SemiSupervised(DataModule):
     def make_transform(self, *, train: bool) -> Transform:
         """The labelled datamodule's."""
         return self.labeled.make_transform(train=train)
-
-    @property
-    def augment(self) -> Augment:
-        """The labelled datamodule's."""
-        return self.labeled.augment
 
     def canvas(self) -> tuple[int, int]:
         """Height and width of a batch."""

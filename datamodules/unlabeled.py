@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.base import Cache, DataModule
+from datamodules.arguments import Cache
+from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.decoding.images import find_images
 from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, read_record
@@ -34,23 +35,15 @@ class UnlabeledImages(DataModule):
     """
 
     def __init__(self, labeled: DataModule, source: str | None, strong: Augment | None, ratio: int) -> None:
-        super().__init__(
-            batch_size=ratio * labeled.batch_size,
-            eval_batch_size=None,
-            num_workers=labeled.num_workers,
-            cache="decoded" if labeled.cache == "decoded" else "none",
-            cache_dir=labeled.cache_dir if labeled.cache == "decoded" else None,
-            on_corrupt=labeled.on_corrupt,
-            seed=None,
-        )
+        super().__init__()
+        self.batch_size, self.eval_batch_size = ratio * labeled.batch_size, None
+        self.num_workers, self.on_corrupt = labeled.num_workers, labeled.on_corrupt
+        self.cache, self.cache_dir = "none" if labeled.cache != "decoded" else "decoded", labeled.cache_dir
+        self.seed = None
+        self.augment = labeled.augment  # that of the weak view
         self.labeled, self.source, self.ratio = labeled, source, ratio
         self._strong = strong
         self.hidden: list[Record] = []  # training images whose labels are not to be seen
-
-    @property
-    def augment(self) -> Augment:
-        """That of the weak view."""
-        return self.labeled.augment
 
     def list_records(self) -> Listing:
         """The images of the pool, all for training.

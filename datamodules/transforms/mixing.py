@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from datamodules.loaders import Key, Record, RecordDataset, key_seed
+from datamodules.loaders import Record, RecordDataset
+from datamodules.samplers import Key, key_seed
 from datamodules.transforms.samples import check_sample, keep_boxes
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
-from datamodules.common.batch import IGNORE
+from datamodules.common.batch import FILL, IGNORE, NO_OBJECT
 from datamodules.common.errors import UserError
 from datamodules.common.geometry import boxes_to_canvas, boxes_to_original, mask_to_original
 from datamodules.transforms.augment import Augment, Crop
@@ -93,7 +93,7 @@ class Transform:
         resize: Resize = "crop",
         crop_pct: float = 0.875,
         interpolation: Interpolation = "bicubic",
-        fill: int = 114,
+        fill: int = FILL,
         dense: bool = False,
         tile: tuple[int, int] | None = None,
         tile_overlap: float = 0.25,
@@ -190,7 +190,7 @@ class Transform:
             mask = cv2_mask(sample["mask"])
             out["mask"] = view.place(mask, cv2.INTER_NEAREST_EXACT, IGNORE).astype(sample["mask"].dtype, copy=False)
         if "masks" in sample:
-            layers = [view.place(layer, cv2.INTER_NEAREST_EXACT, 0) for layer in sample["masks"]]
+            layers = [view.place(layer, cv2.INTER_NEAREST_EXACT, NO_OBJECT) for layer in sample["masks"]]
             out["masks"] = np.stack(layers) if layers else np.zeros((0, *canvas), sample["masks"].dtype)
         if "boxes" in sample:
             boxes = boxes_to_canvas(sample["boxes"], out["geometry"]).astype(np.float32)

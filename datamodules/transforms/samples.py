@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from datamodules.common.batch import IGNORE
+from datamodules.common.batch import IGNORE, NO_OBJECT, PER_BOX
 from datamodules.common.errors import UserError
 from datamodules.transforms.geometry import Span, View
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 #: A moved box is dropped when less of its area than this (by default), or less than a pixel of a side, is left.
 MIN_VISIBILITY = 0.1
-PER_BOX_KEYS = ("labels", "iscrowd", "area")
 
 
 def check_sample(sample: Sample) -> None:
@@ -76,7 +75,7 @@ def cut(
         mask = cv2_mask(sample["mask"][part])
         out["mask"] = place.place(mask, cv2.INTER_NEAREST_EXACT, IGNORE).astype(sample["mask"].dtype, copy=False)
     if "masks" in sample:
-        layers = [place.place(layer[part], cv2.INTER_NEAREST_EXACT, 0) for layer in sample["masks"]]
+        layers = [place.place(layer[part], cv2.INTER_NEAREST_EXACT, NO_OBJECT) for layer in sample["masks"]]
         out["masks"] = np.stack(layers) if layers else np.zeros((0, *canvas), sample["masks"].dtype)
     if "boxes" in sample:
         start = np.array([columns.start, rows.start])
@@ -156,7 +155,7 @@ def keep_boxes(out: Sample, boxes: NDArray[Any], kept: NDArray[np.int64]) -> Non
     out["boxes"] = boxes if len(boxes) == len(kept) else boxes[kept]
     if len(kept) == total:
         return
-    for key in PER_BOX_KEYS:
+    for key in PER_BOX:
         if key in out:
             out[key] = out[key][kept]
     if "masks" in out:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from datamodules.collate import collate
 from datamodules.common.errors import UserError
-from datamodules.loaders import Record, RecordDataset, collate, key_seed
+from datamodules.loaders import Record, RecordDataset
+from datamodules.samplers import Key, key_seed
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.custom import build_transforms
 from datamodules.transforms.pipeline import Transform
@@ -51,7 +53,7 @@ class TwoViews(RecordDataset):
         super().__init__(records, read, weak, seed=seed, stream=stream)
         self.strong, self.shows = strong, shows
 
-    def __getitem__(self, key: tuple[int, int, int]) -> Record:
+    def __getitem__(self, key: Key) -> Record:
         index, pass_, position = key
         path = self.records[index]["path"]
         image = self.read(self.records[index])["image"]

@@ -304,7 +304,7 @@ def test_mosaic_ends_before_the_run(coco, augment, trainer, passes):
     dataset = data.train_dataloader().dataset
     assert isinstance(dataset, MixedDataset)
     assert dataset.mixed_passes == passes
-    data._augment = DetectionAugment(mosaic=0.5, close_mosaic_epochs=4)
+    data.augment = DetectionAugment(mosaic=0.5, close_mosaic_epochs=4)
     if trainer["max_epochs"] == -1 and "max_steps" not in trainer:
         with pytest.raises(ValueError, match="close_mosaic_epochs is 4, but the run has no last epoch"):
             data.train_dataloader()
@@ -439,7 +439,7 @@ def test_every_argument_can_be_set_from_a_config(coco):
     data.setup("fit")
     assert isinstance(data.augment, DetectionAugment)
     assert data.augment.canvases() == [(64, 64), (64, 96)]
-    assert (data.canvas(), data.tile) == ((64, 96), (64, 96))
+    assert (data.canvas(), data.tile_size) == ((64, 96), (64, 96))
     shapes = {tuple(islice(data.train_dataloader(), 1).__next__()["image"].shape) for _ in range(2)}
     assert shapes <= {(2, 3, 64, 64), (2, 3, 64, 96)}
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from datamodules import Augment, ClassificationData
-from datamodules.loaders import EvalSampler, RecordDataset, TrainSampler, collate, key_seed
+from datamodules.collate import collate
+from datamodules.loaders import RecordDataset
+from datamodules.samplers import EvalSampler, TrainSampler, key_seed
 from datamodules.transforms.batched import BatchTransform
 from tests.conftest import write_images
 

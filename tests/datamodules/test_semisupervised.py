@@ -18,7 +18,7 @@ from datamodules import (
     SemiSupervised,
 )
 from datamodules.common.errors import UserError
-from datamodules.loaders import key_seed
+from datamodules.samplers import key_seed
 from datamodules.transforms.views import TwoViews, check_still, randomised
 from tests.conftest import write_images
 
