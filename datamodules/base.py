@@ -34,7 +34,8 @@ from datamodules.readers import Listing
 from datamodules.samplers import EvalSampler, TrainSampler
 from datamodules.splits import common_folder
 from datamodules.transforms.augment import Augment
-from datamodules.transforms.pipeline import Transform, batch_transform
+from datamodules.transforms.batched import batch_transform
+from datamodules.transforms.pipeline import Transform
 
 TENSOR_CACHE_BYTES = 1 << 30
 

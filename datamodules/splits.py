@@ -56,21 +56,34 @@ def split_records(records: list[Record], val: float, test: float, seed: int) -> 
     for record in todo:
         label = record.get("label")
         strata[label if isinstance(label, int) else -1].append(record)
-    val_debt = test_debt = 0.5  # what rounding owes; it is passed on from class to class
+    rounding = _Rounding(val, test)
     for label in sorted(strata):
         members = sorted(strata[label], key=order)
-        val_debt += val * len(members)
-        test_debt += test * len(members)
-        spare = len(members) - 1  # one stays for training
-        num_test = min(int(test_debt), math.ceil(test * len(members)), spare)
-        num_val = min(int(val_debt), math.ceil(val * len(members)), spare - num_test)
-        val_debt -= num_val
-        test_debt -= num_test
+        num_val, num_test = rounding.counts(len(members))
         for i, record in enumerate(members):
             record["split"] = "test" if i < num_test else "val" if i < num_test + num_val else "train"
     for part, name in ((val, "val"), (test, "test")):
         if part > 0 and all(r["split"] != name for r in records):
             raise UserError(f"A {name} part of {part:g} of {len(todo)} images holds no image; raise it or add images.")
+
+
+class _Rounding:
+    """Whole numbers for fractions of classes: what rounding owes is passed on from class to class."""
+
+    def __init__(self, val: float, test: float) -> None:
+        self._val, self._test = val, test
+        self._val_debt = self._test_debt = 0.5
+
+    def counts(self, members: int) -> tuple[int, int]:
+        """Images for validation and test of a class with so many; one stays for training."""
+        self._val_debt += self._val * members
+        self._test_debt += self._test * members
+        spare = members - 1
+        num_test = min(int(self._test_debt), math.ceil(self._test * members), spare)
+        num_val = min(int(self._val_debt), math.ceil(self._val * members), spare - num_test)
+        self._val_debt -= num_val
+        self._test_debt -= num_test
+        return num_val, num_test
 
 
 def hold_out(records: list[Record], val: float, test: float, seed: int, split_file: str | None) -> None:

@@ -166,26 +166,33 @@ def hide_labels(
         UserError: If there are too few images, or they have no class.
     """
     order = np.random.default_rng([seed, 1]).permutation(len(records)).tolist()
-    if images is not None:
-        if images >= len(records):
-            raise UserError(
-                f"labeled_images is {images}, but there are {len(records)} training images: none would be without"
-                " labels. Give fewer."
-            )
+    if images is None:
+        seen = _seen_by_class(records, class_names, order, int(per_class or 0))
+    elif images < len(records):
         seen = set(order[:images])
     else:
-        members: dict[int, list[int]] = defaultdict(list)
-        for i in order:
-            if not isinstance(label := records[i].get("label"), int):
-                raise UserError(
-                    f"labels_per_class is {per_class}, but the images have not one class each: give"
-                    " labeled_images, the number of images that keep their annotations."
-                )
-            members[label].append(i)
-        for k, those in members.items():
-            if len(those) < int(per_class or 0):
-                raise UserError(
-                    f"labels_per_class is {per_class}, but class '{class_names[k]}' has {len(those)} training images."
-                )
-        seen = {i for those in members.values() for i in those[:per_class]}
-    return [r for i, r in enumerate(records) if i in seen], [r for i, r in enumerate(records) if i not in seen]
+        raise UserError(
+            f"labeled_images is {images}, but there are {len(records)} training images: none would be without"
+            " labels. Give fewer."
+        )
+    kept = [record for i, record in enumerate(records) if i in seen]
+    return kept, [record for i, record in enumerate(records) if i not in seen]
+
+
+def _seen_by_class(records: list[Record], class_names: list[str], order: list[int], per_class: int) -> set[int]:
+    """Numbers of the first images of each class, in this order."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for i in order:
+        label = records[i].get("label")
+        if not isinstance(label, int):
+            raise UserError(
+                f"labels_per_class is {per_class}, but the images have not one class each: give"
+                " labeled_images, the number of images that keep their annotations."
+            )
+        members[label].append(i)
+    for label, those in members.items():
+        if len(those) < per_class:
+            raise UserError(
+                f"labels_per_class is {per_class}, but class '{class_names[label]}' has {len(those)} training images."
+            )
+    return {i for those in members.values() for i in those[:per_class]}

@@ -57,12 +57,20 @@ class Augment:
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and values that would have no effect."""
+        self._check_ranges()
+        self._check_unused()
+        if self.crop is not None:
+            self.crop_for((0, 0))
+        if self.transforms is not None:
+            build_transforms(self.transforms)
+
+    def _check_ranges(self) -> None:
         for key in ("hflip", "vflip", "class_crop"):
             if not 0 <= getattr(self, key) <= 1:
                 _refuse(key, getattr(self, key), "it is a probability, 0 to 1")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            _refuse("crop_scale", self.crop_scale, "it is two parts of the area, 0 < least <= greatest <= 1")
+            _refuse("crop_scale", self.crop_scale, "it is two fractions of the area, 0 < least <= greatest <= 1")
         low, high = self.scale_jitter
         if not 0 < low <= high:
             _refuse("scale_jitter", self.scale_jitter, "it is two factors of the size, 0 < least <= greatest")
@@ -71,21 +79,21 @@ class Augment:
         if self.rand_ops < 1:
             _refuse("rand_ops", self.rand_ops, "at least 1 operation is needed; for none set preset: light")
         check_magnitude(self.rand_magnitude, "data.augment.rand_magnitude")
-        changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+
+    def _check_unused(self) -> None:
+        changed = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
         if self.transforms is not None:
-            unused = set(changed) - {"transforms", *self._beside_transforms}
+            unused = changed - {"transforms", *self._beside_transforms}
             reason = "transforms replaces all of the preset, so it has no effect"
         elif self.preset == "none":
-            unused, reason = set(changed) - {"preset"}, "preset: none does nothing at all, so it has no effect"
-        else:
-            unused = set() if self.preset == "rand" else {"rand_ops", "rand_magnitude"} & set(changed)
+            unused, reason = changed - {"preset"}, "preset: none does nothing at all, so it has no effect"
+        elif self.preset != "rand":
+            unused = {"rand_ops", "rand_magnitude"} & changed
             reason = f"only preset: rand uses it, and the preset is {self.preset}"
+        else:
+            return
         for key in sorted(unused):
             _refuse(key, getattr(self, key), f"{reason}; leave it out")
-        if self.crop is not None:
-            self.crop_for((0, 0))
-        if self.transforms is not None:
-            build_transforms(self.transforms)
 
     def crop_for(self, canvas: tuple[int, int], *, dense: bool = False) -> Crop:
         """The crop used on a canvas (height, width); `dense` for pictures with masks or boxes.

@@ -34,19 +34,12 @@ import numpy as np
 
 from datamodules.common.batch import FILL, IGNORE, NO_OBJECT
 from datamodules.common.errors import UserError
-from datamodules.common.geometry import boxes_to_canvas, boxes_to_original, mask_to_original
+from datamodules.common.geometry import boxes_to_canvas
 from datamodules.transforms.augment import Augment, Crop
-from datamodules.transforms.batched import BatchTransform, batch_transform
+from datamodules.transforms.compose import run
 from datamodules.transforms.custom import build_transforms
-from datamodules.transforms.geometry import (
-    INTERPOLATIONS,
-    Interpolation,
-    Resize,
-    evaluation_view,
-    random_window,
-    resize_array,
-)
-from datamodules.transforms.randaugment import RandAugment, TrivialAugmentWide
+from datamodules.transforms.geometry import INTERPOLATIONS, Interpolation, Resize, evaluation_view, random_window
+from datamodules.transforms.presets import preset_steps, set_canvas
 from datamodules.transforms.samples import (
     MIN_VISIBILITY,
     check_sample,
@@ -57,8 +50,6 @@ from datamodules.transforms.samples import (
     keep_boxes,
     middle_of_an_object,
     pixel_of_a_class,
-    shift_mask,
-    unshift_mask,
     visible,
 )
 from datamodules.transforms.tiles import tile_windows
@@ -67,16 +58,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Sample = dict[str, Any]
-
-__all__ = [
-    "Augment",
-    "BatchTransform",
-    "Transform",
-    "batch_transform",
-    "boxes_to_canvas",
-    "boxes_to_original",
-    "mask_to_original",
-]
 
 
 class Transform:
@@ -201,7 +182,7 @@ class Transform:
     def _train(self, sample: Sample, augment: Augment, seed: int) -> Sample:
         shape = sample["image"].shape[:2]
         canvas = self.size or shape
-        crop = None if augment.transforms is not None else augment.crop_for(canvas, dense=self.dense)
+        crop = self._crop(shape)
         if crop in ("pad", "none"):
             out = self._evaluate(sample, self._training_resize())
         elif crop == "jitter":
@@ -247,52 +228,32 @@ class Transform:
         return cut(sample, rows, columns, part or canvas, self.interpolation, fill, self.min_visibility)
 
     def finish(self, sample: Sample, seed: int) -> Sample:
-        """What comes behind the cut: flips, colours and the like, or the user's own transforms."""
-        augment, out = self.augment, dict(sample)
+        """What comes behind the crop: flips, colors and the like, or the user's own transforms."""
+        augment, image = self.augment, sample["image"]
         assert augment is not None
-        crop = (
-            None
-            if augment.transforms is not None
-            else augment.crop_for(self.size or out["image"].shape[:2], dense=self.dense)
-        )
-        if augment.preset == "light" and crop in ("jitter", "none") and "boxes" in out:
+        crop = self._crop(image.shape[:2])
+        if augment.preset == "light" and crop in ("jitter", "none") and "boxes" in sample:
             chances = np.random.default_rng(seed).random(2)  # albumentations takes as long as decoding for two flips
-            return flip(out, bool(chances[0] < augment.hflip), bool(chances[1] < augment.vflip))
+            return flip(dict(sample), bool(chances[0] < augment.hflip), bool(chances[1] < augment.vflip))
         # Some operations (Equalize) write into the picture they are given, which may be the caller's, a cached one.
-        image = out["image"].copy() if crop in (None, "none") else out["image"]
-        pipeline = self._pipeline(crop, image, "boxes" in out)
+        own = {**sample, "image": image.copy()} if crop in (None, "none") else sample
+        pipeline = self._pipeline(crop, image, "boxes" in sample)
         if self.size is None:
-            _set_canvas(pipeline, image.shape[:2])
+            set_canvas(pipeline, image.shape[:2])
         # Compose.set_random_seed would seed each of its transforms alike, so that all draw the same numbers: flips were
         # correlated with the size of the crop by -0.43. One shared pair of generators has no such ties.
         pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-
-        data: dict[str, Any] = {"image": image}
-        if "mask" in out:
-            data["mask"] = shift_mask(out["mask"])
-        if out.get("masks") is not None and len(out["masks"]):
-            data["masks"] = out["masks"]
-        if "boxes" in out:  # a fifth column carries each box's index through the filters
-            index = np.arange(len(out["boxes"]), dtype=np.float32)[:, None]
-            data["bboxes"] = np.concatenate([clip(out["boxes"], image.shape[:2]), index], axis=1)
-        moved = pipeline(**data)
-
-        out["image"] = np.ascontiguousarray(moved["image"])
-        if "mask" in out:
-            out["mask"] = unshift_mask(moved["mask"], out["mask"].dtype)
-        if "masks" in data:
-            out["masks"] = np.ascontiguousarray(moved["masks"])
-        if "boxes" in out:
-            boxes = np.asarray(moved["bboxes"], dtype=np.float32)
-            kept = boxes[:, 4].astype(np.int64) if len(boxes) else np.zeros(0, np.int64)
-            keep_boxes(out, clip(boxes[:, :4], out["image"].shape[:2]), kept)
-        same = out["image"].dtype == image.dtype and out["image"].shape[2:] == image.shape[2:]
-        if augment.transforms is not None and not same:
-            raise UserError(
-                f"data.augment.transforms turn {image.dtype} {image.shape} (height, width, channels) into"
-                f" {out['image'].dtype} {out['image'].shape}; the type and the number of channels must stay"
-            )
+        out = run(pipeline, own)
+        if augment.transforms is not None:
+            _check_kind(image, out["image"])
         return out
+
+    def _crop(self, shape: tuple[int, int]) -> Crop | None:
+        """The crop of training, for a picture of `shape` (H, W); None where the user's own transforms replace it."""
+        assert self.augment is not None
+        return (
+            None if self.augment.transforms is not None else self.augment.crop_for(self.size or shape, dense=self.dense)
+        )
 
     def fill_value(self, image: NDArray[Any]) -> float:
         """Value of pixels outside the picture, in the image's range."""
@@ -307,8 +268,10 @@ class Transform:
                 assert self.augment.transforms is not None
                 steps = build_transforms(self.augment.transforms)
             else:
-                size = self.size or (1, 1)  # set for each image by _set_canvas
-                steps = _preset(self.augment, crop, size, self.interpolation, image.shape[2], self.fill_value(image))
+                size = self.size or (1, 1)  # set for each image by set_canvas
+                steps = preset_steps(
+                    self.augment, crop, size, self.interpolation, image.shape[2], self.fill_value(image)
+                )
             steps = steps or [A.NoOp()]  # an empty Compose with boxes warns
             boxes = A.BboxParams("pascal_voc", min_visibility=self.min_visibility, min_width=1, min_height=1)
             # The shapes are checked in check_sample, with the file's name.
@@ -316,53 +279,9 @@ class Transform:
         return self._pipelines[key]
 
 
-class _RandomResizedCrop(A.RandomResizedCrop):  # type: ignore[misc]  # albumentations is untyped for mypy
-    """albumentations' own, with the antialiasing of `resize_array`."""
-
-    def apply(self, img: NDArray[Any], crop_coords: tuple[int, int, int, int], **params: object) -> NDArray[Any]:
-        x1, y1, x2, y2 = crop_coords
-        out = resize_array(img[y1:y2, x1:x2], self.size, self.interpolation)
-        return out.copy() if out.base is not None and np.may_share_memory(out, img) else out
-
-
-def _preset(
-    augment: Augment, crop: Crop, size: tuple[int, int], interpolation: int, channels: int, fill: float
-) -> list[A.BasicTransform | A.BaseCompose]:
-    steps: list[A.BasicTransform | A.BaseCompose] = []
-    if crop == "random_resized":
-        kernels = {"interpolation": interpolation, "mask_interpolation": cv2.INTER_NEAREST_EXACT}
-        steps.append(_RandomResizedCrop(size, augment.crop_scale, **kernels))
-    elif crop == "pad":
-        steps += [A.Pad(augment.crop_padding, p=1), A.RandomCrop(*size, p=1)]
-    if augment.hflip:
-        steps.append(A.HorizontalFlip(p=augment.hflip))
-    if augment.vflip:
-        steps.append(A.VerticalFlip(p=augment.vflip))
-    if augment.preset == "medium":
-        steps += [A.Affine(rotate=(-10, 10), fill=fill, p=0.5), _colour_jitter(0.3, 0.0, channels)]
-    elif augment.preset == "strong":
-        shear = {"x": (-10, 10), "y": (-10, 10)}
-        steps.append(A.Affine(rotate=(-20, 20), scale=(0.8, 1.2), shear=shear, fill=fill, p=0.7))
-        steps.append(_colour_jitter(0.4, 0.1, channels))
-        if channels == 3:
-            steps.append(A.ToGray(p=0.1))
-        steps.append(A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.2))
-    elif augment.preset == "trivial":
-        steps.append(TrivialAugmentWide(fill=fill))
-    elif augment.preset == "rand":
-        steps.append(RandAugment(augment.rand_ops, augment.rand_magnitude, fill=fill))
-    return steps
-
-
-def _colour_jitter(strength: float, hue: float, channels: int) -> A.BasicTransform:
-    if channels in (1, 3):
-        return A.ColorJitter(strength, strength, strength, hue, p=0.8)
-    return A.RandomBrightnessContrast(strength, strength, p=0.8)  # saturation and hue need red, green and blue
-
-
-def _set_canvas(pipeline: A.Compose, canvas: tuple[int, int]) -> None:
-    for step in pipeline.transforms:
-        if isinstance(step, _RandomResizedCrop):
-            step.size = canvas
-        elif isinstance(step, A.RandomCrop):
-            step.height, step.width = canvas
+def _check_kind(before: NDArray[Any], after: NDArray[Any]) -> None:
+    if after.dtype != before.dtype or after.shape[2:] != before.shape[2:]:
+        raise UserError(
+            f"data.augment.transforms turn {before.dtype} {before.shape} (height, width, channels) into {after.dtype}"
+            f" {after.shape}; the type and the number of channels must stay"
+        )

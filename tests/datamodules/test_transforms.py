@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.common.geometry import boxes_to_canvas, boxes_to_original, mask_to_original
 from datamodules.transforms.augment import Augment
-from datamodules.transforms.pipeline import (
-    Transform,
-    batch_transform,
-    boxes_to_canvas,
-    boxes_to_original,
-    mask_to_original,
-)
+from datamodules.transforms.batched import batch_transform
+from datamodules.transforms.pipeline import Transform
 
 SIZES = [(37, 53), (120, 91), (64, 64), (33, 200)]
 PRESETS = ["light", "medium", "strong", "trivial", "rand"]
