@@ -2,13 +2,10 @@
 
 # No `from __future__ import annotations`: jsonargparse looks types up from the modules of the subclasses.
 
-import hashlib
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,22 +19,14 @@ from datamodules.collate import collate
 from datamodules.common.errors import UserError
 from datamodules.decoding.images import find_images
 from datamodules.decoding.video import is_frame
-from datamodules.loaders import (
-    Record,
-    RecordDataset,
-    TensorLoader,
-    TrainLoader,
-    available_cores,
-    make_loader,
-)
+from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, available_cores, make_loader
+from datamodules.memory import choose_cache, read_whole
 from datamodules.readers import Listing
 from datamodules.samplers import EvalSampler, TrainSampler
-from datamodules.splits import common_folder
+from datamodules.splits import split_digest
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.batched import batch_transform
 from datamodules.transforms.pipeline import Transform
-
-TENSOR_CACHE_BYTES = 1 << 30
 
 
 class DataModule(LightningDataModule, ABC):
@@ -120,18 +109,22 @@ class DataModule(LightningDataModule, ABC):
         """
         self.evaluates = stage in ("validate", "test", "predict")
         if self.predict_source is not None:
-            paths = find_images(self.predict_source)
-            if paths == self._listed:
-                return  # checked already
-            found: list[Record] = [{"image": path, "path": path} for path in paths]
-            self.records["predict"], self.skipped = readable_images(found, self.on_corrupt)
-            if self.skipped:
-                path, reason = self.skipped[0]
-                rank_zero_warn(f"{len(self.skipped)} unreadable image(s) are left out; the first is {path}: {reason}")
-            self._listed = paths
-            return
-        if self.records:
-            return
+            self._setup_predict(self.predict_source)
+        elif not self.records:
+            self._setup_splits(stage)
+
+    def _setup_predict(self, source: str) -> None:
+        paths = find_images(source)
+        if paths == self._listed:
+            return  # checked already
+        found: list[Record] = [{"image": path, "path": path} for path in paths]
+        self.records["predict"], self.skipped = readable_images(found, self.on_corrupt)
+        if self.skipped:
+            path, reason = self.skipped[0]
+            rank_zero_warn(f"{len(self.skipped)} unreadable image(s) are left out; the first is {path}: {reason}")
+        self._listed = paths
+
+    def _setup_splits(self, stage: str | None) -> None:
         listing = self.list_records()
         records, self.skipped = readable_images(listing.records, self.on_corrupt)
         records = self.check_annotations(records)
@@ -150,11 +143,8 @@ class DataModule(LightningDataModule, ABC):
 
     @cached_property
     def split_digest(self) -> str:
-        """A digest of which image is in which split, wherever the folder lies; it tells whether it changed."""
-        paths = [(split, r["path"]) for split, rs in self.records.items() for r in rs if split != "predict"]
-        top = common_folder(path for _, path in paths)
-        names = sorted((split, path.removeprefix(top)) for split, path in paths)
-        return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+        """A digest of which image is in which split."""
+        return split_digest(self.records)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data: the digest of the splits, and how far the training stream has come.
@@ -180,8 +170,8 @@ class DataModule(LightningDataModule, ABC):
         sampler = self._train_sampler()
         loader: TrainLoader | TensorLoader
         if self._resolve_cache() == "tensor":
-            batch = self._whole_split("train")
-            loader = TensorLoader(batch, sampler, batch_transform(self.augment, self.canvas()), self.run_seed())
+            augment = batch_transform(self.augment, self.canvas())
+            loader = TensorLoader(self._whole_split("train"), sampler, augment, self.run_seed())
         else:
             loader = self._loader("train", sampler, train=True)
         if self._restored is not None:
@@ -276,12 +266,8 @@ class DataModule(LightningDataModule, ABC):
                 self._decoded[split] = DecodedCache.build(self.records[split], read, self.cache_dir)
             read = self._decoded[split].read
         dataset = self.make_dataset(split, read, train=train)
-        return make_loader(
-            dataset,
-            sampler,
-            num_workers=self._loader_workers(split),
-            pin_memory=torch.cuda.is_available(),
-        )
+        workers = self._loader_workers(split)
+        return make_loader(dataset, sampler, num_workers=workers, pin_memory=torch.cuda.is_available())
 
     def _loader_workers(self, split: str) -> int:
         records = self.records[split]
@@ -296,36 +282,12 @@ class DataModule(LightningDataModule, ABC):
         return 0 if num_images <= self.batch_size else min(8, max(1, available_cores() // local))
 
     def _resolve_cache(self) -> Cache:
-        """``auto``: ``tensor`` for few and small images whose augmentation has a batched form, else ``none``."""
-        dense = any("mask" in r or "boxes" in r for r in self.records["train"][:1])
-        if self.cache == "tensor" and dense:
-            raise UserError("data.cache is 'tensor', which is for whole images only: use data.cache: decoded or none.")
-        batched = batch_transform(self.augment, self.canvas()) is not None and not dense
-        if self.cache == "tensor" and not batched:
-            preset = "transforms" if self.augment.transforms is not None else f"preset: {self.augment.preset}"
-            raise UserError(
-                f"data.cache is 'tensor', but augment.{preset} (or its crop) has no form for whole batches. Use"
-                " augment.preset: none, or light with augment.crop: pad; or data.cache: decoded."
-            )
-        if self.cache != "auto":
-            return self.cache
-        height, width = self.canvas()
-        size = len(self.records["train"]) * height * width * 3
-        arrays = all(not isinstance(r["image"], str | Path) for r in self.records["train"][:1])
-        return "tensor" if batched and size <= TENSOR_CACHE_BYTES and (arrays or height * width <= 64 * 64) else "none"
+        """The cache in use; see ``choose_cache``."""
+        return choose_cache(self.cache, self.augment, self.canvas(), self.records["train"])
 
     def _whole_split(self, split: str) -> dict[str, Any]:
-        transform = self.make_transform(train=False)
-        dataset = RecordDataset(self.records[split], self.make_reader(), transform)
-        loader = make_loader(
-            dataset, EvalSampler(len(dataset), 256), num_workers=self._decode_workers(split), pin_memory=False
-        )
-        parts = list(loader)
-        whole: dict[str, Any] = {"path": [p for part in parts for p in part["path"]]}
-        for key in parts[0]:
-            if key != "path":
-                whole[key] = torch.cat([part[key] for part in parts])
-        return whole
+        dataset = RecordDataset(self.records[split], self.make_reader(), self.make_transform(train=False))
+        return read_whole(dataset, self._decode_workers(split))
 
     def _decode_workers(self, split: str) -> int:
         """Workers pay for themselves only where files are decoded, and many of them."""

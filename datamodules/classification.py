@@ -148,22 +148,30 @@ class ClassificationData(Pixels, Splits, Loading, DataModule):
 
         No weights to evaluate a checkpoint, which may have been trained on other images.
         """
-        label = self.records["train"][0]["label"] if self.records.get("train") else 0
         spec: dict[str, Any] = {
             "num_classes": len(self.class_names or ()),
             "in_chans": self.in_chans,
             "image_size": list(self.canvas()),
         }
-        if self.records.get("train"):
-            sums = () if isinstance(label, int) else [float(np.sum(r["label"])) for r in self.records["train"]]
-            spec["multi_label"] = bool(len(sums)) and not np.allclose(sums, 1.0, atol=1e-3)
-        if self.balance == "loss" and self.records.get("train") and not self.evaluates:
-            counts = np.maximum(self.class_counts, 1)
-            total = len(self.records["train"])
-            # One label: the mean over the images is 1. Several: as many negatives as positives count.
-            weights = (total - counts) / counts if spec["multi_label"] else counts.sum() / (len(counts) * counts)
-            spec["class_weights"] = [float(w) for w in np.maximum(weights, 1e-3)]
+        if not self.records.get("train"):
+            return spec
+        spec["multi_label"] = self._is_multi_label()
+        if self.balance == "loss" and not self.evaluates:
+            spec["class_weights"] = self._class_weights(spec["multi_label"])
         return spec
+
+    def _is_multi_label(self) -> bool:
+        """Whether labels are lists that do not all sum to 1, as soft labels do."""
+        labels = [record["label"] for record in self.records["train"]]
+        return not isinstance(labels[0], int) and not np.allclose([np.sum(own) for own in labels], 1.0, atol=1e-3)
+
+    def _class_weights(self, multi_label: bool) -> list[float]:
+        counts = np.maximum(self.class_counts, 1)
+        if multi_label:  # as many negatives as positives count
+            weights = (len(self.records["train"]) - counts) / counts
+        else:  # the mean over the images is 1
+            weights = counts.sum() / (len(counts) * counts)
+        return [float(weight) for weight in np.maximum(weights, 1e-3)]
 
     def resolved(self) -> dict[str, Any]:
         """Class names and image size as they turned out."""
@@ -178,14 +186,12 @@ def _keep_classes(listing: Listing, names: list[str]) -> Listing:
         )
     if names == listing.class_names:
         return listing
-    order = [listing.class_names.index(n) for n in names]
-    new_id = {old: new for new, old in enumerate(order)}
+    order = [listing.class_names.index(name) for name in names]
     kept: list[Record] = []
     for record in listing.records:
         label = record["label"]
-        if isinstance(label, int):
-            if label in new_id:
-                kept.append({**record, "label": new_id[label]})
-        else:
+        if not isinstance(label, int):
             kept.append({**record, "label": [label[old] for old in order]})
+        elif label in order:
+            kept.append({**record, "label": order.index(label)})
     return Listing(kept, list(names))

@@ -38,7 +38,7 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     if "label" in first:
         batch["label"] = _labels(_column(samples, "label"))
     if any("weight" in sample for sample in samples):
-        batch["weight"] = torch.tensor([float(sample.get("weight", 1.0)) for sample in samples])
+        batch["weight"] = _weights(samples)
     if "mask" in first:
         mask = _stack(samples, "mask")
         batch["mask"] = mask if mask.ndim == 3 else mask.permute(0, 3, 1, 2)
@@ -48,9 +48,9 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
         if key in first:
             batch[key] = _padded(_column(samples, key), padding)
     if "target" in first:
-        batch["target"] = [_target(sample["target"]) for sample in samples]
+        batch["target"] = list(map(_target, _column(samples, "target")))
     if "tiles" in first:
-        batch["tiles"] = [torch.from_numpy(sample["tiles"]) for sample in samples]
+        batch["tiles"] = list(map(torch.from_numpy, _column(samples, "tiles")))
     return batch
 
 
@@ -76,6 +76,11 @@ def _labels(labels: list[Any]) -> torch.Tensor:
     """int64 (B,), or float32 (B, K) for multi-label and soft labels."""
     soft = isinstance(labels[0], list | tuple | np.ndarray)
     return torch.from_numpy(np.asarray(labels)).to(torch.float32 if soft else torch.int64)
+
+
+def _weights(samples: Sequence[Sample]) -> torch.Tensor:
+    """float32 (B,); an image without a weight counts once."""
+    return torch.tensor([float(sample.get("weight", 1.0)) for sample in samples])
 
 
 def _padded(arrays: list[NDArray[Any]], padding: Padding) -> torch.Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.annotations.boxes import Format, check_boxes, find_format, read_boxes
@@ -34,8 +35,8 @@ DIGIT_CLASSES = [str(k) for k in range(10)]
 class DetectionData(DenseData):
     """Images and boxes from COCO's, VOC's or YOLO's files, or the digit scenes.
 
-    Images without boxes are kept: nothing in them is to be found. Boxes with ``iscrowd`` (groups of objects, VOC's
-    difficult ones) are in the batch with that mark; they are not learnt, and forgiven in evaluation.
+    Images without boxes are kept: they hold nothing to be found. Boxes with ``iscrowd`` (groups of objects, VOC's
+    difficult ones) are in the batch with that mark; they are not learned, and ignored in evaluation.
 
     Args:
         source: ``digits`` (embedded scenes), a COCO ``.json`` file or a folder with ``annotations/*.json``, a folder of
@@ -88,19 +89,20 @@ class DetectionData(DenseData):
         self._check_shared()
 
     def _check_classes(self) -> None:
-        if self.class_names is not None and len(set(self.class_names)) < max(1, len(self.class_names)):
-            raise UserError(f"data.class_names is {self.class_names}; name each class once, and at least one.")
-        if self.class_ids is not None and len(self.class_ids) != len(self.class_names or self.class_ids):
+        names, ids = self.class_names, self.class_ids
+        if names is not None and len(set(names)) < max(1, len(names)):
+            raise UserError(f"data.class_names is {names}; name each class once, and at least one.")
+        if ids is not None and len(ids) != len(names or ids):
             raise UserError(
-                f"data.class_ids has {len(self.class_ids)} numbers, data.class_names {len(self.class_names or ())}"
-                " names; each class has one number."
+                f"data.class_ids has {len(ids)} numbers, data.class_names {len(names or ())} names; each class has one"
+                " number."
             )
-        if self.source == "digits":
-            refuse_set(self, ("format", "image_root", "class_ids"), "data.source is 'digits', which needs none.")
-            if self.class_names not in (None, DIGIT_CLASSES):
-                raise UserError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
-        else:
+        if self.source != "digits":
             refuse_set(self, ["scene_digits"], f"data.source is '{self.source}', not 'digits'.")
+            return
+        refuse_set(self, ("format", "image_root", "class_ids"), "data.source is 'digits', which needs none.")
+        if names not in (None, DIGIT_CLASSES):
+            raise UserError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
         if self.scene_digits is not None and self.scene_digits < 1:
             raise UserError(f"data.scene_digits is {self.scene_digits}; a scene has at least 1 digit.")
 
@@ -135,11 +137,7 @@ class DetectionData(DenseData):
                 " set --data.source to a folder in the layout of COCO, VOC or YOLO, a COCO .json or a YOLO .yaml file."
             )
         format: Format = self.format or find_format(path)
-        if format != "voc" and (not self.voc_one_based or self.voc_difficult != "ignore"):
-            key = "voc_one_based" if not self.voc_one_based else "voc_difficult"
-            raise UserError(f"data.{key} is set, but data.source '{self.source}' is read as {format}; leave it out.")
-        if format != "coco" and self.image_root is not None:
-            raise UserError(f"data.image_root is set, but data.source '{self.source}' is read as {format}, not coco.")
+        self._check_format(format)
         listing = read_boxes(
             path,
             format,
@@ -159,8 +157,18 @@ class DetectionData(DenseData):
         hold_out(listing.records, self.val_fraction, self.test_fraction, self.split_seed, self.split_file)
         return listing
 
+    def _check_format(self, format: Format) -> None:
+        """Refuse arguments of another format."""
+        changed = {"voc_one_based": not self.voc_one_based, "voc_difficult": self.voc_difficult != "ignore"}
+        for key, is_set in changed.items():
+            if is_set and format != "voc":
+                reason = f"data.source '{self.source}' is read as {format}; leave it out."
+                raise UserError(f"data.{key} is set, but {reason}")
+        if format != "coco":
+            refuse_set(self, ["image_root"], f"data.source '{self.source}' is read as {format}, not coco.")
+
     def check_annotations(self, records: list[Record]) -> list[Record]:
-        """Compare the images' sizes with the annotations', and judge each box by ``check_boxes``."""
+        """Compare the images' sizes with the annotations', and check each box, see ``check_boxes``."""
         if self.source == "digits":
             return records
         records, report = check_boxes(check_sizes(records), self.check_boxes, len(self.class_names or ()))
@@ -170,16 +178,20 @@ class DetectionData(DenseData):
         if self.masks:
             require_masks(records)
         single = [r["labels"][r["iscrowd"] == 0] for r in records if r["split"] == "train"]
-        present = np.unique(np.concatenate([np.zeros(0, np.int64), *single]))
-        absent = [name for i, name in enumerate(self.class_names or ()) if i not in present]
-        if single and len(absent) == len(self.class_names or ()):
-            raise UserError(f"None of the {len(single)} training images of '{self.source}' has an object to learn.")
-        if single and absent:
-            rank_zero_warn(
-                f"The training images hold no object of {len(absent)} of {len(self.class_names or ())} classes:"
-                f" {absent[:20]}."
-            )
+        if single:
+            self._check_present(single)
         return records
+
+    def _check_present(self, labels: list[NDArray[np.int64]]) -> None:
+        """Say which classes the training images do not hold; without any object there is nothing to learn."""
+        names = self.class_names or []
+        present = np.unique(np.concatenate(labels))
+        absent = [name for i, name in enumerate(names) if i not in present]
+        if len(absent) == len(names):
+            raise UserError(f"None of the {len(labels)} training images of '{self.source}' has an object to learn.")
+        if absent:
+            count = f"{len(absent)} of {len(names)} classes"
+            rank_zero_warn(f"The training images hold no object of {count}: {absent[:20]}.")
 
     # What the loaders take.
 
@@ -220,15 +232,9 @@ class DetectionData(DenseData):
 
     def _mixed_passes(self) -> int | None:
         """How many passes mix pictures; None for all of them."""
-        close, trainer = self.augment.close_mosaic_epochs, self.trainer
-        epochs: int | None = None
-        if trainer is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
-            epochs = trainer.max_epochs
-        elif trainer is not None and trainer.max_steps > 0:
-            steps = len(self._train_sampler()) * self.passes_per_epoch
-            epochs = math.ceil(trainer.max_steps * trainer.accumulate_grad_batches / steps)
+        close, epochs = self.augment.close_mosaic_epochs, self._num_epochs()
         if epochs is None:
-            if close and trainer is not None:
+            if close and self.trainer is not None:
                 raise UserError(
                     f"data.augment.close_mosaic_epochs is {close}, but the run has no last epoch: set"
                     " trainer.max_epochs, or data.augment.close_mosaic_epochs: 0."
@@ -238,8 +244,20 @@ class DetectionData(DenseData):
             rank_zero_warn(
                 f"data.augment.close_mosaic_epochs is {close} and the run has {epochs} epochs: no pictures are mixed."
             )
-        mixed = max(0, epochs - (min(15, epochs // 10) if close is None else close))
-        return round(mixed * self.passes_per_epoch)
+        if close is None:
+            close = min(15, epochs // 10)
+        return round(max(0, epochs - close) * self.passes_per_epoch)
+
+    def _num_epochs(self) -> int | None:
+        """Epochs of the run, the last one counted where steps end it; None where it has no end."""
+        trainer = self.trainer
+        epochs: int | None = None
+        if trainer is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
+            epochs = trainer.max_epochs
+        elif trainer is not None and trainer.max_steps > 0:
+            batches = trainer.max_steps * trainer.accumulate_grad_batches
+            epochs = math.ceil(batches / (len(self._train_sampler()) * self.passes_per_epoch))
+        return epochs
 
     def canvas(self) -> tuple[int, int]:
         """Height and width of a batch; of a training batch alone where ``resize`` is ``native``."""

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from datamodules.common.files import read_json, write_json
 from datamodules.loaders import Record, available_cores
 
@@ -45,17 +47,17 @@ def pixel_digests(records: Sequence[Record], read: Callable[[Record], Record], m
     """
     known: dict[str, str] = {} if memory is None else read_json(memory) or {}
     keys = [_key(record, read) for record in records]
-    missing = [record for record, key in zip(records, keys, strict=True) if key not in known]
-
-    def digest(record: Record) -> str:
-        image = read(record)["image"]
-        return hashlib.sha256(f"{image.shape}{image.dtype}".encode() + image.tobytes()).hexdigest()
-
+    missing = {key: record for key, record in zip(keys, records, strict=True) if key not in known}
     with ThreadPoolExecutor(min(8, available_cores())) as pool:
-        new = dict(zip((_key(record, read) for record in missing), pool.map(digest, missing), strict=True))
-    if memory is not None and new:
-        write_json(memory, {**known, **new})
-    return [new.get(key) or known[key] for key in keys]
+        images = pool.map(lambda record: read(record)["image"], missing.values())
+        known |= zip(missing, map(_digest, images), strict=True)
+    if memory is not None and missing:
+        write_json(memory, known)
+    return [known[key] for key in keys]
+
+
+def _digest(image: NDArray[Any]) -> str:
+    return hashlib.sha256(f"{image.shape}{image.dtype}".encode() + image.tobytes()).hexdigest()
 
 
 def _key(record: Record, read: Callable[[Record], Record]) -> str:

@@ -131,17 +131,12 @@ class SegmentationData(DenseData):
         for record in listing.records:
             if record["split"] != "train":
                 record.pop("soft_mask", None)  # scores compare classes
-        settled = Settled(MaskFormat("index"), listing.class_names, None)
-        first = listing.records[0]["mask"]
-        if not isinstance(first, dict):
-            by_class = isinstance(first, list)
-            self.multi_label = self.multi_label or by_class
-            train_first = sorted(listing.records, key=lambda r: bool(r["split"] != "train"))
-            paths = [p for r in train_first for p in (r["mask"] if by_class else [r["mask"]]) if p is not None]
-            settled = settle_format(self._settings, paths, listing.class_names, by_class=by_class)
-            self.mask_format = settled.fmt.kind
         checked = check_records(
-            listing.records, settled, self.multi_label, every=self.check_masks, skip=self.on_corrupt == "skip"
+            listing.records,
+            self._settle(listing),
+            self.multi_label,
+            every=self.check_masks,
+            skip=self.on_corrupt == "skip",
         )
         self._checks, self._bad_masks, self._format = checked.checks, checked.unreadable, checked.settled.fmt
         self.class_names = checked.settled.class_names or []
@@ -152,6 +147,21 @@ class SegmentationData(DenseData):
             )
         self.class_colors = class_palette(checked.settled, self._settings, len(self.class_names))
         return Listing(checked.records, self.class_names)
+
+    def _settle(self, listing: Listing) -> Settled:
+        """Find out what the masks hold, from the training images first; COCO's are drawn as class numbers."""
+        first = listing.records[0]["mask"]
+        if isinstance(first, dict):
+            return Settled(MaskFormat("index"), listing.class_names, None)
+        by_class = isinstance(first, list)
+        self.multi_label = self.multi_label or by_class
+        paths: list[str] = []
+        for record in sorted(listing.records, key=lambda r: bool(r["split"] != "train")):
+            own = record["mask"] if by_class else [record["mask"]]
+            paths += [path for path in own if path is not None]
+        settled = settle_format(self._settings, paths, listing.class_names, by_class=by_class)
+        self.mask_format = settled.fmt.kind
+        return settled
 
     # What the loaders take.
 

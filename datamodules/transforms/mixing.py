@@ -139,14 +139,19 @@ def mosaic(samples: Sequence[Sample], transform: Transform, rng: np.random.Gener
             part["masks"] = masks
         parts.append(part)
     out = _join(parts)
-    if "masks" in out:  # the pictures do not overlap: one layer holds all of their first ones
-        layers = max(len(part["masks"]) for part in parts)
-        masks, start = np.zeros((layers, height, width), out["masks"].dtype), 0
-        for part in parts:
-            masks[: len(part["masks"])] += out["masks"][start : start + len(part["masks"])]
-            start += len(part["masks"])
-        out["masks"] = masks
+    if "masks" in out:
+        out["masks"] = _side_by_side([len(part["masks"]) for part in parts], out["masks"])
     return {**out, "image": image}
+
+
+def _side_by_side(layers: list[int], masks: NDArray[Any]) -> NDArray[Any]:
+    """The layers of pictures that do not overlap, given one behind another: one layer holds all of their first ones."""
+    joined = np.zeros((max(layers), *masks.shape[1:]), masks.dtype)
+    start = 0
+    for count in layers:
+        joined[:count] += masks[start : start + count]
+        start += count
+    return joined
 
 
 def mixup(sample: Sample, other: Sample) -> Sample:

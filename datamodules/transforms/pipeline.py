@@ -29,10 +29,9 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no network request at import
 
 import albumentations as A
-import cv2
 import numpy as np
 
-from datamodules.common.batch import FILL, IGNORE, NO_OBJECT
+from datamodules.common.batch import FILL
 from datamodules.common.errors import UserError
 from datamodules.common.geometry import boxes_to_canvas
 from datamodules.transforms.augment import Augment, Crop
@@ -45,11 +44,11 @@ from datamodules.transforms.samples import (
     check_sample,
     clip,
     cut,
-    cv2_mask,
     flip,
     keep_boxes,
     middle_of_an_object,
     pixel_of_a_class,
+    place_masks,
     visible,
 )
 from datamodules.transforms.tiles import tile_windows
@@ -167,12 +166,7 @@ class Transform:
         view = evaluation_view(shape, canvas, resize, self.crop_pct)
         out["geometry"] = view.geometry(shape)
         out["image"] = view.place(image, self.interpolation, self.fill_value(image))
-        if "mask" in sample:
-            mask = cv2_mask(sample["mask"])
-            out["mask"] = view.place(mask, cv2.INTER_NEAREST_EXACT, IGNORE).astype(sample["mask"].dtype, copy=False)
-        if "masks" in sample:
-            layers = [view.place(layer, cv2.INTER_NEAREST_EXACT, NO_OBJECT) for layer in sample["masks"]]
-            out["masks"] = np.stack(layers) if layers else np.zeros((0, *canvas), sample["masks"].dtype)
+        place_masks(out, view)
         if "boxes" in sample:
             boxes = boxes_to_canvas(sample["boxes"], out["geometry"]).astype(np.float32)
             clipped = clip(boxes, canvas)

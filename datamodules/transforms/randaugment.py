@@ -143,16 +143,19 @@ def operation(name: str, value: float, fill: float) -> A.BasicTransform:
         return A.ColorJitter(factors["brightness"], factors["contrast"], factors["saturation"], hue=(0, 0), p=1)
     if name == "sharpness":
         return Sharpness(value)
-    if name == "rotate":
-        return A.Affine(rotate=(value, value), fill=fill, p=1)
-    axis = name[-1]
-    if name in ("shear_x", "shear_y"):
-        degrees = math.degrees(math.atan(value))
-        return A.Affine(shear={"x": (0.0, 0.0), "y": (0.0, 0.0), axis: (degrees, degrees)}, fill=fill, p=1)
-    if name in ("translate_x", "translate_y"):
-        shift = {"x": (0.0, 0.0), "y": (0.0, 0.0), axis: (value, value)}
-        return A.Affine(translate_percent=shift, fill=fill, p=1)
+    if MAGNITUDES[name] in (_ROTATE, _SHEAR, _TRANSLATE):
+        return A.Affine(**_motion(name, value), fill=fill, p=1)
     return A.NoOp(p=1)
+
+
+def _motion(name: str, value: float) -> dict[str, Any]:
+    """The argument of ``A.Affine`` for a rotation, shear or translation."""
+    if name == "rotate":
+        return {"rotate": (value, value)}
+    if name.startswith("shear"):
+        value = math.degrees(math.atan(value))
+    both = {"x": (0.0, 0.0), "y": (0.0, 0.0), name[-1]: (value, value)}
+    return {"shear" if name.startswith("shear") else "translate_percent": both}
 
 
 class Sharpness(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is untyped for mypy

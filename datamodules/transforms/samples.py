@@ -32,18 +32,21 @@ def check_sample(sample: Sample) -> None:
     image = sample["image"]
     where = f"{sample.get('path', 'sample')}: "
     if image.ndim != 3 or image.dtype not in (np.uint8, np.float32):
-        raise UserError(f"{where}image is {image.dtype} {image.shape}; uint8 or float32 (H, W, C) is due")
+        raise UserError(f"{where}image is {image.dtype} {image.shape}; uint8 or float32 (H, W, C) is expected")
     for key in ("mask", "masks"):
         if key in sample and (sample[key].shape[:2] if key == "mask" else sample[key].shape[-2:]) != image.shape[:2]:
             raise UserError(f"{where}{key} is {sample[key].shape}, but the image is {image.shape[:2]} (height, width)")
     if "boxes" in sample:
-        boxes = sample["boxes"]
-        if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise UserError(f"{where}boxes have the shape {boxes.shape}; (N, 4) is due, (0, 4) where there are none")
-        wrong = ~np.isfinite(boxes).all(-1) | (sides(boxes) <= 0).any(-1)
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            raise UserError(f"{where}box {row} is {boxes[row].tolist()}; finite x1 < x2 and y1 < y2 are due")
+        _check_boxes(sample["boxes"], where)
+
+
+def _check_boxes(boxes: NDArray[Any], where: str) -> None:
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise UserError(f"{where}boxes have the shape {boxes.shape}; (N, 4) is expected, (0, 4) where there are none")
+    wrong = ~np.isfinite(boxes).all(-1) | (sides(boxes) <= 0).any(-1)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise UserError(f"{where}box {row} is {boxes[row].tolist()}; finite x1 < x2 and y1 < y2 are expected")
 
 
 def sides(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -71,12 +74,7 @@ def cut(
     place = View(rows.size, columns.size, rows.offset, columns.offset, canvas)
     out = dict(sample)
     out["image"] = place.place(sample["image"][part], interpolation, fill)
-    if "mask" in sample:
-        mask = cv2_mask(sample["mask"][part])
-        out["mask"] = place.place(mask, cv2.INTER_NEAREST_EXACT, IGNORE).astype(sample["mask"].dtype, copy=False)
-    if "masks" in sample:
-        layers = [place.place(layer[part], cv2.INTER_NEAREST_EXACT, NO_OBJECT) for layer in sample["masks"]]
-        out["masks"] = np.stack(layers) if layers else np.zeros((0, *canvas), sample["masks"].dtype)
+    place_masks(out, place, part)
     if "boxes" in sample:
         start = np.array([columns.start, rows.start])
         scale = np.array([columns.size / columns.part, rows.size / rows.part])
@@ -85,6 +83,16 @@ def cut(
         before, after = (c.reshape(-1, 4).astype(np.float32) for c in (corners, inside))
         keep_boxes(out, after, visible(before, after, min_visibility))
     return out
+
+
+def place_masks(out: Sample, view: View, part: tuple[slice, slice] = np.s_[:, :]) -> None:
+    """Put the masks of a sample on the canvas, or those of a part of its picture (rows and columns)."""
+    if "mask" in out:
+        mask = cv2_mask(out["mask"][part])
+        out["mask"] = view.place(mask, cv2.INTER_NEAREST_EXACT, IGNORE).astype(out["mask"].dtype, copy=False)
+    if "masks" in out:
+        layers = [view.place(layer[part], cv2.INTER_NEAREST_EXACT, NO_OBJECT) for layer in out["masks"]]
+        out["masks"] = np.stack(layers) if layers else np.zeros((0, *view.canvas), out["masks"].dtype)
 
 
 def visible(
@@ -109,10 +117,12 @@ def flip(sample: Sample, horizontal: bool, vertical: bool) -> Sample:
     if "masks" in sample:
         out["masks"] = np.ascontiguousarray(sample["masks"][:, *steps])
     if "boxes" in sample:
-        x1, y1, x2, y2 = sample["boxes"].T
-        x1, x2 = (width - x2, width - x1) if horizontal else (x1, x2)
-        y1, y2 = (height - y2, height - y1) if vertical else (y1, y2)
-        out["boxes"] = np.stack([x1, y1, x2, y2], axis=1)
+        boxes = sample["boxes"].copy()
+        if horizontal:
+            boxes[:, [0, 2]] = width - sample["boxes"][:, [2, 0]]
+        if vertical:
+            boxes[:, [1, 3]] = height - sample["boxes"][:, [3, 1]]
+        out["boxes"] = boxes
     return out
 
 
