@@ -13,15 +13,15 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
+from datamodules.annotations.records import Listing
 from datamodules.arguments import Cache
 from datamodules.cache import DecodedCache, readable_images
 from datamodules.collate import collate
 from datamodules.common.errors import UserError
-from datamodules.decoding.images import find_images
+from datamodules.decoding.files import find_images
 from datamodules.decoding.video import is_frame
 from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, available_cores, make_loader
 from datamodules.memory import choose_cache, read_whole
-from datamodules.readers import Listing
 from datamodules.samplers import EvalSampler, TrainSampler
 from datamodules.splits import split_digest
 from datamodules.transforms.augment import Augment

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from datamodules.common.errors import UserError
 from datamodules.common.files import read_json, write_json
 from datamodules.common.locks import only_one_builds
-from datamodules.decoding.images import ImageError, check_image, read_image
+from datamodules.decoding.headers import ImageError
+from datamodules.decoding.images import check_image, read_image
 from datamodules.decoding.video import is_frame
 
 Record = dict[str, Any]

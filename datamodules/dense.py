@@ -5,10 +5,10 @@
 from dataclasses import dataclass, field
 
 from datamodules.annotations.mask_checks import two_sizes
+from datamodules.annotations.records import Record
 from datamodules.arguments import Cache, Loading, Pixels, Scenes, Splits, refuse_set
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
-from datamodules.readers import Record
 from datamodules.splits import hold_out
 from datamodules.transforms.tiles import check_tile
 

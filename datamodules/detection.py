@@ -13,16 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_warn
 
-from datamodules.annotations.boxes import Format, check_boxes, find_format, read_boxes
-from datamodules.annotations.objects import read_objects, repeat_factors, require_masks, select_classes
+from datamodules.annotations.boxes import check_boxes, check_sizes
+from datamodules.annotations.objects import repeat_factors, require_masks, select_classes
+from datamodules.annotations.records import Listing, Record
 from datamodules.arguments import refuse_set
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
-from datamodules.decoding.sizes import check_sizes
 from datamodules.dense import DenseData
 from datamodules.loaders import RecordDataset
-from datamodules.readers import Listing, Record
+from datamodules.readers.box_sources import Format, find_format, read_boxes
 from datamodules.readers.digits import MAX_DIGITS
+from datamodules.readers.samples import read_objects
 from datamodules.splits import hold_out
 from datamodules.transforms.augment import DetectionAugment
 from datamodules.transforms.mixing import MixedDataset

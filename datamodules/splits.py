@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
-from datamodules.readers import Record
 
 
 def common_folder(paths: Iterable[str]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
-from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -43,10 +42,14 @@ class SaveLast(Checkpoint):
         directory: The run's ``checkpoints`` folder.
         every_minutes: Save inside an epoch after so many minutes; 0 for never.
         every_n_steps: Save inside an epoch after so many optimiser steps.
+        handle_signals: False leaves the signals to Lightning's own requeueing.
     """
 
-    def __init__(self, directory: Path, every_minutes: float, every_n_steps: int | None) -> None:
+    def __init__(
+        self, directory: Path, every_minutes: float, every_n_steps: int | None, *, handle_signals: bool = True
+    ) -> None:
         super().__init__()
+        self.handle_signals = handle_signals
         self.path = directory / "last.ckpt"
         self.every_minutes, self.every_n_steps = every_minutes, every_n_steps
         self._seen_step = -1
@@ -54,13 +57,9 @@ class SaveLast(Checkpoint):
         self._signal: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over; Lightning puts back what was there before it.
-
-        Where Lightning's own requeueing is asked for, by a ``SLURMEnvironment`` among the plugins, they are left to it.
-        """
+        """Take the signals over; Lightning puts back what was there before it."""
         self._signal = None
-        environment = trainer._accelerator_connector.cluster_environment
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        if not self.handle_signals:
             return
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGUSR1):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from datamodules import ClassificationData
+from datamodules.annotations.records import Listing
 from datamodules.classification import _keep_classes
-from datamodules.readers import Listing
 from datamodules.unlabeled import hide_labels
 from tests.conftest import write_images
 
