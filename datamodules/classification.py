@@ -1,4 +1,4 @@
-"""Images with one label, several labels, or soft labels."""
+"""Images with one label, multi-label or soft labels."""
 
 from __future__ import annotations
 

@@ -46,13 +46,13 @@ class SegmentationData(DenseData):
         class_names: The classes in their order. By default those of the source, the keys of ``class_values`` or
             ``colors``, the lines of a ``classes.txt`` in ``source``, or numbers.
         mask_format: What mask files hold: ``index`` (one number a pixel), ``rgb`` (one of ``colors``) or ``binary``
-            (0, and 1 or 255). ``auto`` looks at the files: colour pictures are ``rgb``, nothing but 0 and 255 is
+            (0, and 1 or 255). ``auto`` looks at the files: color pictures are ``rgb``, nothing but 0 and 255 is
             ``binary``, the rest is ``index``.
-        colors: The colour of each class, [r, g, b]; several colours as a list of them. With index masks they only
-            colour what is written.
+        colors: The color of each class, [r, g, b]; several colors as a list of them. With index masks they only
+            color what is written.
         class_values: What index masks hold for each class where that is not its place in ``class_names``: a number or
             a list of them, ``{road: 7, car: [26, 27]}``.
-        ignore_values: Values (for ``rgb``: colours) of pixels that count neither in the loss nor in any score; [255]
+        ignore_values: Values (for ``rgb``: colors) of pixels that count neither in the loss nor in any score; [255]
             for index masks by default, none for the others. With [0] class 0 is stored as 1, and so on.
         multi_label: Several classes a pixel, one channel each: COCO's overlapping objects, or one binary mask a class,
             where ``{class}`` in ``masks`` sets it anyway. A single binary mask becomes one channel.
@@ -231,10 +231,10 @@ class SegmentationData(DenseData):
         return [float(w) for w in (present / images).sum(1)]
 
     def spec(self) -> dict[str, Any]:
-        """Number of classes, channels, canvas, whether a pixel has several labels, and class weights.
+        """Number of classes, channels, canvas, whether masks are multi-label, and class weights.
 
-        The weights, for ``balance: loss``: one class a pixel, ``median_frequency``; several, pixels without the class
-        over pixels with it, so that as many negatives as positives count.
+        The weights, for ``balance: loss``: one class a pixel, ``median_frequency``; multi-label, pixels without the
+        class over pixels with it, so that as many negatives as positives count.
         None to evaluate a checkpoint, which may have been trained on other images.
         """
         spec: dict[str, Any] = {
@@ -254,7 +254,7 @@ class SegmentationData(DenseData):
         return spec
 
     def resolved(self) -> dict[str, Any]:
-        """What was found out: classes and their colours, canvas, format of the masks, number of labels."""
+        """What was found out: classes and their colors, canvas, format of the masks, number of labels."""
         resolved: dict[str, Any] = {
             "class_names": self.class_names,
             "image_size": list(self.canvas()),

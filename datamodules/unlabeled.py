@@ -1,4 +1,4 @@
-"""Unlabelled images for the online teachers: a folder, a list, or training images whose labels are hidden."""
+"""Unlabeled images for the online teachers: a folder, a list, or training images whose labels are hidden."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from datamodules.readers.lists import read_paths
 from datamodules.segmentation import SegmentationData
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.pipeline import Transform
-from datamodules.transforms.views import TwoViews, check_still, collate_views, image_only, randomised, still
+from datamodules.transforms.views import TwoViews, check_still, collate_views, image_only, randomized, still
 
 
 class UnlabeledImages(DataModule):
-    """The unlabelled half of `SemiSupervised` for online teachers; its settings are the labelled datamodule's.
+    """The unlabeled half of `SemiSupervised` for online teachers; its settings are the labeled datamodule's.
 
     A batch has ``image``, the strong view, and ``weak_image`` of the same type and shape; there are no labels in it.
-    Where masks are learnt, ``mask`` is 0 on the picture and 255 on the canvas around it.
+    Where masks are learned, ``mask`` is 0 on the picture and 255 on the canvas around it.
 
-    Whole images: each view is made from the original by keys of its own. Where masks or boxes are learnt, labels found
+    Whole images: each view is made from the original by keys of its own. Where masks or boxes are learned, labels found
     on the weak view must lie right on the strong one: that is the weak view with noise that moves no pixel.
     """
 
@@ -56,7 +56,7 @@ class UnlabeledImages(DataModule):
         world_size = self._rank()[1]
         if len(records) < self.batch_size * world_size:
             raise UserError(
-                f"There are {len(records)} unlabelled images, but a step takes data.ratio x batch_size x devices ="
+                f"There are {len(records)} unlabeled images, but a step takes data.ratio x batch_size x devices ="
                 f" {self.ratio} x {self.labeled.batch_size} x {world_size} of them. Lower data.ratio or"
                 " data.labeled.batch_size."
             )
@@ -73,13 +73,13 @@ class UnlabeledImages(DataModule):
         return self.labeled.make_transform(train=train)
 
     def strong_transform(self) -> Transform:
-        """That of the strong view, which follows the weak one's where masks or boxes are learnt.
+        """That of the strong view, which follows the weak one's where masks or boxes are learned.
 
         Raises:
             UserError: If it moves pixels where it must not, or its settings do not go together.
         """
         weak, channels = self.make_transform(train=True), int(self.labeled.in_chans)  # type: ignore[attr-defined]
-        augment = self._strong or (still(channels) if weak.dense else randomised(self.augment))
+        augment = self._strong or (still(channels) if weak.dense else randomized(self.augment))
         if weak.dense:
             check_still(augment)
         else:
@@ -108,7 +108,7 @@ class UnlabeledImages(DataModule):
         """
         if getattr(self.augment, "canvas_sizes", None):
             raise UserError(
-                f"data.labeled.augment.canvas_sizes is {self.augment.canvas_sizes}, but unlabelled images"  # type: ignore[attr-defined]
+                f"data.labeled.augment.canvas_sizes is {self.augment.canvas_sizes}, but unlabeled images"  # type: ignore[attr-defined]
                 " come on data.image_size alone, and both go through the network together: leave it out."
             )
         self.strong_transform()
@@ -125,7 +125,7 @@ class UnlabeledImages(DataModule):
         return self.labeled.canvas()
 
     def spec(self) -> dict[str, Any]:
-        """The labelled datamodule's."""
+        """The labeled datamodule's."""
         return self.labeled.spec()
 
     def _resolve_cache(self) -> Cache:

@@ -27,12 +27,12 @@ class Augment:
         preset: What is done: none, light, medium, strong, trivial or rand; see `datamodules.transforms.pipeline`.
         hflip: Probability of a left-right flip.
         vflip: Probability of an upside-down flip.
-        crop: How training images are cut. Left out: pad up to 64 pixels, random_resized above, jitter for masks
+        crop: How training images are cropped. Left out: pad up to 64 pixels, random_resized above, jitter for masks
             and boxes.
-        crop_scale: Least and greatest part of the picture's area that random_resized keeps.
-        crop_padding: Pixels added on each side before cutting, for pad.
+        crop_scale: Least and greatest fraction of the picture's area that random_resized keeps.
+        crop_padding: Pixels added on each side before cropping, for pad.
         scale_jitter: Least and greatest factor of the picture's size, for jitter; 1 is evaluation's size.
-        class_crop: Probability that jitter cuts around a pixel, or an object, of a class chosen among those of the
+        class_crop: Probability that jitter crops around a pixel, or an object, of a class chosen among those of the
             picture, so that rare classes are seen more often; for masks and boxes.
         rand_ops: Operations an image, for the preset rand.
         rand_magnitude: Strength for the preset rand, 0 to 30; 10 is AutoAugment's strongest, noisy student used 27.
@@ -128,7 +128,7 @@ class DetectionAugment(Augment):
             a tenth of the epochs, at most 15.
         canvas_sizes: Sides (of squares), or heights and widths, of the canvas, one of which is drawn for each batch;
             `data.image_size` stays evaluation's. Multiples of 32 suit all backbones.
-        min_visibility: A box of which less than this part of its area is left after a cut is dropped.
+        min_visibility: A box of which less than this fraction of its area is left after a crop is dropped.
     """
 
     mosaic: float = 0.0
@@ -146,7 +146,7 @@ class DetectionAugment(Augment):
             if not 0 <= getattr(self, key) <= 1:
                 _refuse(key, getattr(self, key), "it is a probability, 0 to 1")
         if not 0 <= self.min_visibility <= 1:
-            _refuse("min_visibility", self.min_visibility, "it is a part of a box's area, 0 to 1")
+            _refuse("min_visibility", self.min_visibility, "it is a fraction of a box's area, 0 to 1")
         if self.canvas_sizes is not None and (not self.canvas_sizes or min(map(min, self.canvases())) < 1):
             _refuse("canvas_sizes", self.canvas_sizes, "it is a list of sides in pixels, or of [height, width]")
         if self.close_mosaic_epochs is not None:
@@ -171,5 +171,5 @@ class DetectionAugment(Augment):
         crop = super().crop_for(canvas, dense=dense)
         for key in ("mosaic", "mixup", "copy_paste"):
             if crop != "jitter" and getattr(self, key):
-                _refuse(key, getattr(self, key), f"it cuts pictures by jitter, and crop is {crop}; leave crop out")
+                _refuse(key, getattr(self, key), f"it crops pictures by jitter, and crop is {crop}; leave crop out")
         return crop

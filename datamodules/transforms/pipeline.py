@@ -2,21 +2,21 @@
 
 A sample is a dict with image (H, W, C), uint8 or float32 in [0, 1], and optionally mask (H, W), boxes float32 (N, 4)
 x1 y1 x2 y2 in pixels, labels int64 (N,), iscrowd (N,), masks int16 (L, H, W) of object numbers 1..N; other keys pass.
-Normalisation lives in the model, never here.
+Normalization lives in the model, never here.
 
 Presets, in order of strength (`Augment.preset`):
 
 - none: evaluation's view, nothing random.
 - light: geometry only: a crop and flips.
-- medium: light, rotation up to 10 degrees, colour jitter 0.3.
-- strong: light, rotation up to 20 degrees with scale and shear, colour jitter 0.4 with hue, sometimes grey or blurred.
+- medium: light, rotation up to 10 degrees, color jitter 0.3.
+- strong: light, rotation up to 20 degrees with scale and shear, color jitter 0.4 with hue, sometimes gray or blurred.
 - trivial: light and TrivialAugment-Wide.
 - rand: light and RandAugment (`rand_ops`, `rand_magnitude`).
 
-The crop: `random_resized` cuts a random part of the original (torchvision's RandomResizedCrop) and resizes it to the
-canvas; `pad` takes evaluation's view, adds `crop_padding` black pixels around and cuts at a random place (the CIFAR
+The crop: `random_resized` crops a random part of the original (torchvision's RandomResizedCrop) and resizes it to the
+canvas; `pad` takes evaluation's view, adds `crop_padding` black pixels around and crops at a random place (the CIFAR
 recipe); `none` takes evaluation's view; `jitter` enlarges or reduces the picture by a random factor (`scale_jitter`)
-and cuts, or pads, at a random place (large scale jitter, Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177). Left
+and crops, or pads, at a random place (large scale jitter, Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177). Left
 out, it is `pad` on canvases up to 64 pixels and `random_resized` above, and `jitter` for masks and boxes.
 """
 
@@ -43,7 +43,7 @@ from datamodules.transforms.samples import (
     MIN_VISIBILITY,
     check_sample,
     clip,
-    cut,
+    crop_to_canvas,
     flip,
     keep_boxes,
     middle_of_an_object,
@@ -84,17 +84,17 @@ class Transform:
         Args:
             size: Height and width of the canvas; None takes each image's own size.
             augment: Training's augmentation; None for evaluation.
-            resize: How evaluation fits a picture into the canvas: crop (shorter side to size / crop_pct, centre cut),
+            resize: How evaluation fits a picture into the canvas: crop (shorter side to size / crop_pct, center crop),
                 letterbox (all of it, rest filled), stretch, or native (its own size; training, which needs
-                one size, letterboxes where it does not cut). See `geometry.evaluation_view`.
-            crop_pct: Part of the shorter side that crop keeps, above 0 and up to 1.
+                one size, letterboxes where it does not crop). See `geometry.evaluation_view`.
+            crop_pct: Fraction of the shorter side that crop keeps, above 0 and up to 1.
             interpolation: Kernel for images; where a side shrinks by more than 2 bilinear and bicubic give way to the
                 mean over the area. Masks are always resized by the nearest pixel.
             fill: Value, 0 to 255, of canvas pixels outside the picture (letterbox, rotation, shift).
             dense: Whether samples have masks or boxes: it decides the crop that is taken by default.
             tile: Height and width of the windows that evaluation adds to a sample, as `tiles`; None for none.
-            tile_overlap: Part of a window that neighbours share.
-            min_visibility: A box of which less than this part of its area is left is dropped.
+            tile_overlap: Fraction of a window that neighbors share.
+            min_visibility: A box of which less than this fraction of its area is left is dropped.
 
         Raises:
             UserError: A value is out of range, or a setting of `augment` has no effect at this size.
@@ -180,7 +180,7 @@ class Transform:
         if crop in ("pad", "none"):
             out = self._evaluate(sample, self._training_resize())
         elif crop == "jitter":
-            # A stream of its own, not the one that flips and colours are drawn from.
+            # A stream of its own, not the one that flips and colors are drawn from.
             out = self.jitter(sample, np.random.default_rng([seed, 1]), canvas)
         else:
             out = dict(sample)
@@ -194,7 +194,7 @@ class Transform:
     def jitter(
         self, sample: Sample, rng: np.random.Generator, canvas: tuple[int, int], part: tuple[int, int] | None = None
     ) -> Sample:
-        """The picture, enlarged or reduced by a random factor of its size on the canvas, and cut at a random place.
+        """The picture, enlarged or reduced by a random factor of its size on the canvas, and cropped at a random place.
 
         Args:
             sample: As for a call; not changed.
@@ -219,7 +219,7 @@ class Transform:
                 around = middle_of_an_object(sample, rng)
         rows, columns = random_window(shape, part or canvas, scale, rng, around)
         fill = self.fill_value(sample["image"])
-        return cut(sample, rows, columns, part or canvas, self.interpolation, fill, self.min_visibility)
+        return crop_to_canvas(sample, rows, columns, part or canvas, self.interpolation, fill, self.min_visibility)
 
     def finish(self, sample: Sample, seed: int) -> Sample:
         """What comes behind the crop: flips, colors and the like, or the user's own transforms."""

@@ -55,12 +55,12 @@ def sides(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def clip(boxes: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Boxes (N, 4) cut at the borders of a picture of `shape` (H, W)."""
+    """Boxes (N, 4) clipped at the borders of a picture of `shape` (H, W)."""
     height, width = shape
     return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
 
 
-def cut(
+def crop_to_canvas(
     sample: Sample,
     rows: Span,
     columns: Span,
@@ -132,7 +132,7 @@ def pixel_of_a_class(mask: NDArray[Any], rng: np.random.Generator) -> tuple[int,
         1, int(np.sqrt(mask.shape[0] * mask.shape[1] / 250_000))
     )  # looking at every pixel of a large one is slow
     small = mask[::step, ::step]
-    if small.ndim == 3:  # several labels a pixel
+    if small.ndim == 3:  # multi-label
         present = np.flatnonzero((small == 1).any((0, 1)))
         places = (small[..., int(rng.choice(present))] == 1) if len(present) else np.zeros((0, 0), bool)
     else:

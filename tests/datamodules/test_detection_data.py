@@ -363,7 +363,7 @@ def test_pictures_in_their_own_size_and_tiles(tmp_path):
         ({"val_fraction": 1.5}, "data.val_fraction is 1.5"),
         ({"image_size": (0, 32)}, "data.image_size is"),
         ({"repeat_threshold": 0.5}, "data.repeat_threshold is 0.5, but data.balance is 'none'"),
-        ({"balance": "sampler", "repeat_threshold": 2.0}, "data.repeat_threshold is 2.0; it is a part"),
+        ({"balance": "sampler", "repeat_threshold": 2.0}, "data.repeat_threshold is 2.0; it is a fraction"),
         ({"augment": DetectionAugment(copy_paste=0.5)}, "data.augment.copy_paste is 0.5, but data.masks is false"),
         ({"source": "digits", "class_names": NAMES}, "data.class_names is set, but the digit scenes' classes are"),
         ({"source": "digits", "format": "coco"}, "data.format is set, but data.source is 'digits'"),

@@ -291,7 +291,7 @@ def test_a_batch_has_one_canvas() -> None:
     ("settings", "message"),
     [
         ({"mosaic": 1.5}, "data.augment.mosaic is 1.5: it is a probability"),
-        ({"min_visibility": -1}, "data.augment.min_visibility is -1: it is a part of a box's area"),
+        ({"min_visibility": -1}, "data.augment.min_visibility is -1: it is a fraction of a box's area"),
         ({"canvas_sizes": []}, r"data.augment.canvas_sizes is \[\]: it is a list of sides"),
         ({"canvas_sizes": [0]}, r"data.augment.canvas_sizes is \[0\]: it is a list of sides"),
         ({"close_mosaic_epochs": 5}, "close_mosaic_epochs is 5: only mosaic, mixup and copy_paste use it"),
