@@ -12,6 +12,7 @@ import torch
 from datamodules import Augment, ClassificationData
 from datamodules.collate import collate
 from datamodules.loaders import RecordDataset
+from datamodules.memory import choose_cache
 from datamodules.samplers import EvalSampler, TrainSampler, key_seed
 from datamodules.transforms.batched import BatchTransform
 from tests.conftest import write_images
@@ -263,3 +264,25 @@ def test_some_classes_in_a_chosen_order(tmp_path):
     data = ClassificationData(str(source), image_size=32, class_names=["c", "a"], batch_size=4)
     data.setup("fit")
     assert {r["path"].split("/")[-2]: r["label"] for r in data.records["train"]} == {"c": 0, "a": 1}
+
+
+PADDED_CROP = Augment(crop="pad")
+ARRAY = {"image": np.zeros((1, 1, 3), np.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("record", "count", "canvas", "augment", "cache"),
+    [
+        (ARRAY, 341, (1024, 1024), PADDED_CROP, "tensor"),  # 3 MiB each: 341 of them are below 1 GiB
+        (ARRAY, 342, (1024, 1024), PADDED_CROP, "none"),
+        ({"image": "a.jpg"}, 1, (64, 64), PADDED_CROP, "tensor"),
+        ({"image": "a.jpg"}, 1, (64, 65), PADDED_CROP, "none"),
+        (ARRAY, 1, (32, 32), Augment(crop="random_resized"), "none"),
+        (ARRAY, 1, (32, 32), Augment(preset="medium"), "none"),
+        ({**ARRAY, "mask": "m.png"}, 1, (32, 32), PADDED_CROP, "none"),
+        ({**ARRAY, "boxes": None}, 1, (32, 32), PADDED_CROP, "none"),
+    ],
+)
+def test_auto_keeps_small_sets_of_whole_images_in_memory(record, count, canvas, augment, cache):
+    assert choose_cache("auto", augment, canvas, [record] * count) == cache
+    assert choose_cache("decoded", augment, canvas, [record] * count) == "decoded"

@@ -407,3 +407,16 @@ def test_every_argument_can_be_set_from_a_config(index_set):
     assert data.class_colors == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
     config = parser.parse_object({"data": {"colors": {"a": [1, 2, 3]}, "ignore_values": [[1, 2, 3]], "source": "x"}})
     assert parser.instantiate_classes(config).data.ignore_values == [[1, 2, 3]]
+
+
+def test_weights_of_multi_label_masks_count_as_many_negatives_as_positives():
+    """Of 100 pixels of the first class's channel 20 are positive, of 50 of the second's none, counted as one."""
+    data = SegmentationData("files", balance="loss", multi_label=True, class_names=["a", "b"])
+    data.records = {"train": [{"path": "x"}, {"path": "y"}]}
+    data._checks = {
+        "x": MaskCheck(np.array([15, 0]), np.array([60, 20])),
+        "y": MaskCheck(np.array([5, 0]), np.array([40, 30])),
+    }
+    assert data.spec()["class_weights"] == pytest.approx([80 / 20, 49 / 1])
+    data.evaluates = True
+    assert "class_weights" not in data.spec()
