@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from datamodules import Augment, SegmentationData
+from datamodules.annotations.mask_checks import MaskCheck
 from datamodules.common.errors import UserError
 from datamodules.readers.digits import digit_scene
 
