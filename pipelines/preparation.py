@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -237,13 +238,9 @@ def _open_loggers(trainer: RunTrainer, directory: Path, config: dict[str, Any], 
         csv.resume(resumes_at - 1)
     tracker = wandb_logger(
         directory,
-        mode=trainer.wandb_mode,
-        project=trainer.wandb.project,
+        replace(trainer.wandb, mode=trainer.wandb_mode),
         name=f"{trainer.run_name}/{directory.name}",
         run_id=wandb_id(directory),
-        entity=trainer.wandb.entity,
-        group=trainer.wandb.group,
-        tags=trainer.wandb.tags,
         config=config,
     )
     trainer.loggers = [csv, *([tracker] if tracker else []), *trainer.user_loggers]
