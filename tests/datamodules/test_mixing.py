@@ -297,7 +297,7 @@ def test_a_batch_has_one_canvas() -> None:
         ({"close_mosaic_epochs": 5}, "close_mosaic_epochs is 5: only mosaic, mixup and copy_paste use it"),
         ({"mosaic": 0.5, "close_mosaic_epochs": -1}, "close_mosaic_epochs is -1: it is a number of epochs"),
         ({"mosaic": 0.5, "preset": "none"}, "data.augment.mosaic is 0.5: preset: none does nothing at all"),
-        ({"mosaic": 0.5, "crop": "none"}, "data.augment.mosaic is 0.5: it cuts pictures by jitter, and crop is none"),
+        ({"mosaic": 0.5, "crop": "none"}, "data.augment.mosaic is 0.5: it crops pictures by jitter, and crop is none"),
         ({"mixup": 0.5, "transforms": []}, "data.augment.mixup is 0.5: transforms replaces all of the preset"),
     ],
 )
