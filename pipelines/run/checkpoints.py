@@ -101,7 +101,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "give the file"
             )
         if _is_remote(path):
-            checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location=map_location, weights_only=True)
+            try:
+                checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location=map_location, weights_only=True)
+            except FileNotFoundError:
+                raise UserError(f"there is no checkpoint {path}") from None
             return checkpoint
         if not Path(path).is_file():
             raise UserError(f"there is no checkpoint {path}")

@@ -193,14 +193,15 @@ class KillInSecondEpoch(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.current_epoch == 1 and batch_idx == 1:
             (file,) = (RUN / "wandb").glob("offline-run-*/*.wandb")
-            while not steps_in(file):  # W&B writes from a process of its own
+            while 1 not in steps_in(file, of_running=True):  # W&B writes from a process of its own
                 time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def steps_in(file: Path) -> list[int]:
+def steps_in(file: Path, *, of_running: bool = False) -> list[int]:
     """The steps that an offline run of W&B has on the disk."""
-    return [r.history.step.num for r in offline_records(file) if r.WhichOneof("record_type") == "history"]
+    records = offline_records(file, of_running=of_running)
+    return [r.history.step.num for r in records if r.WhichOneof("record_type") == "history"]
 
 
 def test_a_resumed_run_is_the_same_wandb_run_with_growing_steps(config):
