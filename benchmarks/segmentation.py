@@ -28,7 +28,7 @@ from datamodules import SegmentationData
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.tiles import tile_windows
 from tasks import Segmentation
-from tasks.base import Batch
+from tasks.hooks import Batch
 from tasks.segmentation.losses import segmentation_loss
 from tasks.segmentation.metrics import SegmentationMetrics
 from tasks.segmentation.postprocess import labels_by_tiles

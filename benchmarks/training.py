@@ -26,7 +26,8 @@ from datamodules.base import DataModule
 from pipelines.run.tracking import Wandb
 from pipelines.trainer import Trainer
 from tasks import Classification
-from tasks.base import Batch, Task
+from tasks.base import Task
+from tasks.hooks import Batch
 from tasks.optim import build_optimizer
 
 Made = str | Callable[[], Task]

@@ -39,7 +39,7 @@ from pipelines.listing import PROGRAM, config_path
 from pipelines.run.checkpoints import read_checkpoint_config
 from pipelines.run.tracking import WandbRun
 from pipelines.trainer import Trainer
-from tasks.base import Task
+from tasks.hooks import TaskHooks
 
 #: Arguments of a Trainer method that are no flags.
 NOT_FLAGS = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
@@ -68,7 +68,7 @@ class CLI(LightningCLI):
 
     def __init__(self, command: str, **kwargs: Any) -> None:
         self.command = command
-        super().__init__(Task, DataModule, **kwargs)
+        super().__init__(TaskHooks, DataModule, **kwargs)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The command that is run, a method of the Trainer; parsers for all would take a tenth of a second."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelSummary as LightningSummary
 from pytorch_lightning.callbacks import ProgressBar as LightningBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
@@ -22,6 +23,7 @@ from pipelines.callbacks.pictures import Pictures
 from pipelines.callbacks.predictions import PredictionWriter
 from pipelines.callbacks.progress import ProgressBar
 from pipelines.callbacks.run_files import RunFiles
+from pipelines.callbacks.summary import ModelSummary
 from pipelines.hardware import AveragedWeights, Precision, SyncBatchNorm, resolve_precision
 from pipelines.noisy_student.selection import Selection
 from pipelines.noisy_student.student import task_config, write_student
@@ -48,6 +50,8 @@ from pipelines.run.directory import (
 from pipelines.run.metrics_file import MetricsCSV, wandb_logger
 from pipelines.run.tracking import Wandb
 from tasks.base import Task
+from tasks.checks import TrainingPlan
+from tasks.hooks import TaskHooks
 from tasks.noisy_student import NoisyStudent
 
 
@@ -108,6 +112,9 @@ class Trainer(pl.Trainer):
         self._add_checkpoints = enable_checkpointing is not False and not own_checkpoints
         if enable_progress_bar is not False and not any(isinstance(c, LightningBar) for c in callbacks):
             callbacks.append(ProgressBar())
+        own_summary = any(isinstance(c, LightningSummary) for c in callbacks)
+        if kwargs.get("enable_model_summary") is not False and not own_summary:
+            callbacks.append(ModelSummary())
         if ema_decay is not None:
             callbacks.append(AveragedWeights(ema_decay))
         plugins = kwargs.pop("plugins", None) or []
@@ -150,7 +157,7 @@ class Trainer(pl.Trainer):
 
     def fit(  # type: ignore[override]
         self,
-        model: pl.LightningModule,
+        model: TaskHooks,
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
@@ -182,17 +189,17 @@ class Trainer(pl.Trainer):
                 )
             checkpoint = find_checkpoint(self.runs_dir, self.run_name, ckpt_path)
         if checkpoint is not None:
-            self._expect_weights(model)
+            model.taught.load_pretrained = False
         self._prepare(model, datamodule, "fit")
-        if hasattr(model, "check_training"):
-            model.check_training(  # type: ignore[operator]
-                batch_size=getattr(datamodule, "batch_size", None),
-                has_validation=self._has_validation(datamodule),
-                has_end=self.max_epochs != -1 or self.max_steps != -1,
-                monitors=[c.monitor for c in self.callbacks if isinstance(getattr(c, "monitor", None), str)],
-            )
+        plan = TrainingPlan(
+            batch_size=getattr(datamodule, "batch_size", None),
+            has_validation=self._has_validation(datamodule),
+            has_end=self.max_epochs != -1 or self.max_steps != -1,
+            monitors=[c.monitor for c in self.callbacks if isinstance(getattr(c, "monitor", None), str)],
+        )
+        model.check_training(plan)
         if checkpoint is not None:
-            check_fits(checkpoint, model)
+            check_fits(checkpoint, model.taught)
             if run is not None:
                 check_data(checkpoint, datamodule)
         if self.fast_dev_run or getattr(self, "barebones", False):
@@ -210,7 +217,7 @@ class Trainer(pl.Trainer):
 
     def validate(  # type: ignore[override]
         self,
-        model: pl.LightningModule,
+        model: TaskHooks,
         dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
         ckpt_path: str | None = None,
@@ -230,7 +237,7 @@ class Trainer(pl.Trainer):
 
     def test(  # type: ignore[override]
         self,
-        model: pl.LightningModule,
+        model: TaskHooks,
         dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
         ckpt_path: str | None = None,
@@ -251,7 +258,7 @@ class Trainer(pl.Trainer):
 
     def predict(  # type: ignore[override]
         self,
-        model: pl.LightningModule,
+        model: TaskHooks,
         dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
         ckpt_path: str | None = None,
@@ -276,7 +283,7 @@ class Trainer(pl.Trainer):
         """
         if source is not None and not Path(source).exists():
             raise UserError(f"--source {source} does not exist in {Path.cwd()}. Give a folder, an image or a video.")
-        if list(box_formats) != ["coco"] and not hasattr(model, "detector"):
+        if list(box_formats) != ["coco"] and not model.taught.finds_boxes:
             raise UserError(
                 f"--box_formats is {box_formats}, but a {type(model).__name__} finds no boxes: leave it out."
             )
@@ -295,7 +302,7 @@ class Trainer(pl.Trainer):
 
     def probe(
         self,
-        model: pl.LightningModule,
+        model: TaskHooks,
         datamodule: pl.LightningDataModule,
         C: float = 0.1,
         ckpt_path: str | None = None,
@@ -317,10 +324,10 @@ class Trainer(pl.Trainer):
             )
         checkpoint = None if ckpt_path is None else find_checkpoint(self.runs_dir, self.run_name, ckpt_path)
         if checkpoint is not None:
-            self._expect_weights(model)
+            model.taught.load_pretrained = False
         self._prepare(model, datamodule, "probe")
         if checkpoint is not None:
-            check_fits(checkpoint, model)
+            check_fits(checkpoint, model.taught)
             model.load_state_dict(open_checkpoint(checkpoint)["state_dict"])
         files = self._start_run(model, datamodule, None, None)
         fit_head(self, model, datamodule, C)
@@ -334,7 +341,7 @@ class Trainer(pl.Trainer):
 
     def pseudo_label(
         self,
-        model: pl.LightningModule,
+        model: TaskHooks,
         datamodule: pl.LightningDataModule,
         source: str,
         output: str,
@@ -377,7 +384,7 @@ class Trainer(pl.Trainer):
         lines = [f"  {name:<20}  {float(value):.4f}" for name, value in sorted(self.callback_metrics.items())]
         rank_zero_print("\n".join([*lines, f"  {'written to':<20}  {self.run_dir}"]))
 
-    def _prepare(self, model: pl.LightningModule, datamodule: pl.LightningDataModule | None, stage: str) -> None:
+    def _prepare(self, model: TaskHooks, datamodule: pl.LightningDataModule | None, stage: str) -> None:
         """Read the data and build the model before anything is written or any rank started: mistakes end here."""
         if datamodule is not None:
             for hook in ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device"):
@@ -388,27 +395,23 @@ class Trainer(pl.Trainer):
                     )
             datamodule.trainer = self  # Lightning attaches it later; the number of ranks decides what a batch needs
             datamodule.setup(stage)
-            if isinstance(getattr(datamodule, "class_names", None), list) and hasattr(model, "resolve"):
+            if isinstance(getattr(datamodule, "class_names", None), list):
                 source = str(getattr(datamodule, "source", type(datamodule).__name__))
                 model.resolve(datamodule.spec(), source)  # type: ignore[attr-defined]
         model.configure_model()
 
-    def _expect_weights(self, model: pl.LightningModule) -> None:
-        if hasattr(model, "load_pretrained"):
-            model.load_pretrained = False
-
     def _start_evaluation(
         self,
-        model: pl.LightningModule,
+        model: TaskHooks,
         datamodule: pl.LightningDataModule | None,
         ckpt_path: str | None,
         command: str,
         output: str | None = None,
     ) -> Path:
         checkpoint = find_checkpoint(self.runs_dir, self.run_name, ckpt_path)
-        self._expect_weights(model)
+        model.taught.load_pretrained = False
         self._prepare(model, datamodule, command)
-        check_fits(checkpoint, model)
+        check_fits(checkpoint, model.taught)
         check_data(checkpoint, datamodule)
         self.run_dir = run_of_checkpoint(checkpoint) or (Path(output) if output else self._new_run())
         rank_zero_info(f"Using {checkpoint}.")
@@ -422,7 +425,7 @@ class Trainer(pl.Trainer):
 
     def _start_run(
         self,
-        model: pl.LightningModule,
+        model: TaskHooks,
         datamodule: pl.LightningDataModule | None,
         run: Path | None,
         checkpoint: Path | None,
@@ -446,8 +449,8 @@ class Trainer(pl.Trainer):
                 KeepBest(
                     dirpath=checkpoints,
                     filename="best",
-                    monitor=getattr(model, "monitor", None) if self._has_validation(datamodule) else None,
-                    mode=getattr(model, "mode", "min"),
+                    monitor=model.taught.monitor if self._has_validation(datamodule) else None,
+                    mode=model.taught.mode,
                     enable_version_counter=False,
                 ),
                 SaveLast(checkpoints, self.save_every_minutes, self.save_every_n_steps),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,11 +10,16 @@ from torchmetrics import Metric, MetricCollection
 
 from datamodules.common.errors import UserError
 from tasks.backbones import create_classifier, head_parameters
-from tasks.base import Batch, Task
+from tasks.base import Task
+from tasks.checks import TrainingPlan
 from tasks.device_augment import color_jitter, mix, random_erasing
+from tasks.hooks import Batch
 from tasks.losses import classification_loss
 from tasks.metrics import ClassificationMetrics, MultiLabelMetrics
 from tasks.optim import Optim
+
+#: Fraction of a soft label above which it is shown as its class alone.
+SURE = 0.999
 
 
 class Classification(Task):
@@ -149,16 +153,14 @@ class Classification(Task):
             grad_checkpointing=self.grad_checkpointing,
         )
 
-    def check_training(
-        self, *, batch_size: int | None, has_validation: bool, has_end: bool, monitors: Sequence[str] = ()
-    ) -> None:
+    def check_training(self, plan: TrainingPlan) -> None:
         """As the base, and: mixup and cutmix mix pairs of images, so they need an even batch size."""
-        super().check_training(batch_size=batch_size, has_validation=has_validation, has_end=has_end, monitors=monitors)
-        if (self.mixup or self.cutmix) and batch_size is not None and batch_size % 2:
+        super().check_training(plan)
+        if (self.mixup or self.cutmix) and plan.batch_size is not None and plan.batch_size % 2:
             key = "mixup" if self.mixup else "cutmix"
             raise UserError(
                 f"model.{key} is {getattr(self, key)}, which mixes pairs of images, but data.batch_size is"
-                f" {batch_size}: set it to an even number."
+                f" {plan.batch_size}: set it to an even number."
             )
 
     def head_names(self) -> set[str]:
@@ -274,9 +276,13 @@ class Classification(Task):
             return [class_names[k] for k in label.tolist()]
         if self.multi_label:
             return [";".join(n for n, y in zip(class_names, r, strict=True) if y >= 0.5) for r in label.tolist()]
-        names = []
-        for row in label:
-            top = row.topk(min(2, len(row)))
-            parts = [f"{class_names[int(k)]} {v:.2f}" for v, k in zip(*top, strict=True) if v > 0]
-            names.append(parts[0].split(" ")[0] if row.max() > 0.999 else " ".join(parts))
-        return names
+        return [_soft_name(row, class_names) for row in label]
+
+
+def _soft_name(label: Tensor, class_names: list[str]) -> str:
+    """The class of a soft label (K,), or its two most probable ones with their fractions."""
+    fractions, classes = label.topk(min(2, len(label)))
+    if fractions[0] > SURE:
+        return class_names[int(classes[0])]
+    pairs = zip(fractions.tolist(), classes.tolist(), strict=True)
+    return " ".join(f"{class_names[k]} {fraction:.2f}" for fraction, k in pairs if fraction > 0)

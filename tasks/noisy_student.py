@@ -10,18 +10,21 @@ Beside it, as baselines on the same data, two online methods, whose teacher labe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from datamodules.common.errors import UserError
-from tasks.base import Batch, Task
+from tasks.base import Task
+from tasks.checks import TrainingPlan
 from tasks.classification import Classification
 from tasks.detection.task import Detection
+from tasks.hooks import Batch, TaskHooks
+from tasks.joined import join_batches
 from tasks.online_teacher import (
     MeanTeacher,
     TeacherKind,
@@ -32,7 +35,7 @@ from tasks.online_teacher import (
 )
 
 
-class NoisyStudent(Task):
+class NoisyStudent(TaskHooks):
     """Trains a student on ``{"labeled": batch, "unlabeled": batch}``; its checkpoints are the student's own.
 
     Both halves go through the network as one batch, which matters for batch norm. Labels of the unlabelled half are
@@ -77,8 +80,11 @@ class NoisyStudent(Task):
         burn_in_steps: int = 0,
         noise: bool = True,
     ) -> None:
-        if isinstance(student, NoisyStudent):
-            raise UserError("model.student is a NoisyStudent; give an ordinary task, for example Classification.")
+        if not isinstance(student, Task):
+            raise UserError(
+                f"model.student is a {type(student).__name__}; give an ordinary task, for example Classification."
+            )
+        _refuse_own_hooks(student)
         given = {"loss": loss, "labels": labels, "temperature": temperature, "smoothing": smoothing}
         check_teacher(
             teacher, student, {**given, "threshold": threshold, "ema_decay": ema_decay, "burn_in_steps": burn_in_steps}
@@ -93,18 +99,7 @@ class NoisyStudent(Task):
             raise UserError(f"model.temperature is {temperature}, but model.labels is 'hard', which has none.")
         if labels == "soft" and smoothing:
             raise UserError(f"model.smoothing is {smoothing}, but model.labels is 'soft': soft labels need none.")
-        super().__init__(
-            num_classes=student.num_classes,
-            backbone=student.backbone,
-            optim=student.optim,
-            in_chans=student.in_chans,
-            image_size=student.image_size,
-            freeze_backbone=student.freeze_backbone,
-            unfreeze_at_epoch=student.unfreeze_at_epoch,
-            freeze_norm=student.freeze_norm,
-            channels_last=student.channels_last,
-            compile=student.compile_network,
-        )
+        super().__init__()
         _own_arguments(student)
         self.student = student
         self.loss_scale = loss
@@ -121,7 +116,12 @@ class NoisyStudent(Task):
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
 
-    # The student's network; it is registered once, as the student's.
+    @property
+    def taught(self) -> Task:
+        """The student."""
+        return self.student
+
+    # Before training.
 
     def resolve(self, spec: dict[str, Any], source: str) -> None:
         """Take what was left out from the data.
@@ -133,45 +133,21 @@ class NoisyStudent(Task):
         if (two_views := spec.pop("two_views", None)) is not None and two_views != (self.teacher != "offline"):
             refuse_data(self.teacher)
         self.student.resolve(spec, source)
-        for key in spec:
-            if hasattr(self, key):
-                setattr(self, key, getattr(self.student, key))
 
     def configure_model(self) -> None:
         """Build the student's network, once."""
-        if self.student.network is None:
-            self.student.load_pretrained = self.load_pretrained
-            self.student.configure_model()
-            if not self.noise:
-                assert self.student.network is not None
-                without_noise(self.student.network)
-        # Seen here, registered there: assigning a module would register it twice.
-        self.__dict__["network"] = self.student.network
-        self.__dict__["eval_metrics"] = self.student.eval_metrics
-        self.monitor, self.mode = self.student.monitor, self.student.mode
-        self.train(self.training)
+        if self.student.network is not None:
+            return
+        self.student.configure_model()
+        if not self.noise:
+            assert isinstance(self.student.network, nn.Module)
+            without_noise(self.student.network)
 
-    def build_network(self) -> nn.Module:
-        """The student's."""
-        return self.student.build_network()
-
-    def build_metrics(self) -> nn.Module:
-        """The student's."""
-        return self.student.build_metrics()
-
-    def head_names(self) -> set[str]:
-        """The student's."""
-        return self.student.head_names()
-
-    def check_training(
-        self, *, batch_size: int | None, has_validation: bool, has_end: bool, monitors: Sequence[str] = ()
-    ) -> None:
+    def check_training(self, plan: TrainingPlan) -> None:
         """The student's checks, and: there is one kind of label."""
         if isinstance(self.student, Classification) and self.student.multi_label:
             raise UserError("model.student has several labels an image; noisy student needs one label an image.")
-        self.student.check_training(
-            batch_size=batch_size, has_validation=has_validation, has_end=has_end, monitors=monitors
-        )
+        self.student.check_training(plan)
 
     def forward(self, image: Tensor) -> Any:
         """The student's."""
@@ -212,7 +188,7 @@ class NoisyStudent(Task):
         """
         size, rest = len(labeled["image"]), len(unlabeled["image"])
         scale = (size + rest) / size if self.loss_scale == "code" else 1.0
-        joined = join_batches(labeled, unlabeled, self.num_classes)
+        joined = join_batches(labeled, unlabeled, self.student.num_classes)
         weights = [
             batch["weight"] if "weight" in batch else batch["image"].new_ones(n, dtype=torch.float32)
             for batch, n in ((labeled, size), (unlabeled, rest))
@@ -244,7 +220,7 @@ class NoisyStudent(Task):
             return self.student.loss(labeled)
         targets, kept = confident_labels(teacher.task, unlabeled, self.threshold)
         size, rest = len(labeled["image"]), len(unlabeled["image"])
-        joined = join_batches(labeled, {**unlabeled, **targets}, self.num_classes)
+        joined = join_batches(labeled, {**unlabeled, **targets}, self.student.num_classes)
         mine = labeled["weight"] if "weight" in labeled else torch.ones_like(kept[:1]).expand(size)
         # So that the mean over both is the mean of the labelled plus the weighted mean of the unlabelled.
         weights = [mine / size, self.unlabeled_weight * kept / rest]
@@ -259,22 +235,6 @@ class NoisyStudent(Task):
                 self.mean_teacher.load_state_dict(self._restored_teacher)
                 self._restored_teacher = None
         return self.mean_teacher
-
-    def predict(self, batch: Batch) -> dict[str, Any]:
-        """The student's."""
-        return self.student.predict(batch)
-
-    def update_metrics(self, batch: Batch, predictions: dict[str, Any]) -> None:
-        """The student's."""
-        self.student.update_metrics(batch, predictions)
-
-    def rows(self, batch: Batch, predictions: dict[str, Any], class_names: list[str]) -> list[dict[str, Any]]:
-        """The student's."""
-        return self.student.rows(batch, predictions, class_names)
-
-    def captions(self, batch: Batch, predictions: dict[str, Any] | None, class_names: list[str]) -> list[str]:
-        """The student's."""
-        return self.student.captions(batch, predictions, class_names)
 
     # Lightning's hooks.
 
@@ -300,7 +260,6 @@ class NoisyStudent(Task):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As an ordinary task's, with the student's arguments; the mean teacher under a key of its own."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["hyper_parameters"] = {**self.student.hparams, "pretrained": False}
         if self.mean_teacher is not None:
             checkpoint["mean_teacher"] = self.mean_teacher.state_dict()
 
@@ -308,6 +267,27 @@ class NoisyStudent(Task):
         """Take it back."""
         super().on_load_checkpoint(checkpoint)
         self._restored_teacher = checkpoint.get("mean_teacher")
+
+
+#: Lightning's hooks that a student may have of its own, as they are called explicitly.
+CALLED = {"configure_model"}
+
+
+def _refuse_own_hooks(student: Task) -> None:
+    """Refuse a student that overrides a hook of Lightning: Lightning calls those of the outermost module only.
+
+    Raises:
+        UserError: Naming the hook.
+    """
+    hooks = {name for owner in (ModelHooks, DataHooks, CheckpointHooks) for name in vars(owner) if name[0] != "_"}
+    hooks |= {"training_step", "validation_step", "test_step", "predict_step", "configure_optimizers", "optimizer_step"}
+    for name in sorted(hooks - CALLED):
+        if getattr(type(student), name) is not getattr(Task, name):
+            raise UserError(
+                f"model.student is a {type(student).__name__}, which overrides {name}: Lightning would not call it."
+                " Move that work into a method that is called of a student, too: after_validation, before_test, state,"
+                " load_state, augment, loss or predict."
+            )
 
 
 def without_noise(network: nn.Module) -> None:
@@ -318,51 +298,6 @@ def without_noise(network: nn.Module) -> None:
         for name in ("drop_prob", "drop_rate"):  # timm's DropPath, and its nets that call F.dropout
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
-
-
-def join_batches(first: Batch, second: Batch, num_classes: int | None) -> Batch:
-    """One batch of two; keys that only one has are left out.
-
-    Class numbers beside soft labels become one-hot, of images and of pixels; annotations of different number (boxes)
-    are filled up to the longer, with zeros, or -1 for ``labels``.
-
-    Args:
-        first: A batch of B images.
-        second: A batch of U images of the same size.
-        num_classes: K, for one-hot labels.
-    """
-    joined: Batch = {}
-    if ("soft_mask" in first) != ("soft_mask" in second):
-        first, second = (_with_soft_mask(batch, int(num_classes or 0)) for batch in (first, second))
-    for key in first:
-        if key not in second:
-            continue
-        a, b = first[key], second[key]
-        if isinstance(a, list):
-            joined[key] = [*a, *b]
-            continue
-        if key == "label" and a.is_floating_point() != b.is_floating_point():
-            a, b = (x if x.is_floating_point() else F.one_hot(x, int(num_classes or 0)).float() for x in (a, b))
-        if a.is_floating_point() != b.is_floating_point():  # an augmented image beside one of bytes
-            a, b = (x if x.is_floating_point() else x.float() / 255 for x in (a, b))
-        if a.ndim > 1 and key in ("boxes", "labels", "iscrowd", "masks"):
-            most = max(a.shape[1], b.shape[1])
-            a, b = (_filled(x, most, -1 if key == "labels" else 0) for x in (a, b))
-        joined[key] = torch.cat([a, b.to(a.dtype)])
-    return joined
-
-
-def _with_soft_mask(batch: Batch, num_classes: int) -> Batch:
-    """A batch whose masks are soft: one-hot where they were not, and nothing at ignored pixels, which do not count."""
-    if "soft_mask" in batch:
-        return batch
-    classes = torch.arange(num_classes, device=batch["mask"].device, dtype=batch["mask"].dtype).view(1, -1, 1, 1)
-    return {**batch, "soft_mask": (batch["mask"].unsqueeze(1) == classes).to(torch.float16)}
-
-
-def _filled(x: Tensor, most: int, value: int) -> Tensor:
-    missing = x.new_full((len(x), most - x.shape[1], *x.shape[2:]), value)
-    return torch.cat([x, missing], 1)
 
 
 def _own_arguments(student: Task) -> None:

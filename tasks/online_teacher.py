@@ -19,9 +19,10 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from datamodules.common.errors import UserError
-from tasks.base import Batch, Task
+from tasks.base import Task
 from tasks.classification import Classification
 from tasks.detection.task import Detection
+from tasks.hooks import Batch
 from tasks.segmentation.task import IGNORE, Segmentation
 
 TeacherKind = Literal["offline", "fixmatch", "mean_teacher"]

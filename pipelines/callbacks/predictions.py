@@ -118,7 +118,7 @@ class PredictionWriter(Callback):
         """Note a batch's objects, those that ``predict`` shows or all of ``test``'s, in this rank's file."""
         self._has_boxes = True
         predicting = trainer.state.fn == "predict"
-        if predicting and hasattr(task, "shown"):
+        if predicting:
             outputs = task.shown(outputs)
         sizes = [(round(height), round(width)) for height, width in batch["geometry"][:, :2].tolist()]
         part = self._part(trainer.global_rank, "objects")
@@ -133,7 +133,7 @@ class PredictionWriter(Callback):
         """Merge the ranks' objects into the files that were asked for."""
         datamodule = getattr(trainer, "datamodule", None)
         parts = [self._part(rank, "objects") for rank in range(trainer.world_size)]
-        classes = int(getattr(trainer.lightning_module, "num_classes", None) or 0)
+        classes = int(getattr(trainer.lightning_module.taught, "num_classes", None) or 0)
         names = class_names_of(trainer) or [str(k) for k in range(classes)]
         testing = trainer.state.fn != "predict"
         with _writing(self.directory):
@@ -231,7 +231,7 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write one batch."""
-        self._add(trainer, pl_module, outputs, batch)
+        self._add(trainer, pl_module.taught, outputs, batch)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Merge."""

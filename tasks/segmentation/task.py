@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from datamodules.common.errors import UserError
-from tasks.base import Batch, Task
+from tasks.base import Task
 from tasks.device_augment import jitter_images
+from tasks.hooks import Batch
 from tasks.optim import Optim
 from tasks.segmentation.losses import check_losses, segmentation_loss
 from tasks.segmentation.metrics import SegmentationMetrics

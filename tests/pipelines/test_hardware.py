@@ -13,6 +13,7 @@ from pipelines.hardware import AveragedWeights, SyncBatchNorm, resolve_precision
 from pipelines.run.tracking import Wandb
 from pipelines.trainer import Trainer
 from tasks import Classification
+from tests.tasks.fake_task import FakeData, FakeTask
 
 QUIET = {"accelerator": "cpu", "devices": 1, "wandb": Wandb(mode="off"), "enable_progress_bar": False}
 
@@ -44,6 +45,29 @@ def test_the_average_is_made_where_the_training_is():
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
     callback.setup(trainer, task, "fit")
     assert {p.device.type for p in callback._average_model.parameters()} == {"meta"}
+
+
+def test_the_average_is_mostly_the_old_one():
+    """decay * old + (1 - decay) * new; the first step copies."""
+    task = Classification("test_resnet", num_classes=2, in_chans=3, image_size=32)
+    callback = AveragedWeights(0.9)
+    callback.setup(SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu"))), task, "fit")
+    task.configure_model()
+    bias = task.network.fc.bias
+    for value in (1.0, 2.0, 7.0):
+        torch.nn.init.constant_(bias, value)
+        callback._average_model.update_parameters(task)
+    average = next(p for name, p in callback._average_model.named_parameters() if name.endswith("fc.bias"))
+    assert average.tolist() == pytest.approx([0.9 * (0.9 * 1 + 0.1 * 2) + 0.1 * 7] * 2)
+
+
+def test_the_summary_shows_the_operations_of_one_image(caplog):
+    task = FakeTask()
+    trainer = Trainer(max_epochs=1, logger=False, num_sanity_val_steps=0, **QUIET)
+    with caplog.at_level("INFO"):
+        super(Trainer, trainer).fit(task, datamodule=FakeData([[1.0, 2.0]]))
+    assert "2.6 K     Total Flops" in caplog.text  # 2 * (9 * 4 * 36 + 4 * 2) = 2,608
+    assert "FLOPs" not in caplog.text, "a column that Lightning fills with zeros"
 
 
 def test_sums_of_a_checkpoint_go_where_the_model_is():

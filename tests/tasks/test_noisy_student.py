@@ -95,8 +95,8 @@ def test_the_control_has_no_noise_whatever_the_nets_own_defaults():
     without_noise(net)
     assert noise(net) == []
     arguments = {"drop_rate": 0.3, "drop_path_rate": 0.2}
-    assert noise(built(student(**arguments)).network)
-    assert noise(built(student(**arguments), noise=False).network) == []
+    assert noise(built(student(**arguments)).student.network)
+    assert noise(built(student(**arguments), noise=False).student.network) == []
 
 
 def test_drop_path_rate_is_a_drop_rate():
