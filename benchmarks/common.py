@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import os
 import platform
@@ -17,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from datamodules.common import files
 from datamodules.loaders import available_cores
 
 PACKAGES = (
@@ -182,4 +182,4 @@ def write_json(path: str | Path, benchmark: str, settings: Mapping[str, Any], ro
         "versions": versions(),
         "results": [{**asdict(r), "met": r.met} for r in rows],
     }
-    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    files.write_json(path, content)

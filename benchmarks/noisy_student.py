@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from benchmarks.common import Row, alternate, per_round, quiet, row
+from datamodules.annotations.records import Record
 from datamodules.classification import ClassificationData
-from datamodules.loaders import Record
 from pipelines.noisy_student.labelling import Pool, Teacher, label_pool
 from pipelines.run.tracking import Wandb
 from pipelines.trainer import Trainer

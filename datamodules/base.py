@@ -39,9 +39,10 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
+from datamodules.annotations.records import Listing
 from datamodules.cache import DecodedCache, readable_images
 from datamodules.common.errors import UserError
-from datamodules.decoding.images import find_images
+from datamodules.decoding.files import find_images
 from datamodules.decoding.video import is_frame
 from datamodules.loaders import (
     EvalSampler,
@@ -54,7 +55,6 @@ from datamodules.loaders import (
     collate,
     make_loader,
 )
-from datamodules.readers import Listing
 from datamodules.splits import common_folder
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.pipeline import Transform, batch_transform

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from datamodules.common.errors import UserError
-from datamodules.decoding.images import ImageError, check_image, read_image
+from datamodules.decoding.headers import ImageError
+from datamodules.decoding.images import check_image, read_image
 from datamodules.decoding.video import is_frame
 
 Record = dict[str, Any]

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from datamodules.annotations.records import Listing
 from datamodules.base import Cache, DataModule
 from datamodules.common.errors import UserError
 from datamodules.loaders import Record, read_record
-from datamodules.readers import Listing
 from datamodules.readers.arrays import read_arrays
 from datamodules.readers.digits import read_digits
 from datamodules.readers.folder import read_folder

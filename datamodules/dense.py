@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from datamodules.annotations.mask_checks import two_sizes
+from datamodules.annotations.records import Record
 from datamodules.base import Cache, DataModule
 from datamodules.common.errors import UserError
-from datamodules.readers import Record
 from datamodules.splits import hold_out
 from datamodules.transforms.tiles import check_tile
 

@@ -11,15 +11,16 @@ from typing import Any, Literal
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
 
-from datamodules.annotations.boxes import Format, Policy, check_boxes, find_format, read_boxes
-from datamodules.annotations.objects import read_objects, repeat_factors, require_masks, select_classes
+from datamodules.annotations.boxes import Policy, check_boxes, check_sizes
+from datamodules.annotations.objects import repeat_factors, require_masks, select_classes
+from datamodules.annotations.records import Listing, Record
 from datamodules.base import Cache
 from datamodules.common.errors import UserError
-from datamodules.decoding.sizes import check_sizes
 from datamodules.dense import DenseData
 from datamodules.loaders import RecordDataset
-from datamodules.readers import Listing, Record
+from datamodules.readers.box_sources import Format, find_format, read_boxes
 from datamodules.readers.digits import MAX_DIGITS
+from datamodules.readers.samples import read_objects
 from datamodules.readers.voc_boxes import Difficult
 from datamodules.splits import hold_out
 from datamodules.transforms.augment import DetectionAugment
@@ -48,7 +49,7 @@ class DetectionData(DenseData):
         voc_difficult: What VOC's difficult objects become: ``ignore`` (as a crowd), ``keep`` or ``drop``.
         masks: Whether each object has a mask, for instance segmentation. Boxes alone are faster to load.
         check_boxes: What is done with boxes that cannot be right (outside the image, without area, inverted, NaN):
-            ``error`` refuses them, naming file and box, ``fix`` clips and swaps, and drops what cannot be mended,
+            ``error`` refuses them, naming file and box, ``fix`` clips and swaps, and drops what cannot be fixed,
             ``drop`` drops them all.
         num_scenes: Digit scenes of each split; 1,000, 200 and 200 by default.
         scene_digits: Most digits of a scene, which has at least one; 6 by default.

@@ -12,16 +12,19 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.annotations.mask_checks import MaskCheck, check_all_masks, check_records, median_frequency, report
 from datamodules.annotations.mask_formats import MaskSettings, Settled, class_palette, settle_format
-from datamodules.annotations.masks import MaskFormat, decode_mask, read_sample
-from datamodules.annotations.soft_masks import SoftMaskTransform, read_with_soft_mask
+from datamodules.annotations.mask_records import decode_mask
+from datamodules.annotations.masks import MaskFormat
+from datamodules.annotations.records import Listing, Record
+from datamodules.annotations.soft_masks import read_with_soft_mask
 from datamodules.base import Cache
 from datamodules.common.errors import UserError
 from datamodules.dense import DenseData
-from datamodules.readers import Listing, Record
 from datamodules.readers.mask_sources import is_coco_source, read_mask_source
+from datamodules.readers.samples import read_pixels
 from datamodules.splits import hold_out
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.pipeline import Transform
+from datamodules.transforms.soft_masks import SoftMaskTransform
 
 DIGIT_CLASSES = ["background", *(str(k) for k in range(10))]
 
@@ -226,7 +229,7 @@ class SegmentationData(DenseData):
     def make_reader(self) -> Callable[[Record], Record]:
         """Decodes an image and its mask."""
         read = partial(
-            read_sample,
+            read_pixels,
             fmt=self._format,
             channels=self.in_chans,
             dtype=self.dtype,

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+from datamodules.annotations.records import Listing
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.loaders import Record, Resumable, TensorLoader, TrainLoader, key_seed
-from datamodules.readers import Listing
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.pipeline import Transform
 from datamodules.unlabeled import UnlabeledImages, hide_labels

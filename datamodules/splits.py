@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
-from datamodules.readers import Record
 
 
 def common_folder(paths: Iterable[str]) -> str:

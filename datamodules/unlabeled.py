@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.annotations.records import Listing
 from datamodules.base import Cache, DataModule
 from datamodules.common.errors import UserError
-from datamodules.decoding.images import find_images
+from datamodules.decoding.files import find_images
 from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, read_record
-from datamodules.readers import Listing
 from datamodules.readers.lists import read_paths
 from datamodules.segmentation import SegmentationData
 from datamodules.transforms.augment import Augment

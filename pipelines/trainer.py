@@ -47,8 +47,8 @@ from pipelines.run.directory import (
     write_data_files,
     write_environment,
 )
-from pipelines.run.metrics_file import MetricsCSV, wandb_logger
-from pipelines.run.tracking import Wandb
+from pipelines.run.metrics_file import MetricsCSV
+from pipelines.run.tracking import Wandb, wandb_logger
 from tasks.base import Task
 from tasks.checks import TrainingPlan
 from tasks.hooks import TaskHooks

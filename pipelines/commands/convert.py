@@ -16,10 +16,10 @@ from xml.etree import ElementTree
 
 import yaml
 
-from datamodules.annotations.boxes import Format, Policy, check_boxes, read_boxes
+from datamodules.annotations.boxes import Policy, check_boxes, check_sizes
+from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
-from datamodules.decoding.sizes import check_sizes
-from datamodules.readers import Record
+from datamodules.readers.box_sources import Format, read_boxes
 from datamodules.readers.voc_boxes import CLASSES_FILE, Difficult
 from datamodules.splits import common_folder
 from pipelines.listing import PROGRAM

@@ -24,11 +24,11 @@ from datamodules.annotations.mask_checks import two_sizes
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.loaders import Record, RecordDataset, make_loader
-from pipelines.callbacks.predictions import output_names
 from pipelines.noisy_student.kinds import images
 from pipelines.noisy_student.kinds.protocol import kind_of
 from pipelines.noisy_student.manifest import digest_of
 from pipelines.noisy_student.paths import beside, listed
+from pipelines.outputs.names import output_names
 from pipelines.run.checkpoints import check_fits, read_checkpoint_config
 from tasks.base import Task
 

@@ -26,7 +26,7 @@ from pipelines.noisy_student.manifest import StageError, digest_of_values, read_
 from pipelines.noisy_student.selection import Selection, fixed_thresholds
 from pipelines.noisy_student.settings import Settings, trainer_of
 from pipelines.noisy_student.student import export
-from pipelines.outputs.figures import save_png
+from pipelines.outputs.sheets import save_png
 from pipelines.run.directory import run_of_checkpoint, runs_of
 from pipelines.run.tracking import Wandb
 from pipelines.trainer import Trainer

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.outputs.figures import Picture, confusion_matrix_figure, new_figure, rendered, short
-from pipelines.outputs.panels import Palette
+from pipelines.outputs.figures import confusion_matrix_figure, new_figure, rendered, short
+from pipelines.outputs.palettes import Palette
+from pipelines.outputs.sheets import Picture
 from tasks.detection.evaluation.curves import RECALLS, Curve, Thresholds, f1_over_confidence
 from tasks.detection.evaluation.metrics import Report
 

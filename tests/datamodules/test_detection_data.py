@@ -217,13 +217,13 @@ def test_crowds_are_marked_and_kept(tmp_path):
 def test_what_becomes_of_wrong_boxes(tmp_path):
     source = str(write_coco(tmp_path, masks=False, bbox=[-9, 4, 30, 10]))
     with pytest.raises(
-        ValueError, match=r"1 of \d+ boxes.*\n.*instances_train.json, annotation 1 .*train0.png.*sticks"
+        ValueError, match=r"1 of \d+ boxes.*\n.*instances_train.json, annotation 1 .*train0.png.*extends beyond"
     ):
         ready(source=source)
-    with pytest.warns(UserWarning, match=r"data.check_boxes: fix: .* 1 mended and 0 dropped: it sticks out .*\(1\)"):
+    with pytest.warns(UserWarning, match=r"data.check_boxes: fix: .* 1 fixed and 0 dropped: it extends beyond .*\(1\)"):
         data = ready(source=source, check_boxes="fix")
     assert data.records["train"][0]["boxes"].tolist() == [[0, 4, 21, 14]]
-    with pytest.warns(UserWarning, match="0 mended and 1 dropped"):
+    with pytest.warns(UserWarning, match="0 fixed and 1 dropped"):
         data = ready(source=source, check_boxes="drop")
     assert data.records["train"][0]["boxes"].shape == (0, 4)
     assert len(data.records["train"]) == 9

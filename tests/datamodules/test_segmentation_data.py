@@ -299,8 +299,8 @@ def test_a_saved_config_predicts_without_the_data(tmp_path):
          r"4 of 11 masks cannot be used:\n.*train/0.png: value\(s\) 2 .* outside the classes \(0..1; ignored: 255\)"),
         ({"class_names": NAMES, "ignore_values": []}, r"11 of 11 masks .*value\(s\) 255 .*data.ignore_values"),
         ({"mask_format": "binary"}, "a binary mask holds 0 and one of .*, but this one holds 0, 1, 2, 255"),
-        ({"mask_format": "rgb"}, "data.colors is missing: .*0.png is coded by colours"),
-        ({"colors": {"a": [1, 2, 3]}, "mask_format": "rgb"}, r"3 colour\(s\) not in data.colors: \[0, 0, 0\]|4 colour"),
+        ({"mask_format": "rgb"}, "data.colors is missing: .*0.png is coded by colors"),
+        ({"colors": {"a": [1, 2, 3]}, "mask_format": "rgb"}, r"3 color\(s\) not in data.colors: \[0, 0, 0\]|4 color"),
         ({"colors": {"0": [1, 2, 3]}}, r"masks cannot be used.*outside the classes \(0; ignored"),
         ({"class_values": {"a": 0, "b": [1, 2]}, "ignore_values": [0]}, "gives 0 to 'a', and data.ignore_values"),
         ({"masks": "masks/{split}/{stem}.png"}, "data.images and data.masks go together"),
@@ -341,7 +341,7 @@ def test_wrong_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"turned by 90 degrees.*EXIF"):  # it is found when it is read
         next(iter(unchecked))
     mask.write_bytes(b"<html>")
-    with pytest.raises(ValueError, match=r"(?s)1 of 11 masks.*0.png: the mask is no image.*Repair or remove"):
+    with pytest.raises(ValueError, match=r"(?s)1 of 11 masks.*0.png: it holds HTML.*Repair or remove"):
         ready(source=str(source))
     data = ready(source=str(source), on_corrupt="skip")
     assert (len(data.records["train"]), [Path(p).name for p, _ in data.skipped]) == (5, ["0.png"])

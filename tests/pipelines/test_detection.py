@@ -20,7 +20,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from pytorch_lightning.callbacks import Callback
 
-from datamodules.decoding.images import find_images, read_image
+from datamodules.decoding.files import find_images
+from datamodules.decoding.images import read_image
 from pipelines import cli
 from tests.conftest import in_child
 from tests.ranks import in_ranks

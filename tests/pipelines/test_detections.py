@@ -14,12 +14,13 @@ import torch
 from faster_coco_eval import mask as run_lengths
 from PIL import Image
 
-from datamodules.annotations.boxes import read_boxes
 from datamodules.annotations.instance_masks import masks_of
+from datamodules.readers.box_sources import read_boxes
 from pipelines.callbacks import pictures as callback
 from pipelines.callbacks.predictions import PredictionWriter
-from pipelines.outputs import panels
+from pipelines.outputs import drawing, panels
 from pipelines.outputs.detection_figures import detection_figures
+from pipelines.outputs.palettes import class_palette
 from tasks.detection.evaluation.metrics import CocoMetrics
 from tests.detection_cases import encode, expected_values, random_case
 
@@ -247,7 +248,7 @@ def test_figures_of_a_report() -> None:
     metric.compute()
     report = metric.report()
     assert report is not None
-    palette = panels.class_palette([str(k) for k in range(case.num_classes)])
+    palette = class_palette([str(k) for k in range(case.num_classes)])
     figures = detection_figures(report, [], palette)
     assert set(figures) == {"confusion_matrix", "precision_recall", "f1_confidence", "error_kinds"}
     for picture in figures.values():
@@ -315,10 +316,10 @@ def test_masks_are_drawn_inside_their_boxes_whatever_the_number() -> None:
     layers = np.zeros((1, 100, 120), np.int16)
     layers[0, 10:40, 10:40], layers[0, 50:90, 60:110] = 1, 2
     separate = np.stack([layers[0] == k for k in (1, 2, 3)])
-    pictures = [panels.draw_boxes(image, boxes, masks=masks) for masks in (layers, separate)]
+    pictures = [drawing.draw_boxes(image, boxes, masks=masks) for masks in (layers, separate)]
     assert np.array_equal(*pictures)
     assert (pictures[0][45:48, :55] == 120).all()
     assert (pictures[0][60:80, 70:100] != 120).any(2).all()
-    many = np.tile(boxes[1:2], (panels.MAX_TAGS + 1, 1))
-    assert (panels.draw_boxes(image, many)[:50] == 120).all()  # no names above the box
-    assert (panels.draw_boxes(image, many[:1], class_names=["name"])[:50] != 120).any()
+    many = np.tile(boxes[1:2], (drawing.MAX_TAGS + 1, 1))
+    assert (drawing.draw_boxes(image, many)[:50] == 120).all()  # no names above the box
+    assert (drawing.draw_boxes(image, many[:1], class_names=["name"])[:50] != 120).any()

@@ -19,9 +19,9 @@ import pytest
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from pipelines.run import metrics_file as loggers
 from pipelines.run import tracking as wandb_run
-from pipelines.run.metrics_file import MetricsCSV, log_image, log_table, masked, wandb_logger
+from pipelines.run.metrics_file import MetricsCSV
+from pipelines.run.tracking import log_image, log_table, masked, wandb_logger
 from tests.conftest import offline_records
 
 
@@ -401,9 +401,9 @@ def test_masked() -> None:
 
 def test_wandb_is_imported_only_when_used() -> None:
     code = (
-        "import sys, pipelines.run.metrics_file\n"
-        "pipelines.run.metrics_file.wandb_logger('x', mode='auto', project='p', name='n', run_id='i', config={})\n"
+        "import sys, pipelines.run.metrics_file, pipelines.run.tracking\n"
+        "pipelines.run.tracking.wandb_logger('x', mode='auto', project='p', name='n', run_id='i', config={})\n"
         "sys.exit('wandb' in sys.modules)"
     )
-    root = Path(loggers.__file__).parents[2]
+    root = Path(wandb_run.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0

@@ -16,12 +16,11 @@ import torch
 import yaml
 
 from datamodules import DetectionData, SegmentationData
-from datamodules.annotations.masks import load_mask
+from datamodules.annotations.mask_files import load_mask
 from datamodules.annotations.soft_masks import read_soft_mask
 from datamodules.transforms.augment import Augment, DetectionAugment
 from datamodules.unlabeled import pool_records
 from pipelines import cli
-from pipelines.fusion import fused
 from pipelines.noisy_student import labelling, selection
 from pipelines.noisy_student import manifest as machine
 from pipelines.noisy_student.configs import student_config
@@ -30,7 +29,7 @@ from pipelines.noisy_student.kinds.protocol import kind_of
 from pipelines.noisy_student.scorers import RECALLS, average_precision, mean_iou
 from pipelines.noisy_student.selection import Selection
 from pipelines.noisy_student.settings import read_settings
-from pipelines.outputs.figures import save_png
+from pipelines.outputs.sheets import save_png
 from tasks.detection.evaluation.matching import match
 from tasks.detection.evaluation.metrics import COCO_IOUS, CocoMetrics
 from tasks.detection.evaluation.objects import predicted_objects, true_objects
@@ -583,20 +582,6 @@ def test_labels_of_several_teachers_are_averaged(world):
         best = [found.scores[found.image == 0].max() for found in (one, twice, two)]
         assert best[1] == pytest.approx(best[0], rel=0.2)  # neighbours that NMS left join the group
         assert len(two.scores) > 0
-
-
-def test_fused_boxes_are_the_means_of_groups():
-    """Two teachers: both find the ant, one of them a bee at the same place, and a second ant far away."""
-    first = {"bbox": [[0, 0, 10, 10], [50, 50, 10, 10]], "labels": [0, 0], "scores": [0.9, 0.4], "size": [80, 90]}
-    second = {"bbox": [[1, 0, 10, 10], [0, 0, 10, 10]], "labels": [0, 1], "scores": [0.6, 0.8], "size": [80, 90]}
-    both = fused([first, second])
-    assert both["labels"] == [0, 1, 0]
-    assert both["scores"] == pytest.approx([0.75, 0.4, 0.2])
-    assert both["bbox"][0] == pytest.approx([0.4, 0, 10, 10])  # 0.6 / 1.5 of the way
-    assert both["bbox"][1:] == [[0, 0, 10, 10], [50, 50, 10, 10]]
-    nothing = {"bbox": [], "labels": [], "scores": [], "size": [80, 90]}
-    assert fused([nothing, nothing]) == nothing
-    assert fused([first]) == {**first, "scores": pytest.approx([0.9, 0.4])}
 
 
 def test_lists_of_images_and_masks_are_data(tmp_path):
