@@ -24,7 +24,7 @@ from datamodules.transforms.augment import DetectionAugment
 from tasks import Detection
 from tasks.detection.detectors.parts import read_targets
 from tasks.hooks import Batch
-from tasks.optim import build_optimizer
+from tasks.optimizers import build_optimizer
 
 BACKBONE = "resnet18"
 WIDTH = 64

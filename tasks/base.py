@@ -15,6 +15,9 @@ from tasks.checks import TrainingPlan, check_training
 from tasks.hooks import Batch, TaskHooks
 from tasks.optim import Optim
 
+#: With timm's norms that have an activation, which are of these classes, too.
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 class Task(TaskHooks):
     """A network, its loss and its metrics as pure methods.
@@ -233,7 +236,7 @@ class Task(TaskHooks):
         if self.network is not None and self.freeze_norm:
             head = self.head_names()
             for name, module in self.network.named_modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.weight" not in head:
+                if isinstance(module, NORMS) and f"{name}.weight" not in head:
                     module.eval()
         return self
 

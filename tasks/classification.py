@@ -18,6 +18,8 @@ from tasks.losses import classification_loss
 from tasks.metrics import ClassificationMetrics, MultiLabelMetrics
 from tasks.optim import Optim
 
+#: Axes that test-time augmentation flips.
+VIEWS = {"hflip": (3,), "vflip": (2,), "rot180": (2, 3)}
 #: Fraction of a soft label above which it is shown as its class alone.
 SURE = 0.999
 
@@ -126,6 +128,11 @@ class Classification(Task):
         self.save_hyperparameters(ignore=["optim"])
         self.remember_arguments()
 
+    @property
+    def mixes(self) -> bool:
+        """Whether mixup or cutmix is on."""
+        return self.mixup > 0 or self.cutmix > 0
+
     def build_network(self) -> nn.Module:
         """The timm classifier; input is a normalised float (B, C, H, W), output logits (B, K)."""
         if self.multi_label is None:
@@ -156,7 +163,7 @@ class Classification(Task):
     def check_training(self, plan: TrainingPlan) -> None:
         """As the base, and: mixup and cutmix mix pairs of images, so they need an even batch size."""
         super().check_training(plan)
-        if (self.mixup or self.cutmix) and plan.batch_size is not None and plan.batch_size % 2:
+        if self.mixes and plan.batch_size is not None and plan.batch_size % 2:
             key = "mixup" if self.mixup else "cutmix"
             raise UserError(
                 f"model.{key} is {getattr(self, key)}, which mixes pairs of images, but data.batch_size is"
@@ -177,7 +184,7 @@ class Classification(Task):
 
     def augment(self, batch: Batch) -> Batch:
         """Jitter, erasing, mixup and cutmix, in that order; images become float32 in [0, 1] where any is on."""
-        if not (self.jitter or self.erasing or self.mixup or self.cutmix):
+        if not (self.jitter or self.erasing or self.mixes):
             return batch
         image = batch["image"]
         image = image.float() / 255 if image.dtype == torch.uint8 else image.clone()
@@ -186,7 +193,7 @@ class Classification(Task):
         if self.erasing:
             image = random_erasing(image, self.erasing, self.mean, self.std)
         batch = {**batch, "image": image}
-        if self.mixup or self.cutmix:
+        if self.mixes:
             batch = mix(batch, int(self.num_classes or 0), self.mixup, self.cutmix, self.mix_prob)
         return batch
 
@@ -212,13 +219,7 @@ class Classification(Task):
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """``logits`` and ``probabilities``, float32 (B, K); with test-time augmentation the mean over the views."""
         image = batch["image"]
-        views = [image]
-        if "hflip" in self.tta:
-            views.append(image.flip(3))
-        if "vflip" in self.tta:
-            views.append(image.flip(2))
-        if "rot180" in self.tta:
-            views.append(image.flip(2, 3))
+        views = [image, *(image.flip(VIEWS[name]) for name in VIEWS if name in self.tta)]
         logits = [self(view).float() for view in views]
         probabilities = torch.stack([x.sigmoid() if self.multi_label else x.softmax(1) for x in logits]).mean(0)
         if len(views) == 1:

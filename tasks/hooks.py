@@ -19,8 +19,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from datamodules.common.errors import UserError
 from tasks.checks import TrainingPlan
-from tasks.optim import build_optimizer, build_scheduler, describe
+from tasks.optim import describe
+from tasks.optimizers import build_optimizer
 from tasks.reproducibility import same_buffers_on_all_ranks, seed_step
+from tasks.schedules import build_scheduler
 
 Batch = dict[str, Any]
 

@@ -14,9 +14,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from datamodules.common.errors import UserError
 from tasks.base import Task
@@ -33,6 +31,7 @@ from tasks.online_teacher import (
     fixmatch_loss,
     refuse_data,
 )
+from tasks.student import own_arguments, refuse_own_hooks, save_as_the_students, without_noise
 
 
 class NoisyStudent(TaskHooks):
@@ -84,23 +83,15 @@ class NoisyStudent(TaskHooks):
             raise UserError(
                 f"model.student is a {type(student).__name__}; give an ordinary task, for example Classification."
             )
-        _refuse_own_hooks(student)
-        given = {"loss": loss, "labels": labels, "temperature": temperature, "smoothing": smoothing}
-        check_teacher(
-            teacher, student, {**given, "threshold": threshold, "ema_decay": ema_decay, "burn_in_steps": burn_in_steps}
-        )
+        refuse_own_hooks(student)
+        given: dict[str, Any] = {"loss": loss, "labels": labels, "temperature": temperature, "smoothing": smoothing}
+        given |= {"threshold": threshold, "ema_decay": ema_decay, "burn_in_steps": burn_in_steps}
+        check_teacher(teacher, student, given)
         if unlabeled_weight < 0:
             raise UserError(f"model.unlabeled_weight is {unlabeled_weight}; it must be 0 or more.")
-        if temperature <= 0:
-            raise UserError(f"model.temperature is {temperature}; it must be above 0 (1 leaves the labels alone).")
-        if not 0 <= smoothing < 1:
-            raise UserError(f"model.smoothing is {smoothing}; it must be at least 0 and below 1.")
-        if labels == "hard" and temperature != 1:
-            raise UserError(f"model.temperature is {temperature}, but model.labels is 'hard', which has none.")
-        if labels == "soft" and smoothing:
-            raise UserError(f"model.smoothing is {smoothing}, but model.labels is 'soft': soft labels need none.")
+        _check_labels(labels, temperature, smoothing)
         super().__init__()
-        _own_arguments(student)
+        own_arguments(student)
         self.student = student
         self.loss_scale = loss
         self.unlabeled_weight = unlabeled_weight
@@ -113,8 +104,7 @@ class NoisyStudent(TaskHooks):
         self.mean_teacher: MeanTeacher | None = None  # no sub-module: weight averaging and checkpoints have it not
         self._restored_teacher: dict[str, Any] | None = None
         # Checkpoints are the student's: the same names, so that `test` and the next generation take them unchanged.
-        self.register_state_dict_post_hook(_without_prefix)
-        self.register_load_state_dict_pre_hook(_with_prefix)
+        save_as_the_students(self)
 
     @property
     def taught(self) -> Task:
@@ -269,57 +259,12 @@ class NoisyStudent(TaskHooks):
         self._restored_teacher = checkpoint.get("mean_teacher")
 
 
-#: Lightning's hooks that a student may have of its own, as they are called explicitly.
-CALLED = {"configure_model"}
-
-
-def _refuse_own_hooks(student: Task) -> None:
-    """Refuse a student that overrides a hook of Lightning: Lightning calls those of the outermost module only.
-
-    Raises:
-        UserError: Naming the hook.
-    """
-    hooks = {name for owner in (ModelHooks, DataHooks, CheckpointHooks) for name in vars(owner) if name[0] != "_"}
-    hooks |= {"training_step", "validation_step", "test_step", "predict_step", "configure_optimizers", "optimizer_step"}
-    for name in sorted(hooks - CALLED):
-        if getattr(type(student), name) is not getattr(Task, name):
-            raise UserError(
-                f"model.student is a {type(student).__name__}, which overrides {name}: Lightning would not call it."
-                " Move that work into a method that is called of a student, too: after_validation, before_test, state,"
-                " load_state, augment, loss or predict."
-            )
-
-
-def without_noise(network: nn.Module) -> None:
-    """Set dropout and stochastic depth of a network to 0, whatever its arguments and defaults say."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd | StochasticDepth):
-            module.p = 0.0
-        for name in ("drop_prob", "drop_rate"):  # timm's DropPath, and its nets that call F.dropout
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-
-
-def _own_arguments(student: Task) -> None:
-    """Give the student its own hyper-parameters: Lightning's command line stores the outermost module's in each.
-
-    https://github.com/Lightning-AI/pytorch-lightning/blob/master/src/lightning/pytorch/cli.py (_InstantiatorFn)
-    """
-    given = student.hparams.get("student")
-    if isinstance(given, dict):
-        mine = {"_class_path": given["class_path"], **given.get("init_args", {}), "optim": student.hparams["optim"]}
-        student.hparams.clear()
-        student.hparams.update(mine)
-
-
-PREFIX = "student."
-
-
-def _without_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    for name in [name for name in state_dict if name.startswith(prefix + PREFIX)]:
-        state_dict[prefix + name.removeprefix(prefix + PREFIX)] = state_dict.pop(name)
-
-
-def _with_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    for name in [n for n in state_dict if n.startswith(prefix) and not n.startswith(prefix + PREFIX)]:
-        state_dict[prefix + PREFIX + name.removeprefix(prefix)] = state_dict.pop(name)
+def _check_labels(labels: Literal["soft", "hard"], temperature: float, smoothing: float) -> None:
+    if temperature <= 0:
+        raise UserError(f"model.temperature is {temperature}; it must be above 0 (1 leaves the labels alone).")
+    if not 0 <= smoothing < 1:
+        raise UserError(f"model.smoothing is {smoothing}; it must be at least 0 and below 1.")
+    if labels == "hard" and temperature != 1:
+        raise UserError(f"model.temperature is {temperature}, but model.labels is 'hard', which has none.")
+    if labels == "soft" and smoothing:
+        raise UserError(f"model.smoothing is {smoothing}, but model.labels is 'soft': soft labels need none.")

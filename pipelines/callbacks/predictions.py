@@ -185,7 +185,7 @@ class PredictionWriter(Callback):
         """Merge the ranks' objects into the files that were asked for."""
         testing = trainer.state.fn != "predict"
         formats = {"coco"} if testing else set(self.box_formats)
-        classes = int(getattr(trainer.lightning_module, "num_classes", None) or 0)
+        classes = int(trainer.lightning_module.taught.num_classes or 0)
         names = class_names_of(trainer) or [str(k) for k in range(classes)]
         with writing(self.directory):
             if "coco" in formats:

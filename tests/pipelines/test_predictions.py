@@ -59,6 +59,10 @@ class Stub:
     def __init__(self, names: list[str]) -> None:
         self.names = names
 
+    @property
+    def taught(self) -> Any:
+        return self
+
     def rows(self, batch: dict[str, Any], outputs: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
         areas = [{n: float((m == k).sum()) for k, n in enumerate(names)} for m in outputs["mask"]]
         return [

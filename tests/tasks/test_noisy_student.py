@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from tasks import Classification, NoisyStudent
-from tasks.noisy_student import join_batches, without_noise
+from tasks.joined import join_batches
+from tasks.student import without_noise
 
 
 def student(**arguments) -> Classification:
