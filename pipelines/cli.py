@@ -39,7 +39,7 @@ from pipelines.quiet import quieten
 from pipelines.run.loading import Loaded, read_carried
 from pipelines.run.tracking import WandbRun
 from pipelines.trainer import Trainer
-from tasks.base import Task
+from tasks.hooks import TaskHooks
 
 COMMANDS = {
     "fit": Command("fit", Trainer.fit, starts_from_checkpoint=False),
@@ -61,7 +61,7 @@ class CLI(LightningCLI):
     def __init__(self, command: Command, args: list[str], loaded: Loaded | None = None) -> None:
         self.command, self.loaded, self.trust = command, loaded, trusted(args)
         super().__init__(
-            Task,
+            TaskHooks,
             DataModule,
             trainer_class=Trainer,
             save_config_callback=None,

@@ -16,13 +16,13 @@ from pipelines.config.words import CONFIG, Flag, flags, value_of
 from pipelines.run.directory import find_checkpoint
 from pipelines.run.loading import Carried, Loaded, load, read_carried
 from pipelines.trainer import Trainer
-from tasks.base import Task
+from tasks.hooks import TaskHooks
 
 #: Arguments of a command that are no flags.
 NOT_FLAGS = {"self", "trainer", "model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
 #: Arguments that every command has, with their types.
 COMMON = {
-    "model": Task,
+    "model": TaskHooks,
     "data": DataModule,
     "trainer": Trainer,
     "name": str | None,

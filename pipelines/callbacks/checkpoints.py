@@ -29,7 +29,7 @@ class KeepBest(ModelCheckpoint):
 
 
 class SaveLast(Checkpoint):
-    """Writes ``last.ckpt``, always behind a complete optimiser step: accumulated gradients are in no checkpoint.
+    """Writes ``last.ckpt``, always behind a complete optimizer step: accumulated gradients are in no checkpoint.
 
     Lightning's ModelCheckpoint has either a time interval or the epoch's end, and its time interval may fall between
     two batches of one accumulated step.
@@ -41,7 +41,7 @@ class SaveLast(Checkpoint):
     Args:
         directory: The run's ``checkpoints`` folder.
         every_minutes: Save inside an epoch after so many minutes; 0 for never.
-        every_n_steps: Save inside an epoch after so many optimiser steps.
+        every_n_steps: Save inside an epoch after so many optimizer steps.
         handle_signals: False leaves the signals to Lightning's own requeueing.
     """
 
@@ -59,6 +59,7 @@ class SaveLast(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the signals over; Lightning puts back what was there before it."""
         self._signal = None
+        self._seen_step = trainer.global_step  # else the first batch of several accumulated ones would count as a step
         if not self.handle_signals:
             return
         if threading.current_thread() is threading.main_thread():
@@ -71,18 +72,18 @@ class SaveLast(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if an optimiser step was completed and it is time; the epoch's last batch is left to the epoch's end."""
+        """Save if an optimizer step was completed and it is time; the epoch's last batch is left to the epoch's end."""
         step = trainer.global_step
         if step == self._seen_step or trainer.is_last_batch:
             return
         self._seen_step = step
-        due = self.every_n_steps is not None and step % self.every_n_steps == 0
-        if not due and self.every_minutes and step % trainer.log_every_n_steps == 0:
+        wanted = self.every_n_steps is not None and step % self.every_n_steps == 0
+        if not wanted and self.every_minutes and step % trainer.log_every_n_steps == 0:
             # Clocks differ between ranks: rank 0's decides, and only now and then, since asking is a sync.
             elapsed = time.monotonic() - self._saved_at
-            due = trainer.strategy.broadcast(elapsed >= 60 * self.every_minutes)
+            wanted = trainer.strategy.broadcast(elapsed >= 60 * self.every_minutes)
         asked = self._asked(trainer)
-        if due or asked:
+        if wanted or asked:
             self._save(trainer)
         if asked:
             self._stop()

@@ -20,7 +20,15 @@ from datamodules.loaders import available_cores
 from datamodules.splits import common_folder
 from pipelines.callbacks.originals import Original, class_names_of, palette_of, records_of
 from pipelines.callbacks.overlays import ImageFiles, writing
-from pipelines.outputs.detections import BoxFormat, drawable, entry_of, write_coco, write_csv, write_yolo
+from pipelines.outputs.detections import (
+    BoxFormat,
+    drawable,
+    entry_of,
+    write_coco_data_set,
+    write_coco_results,
+    write_csv,
+    write_yolo,
+)
 from pipelines.outputs.names import output_names, safe_name
 from pipelines.outputs.rank_files import RankFiles
 from pipelines.outputs.sheets import contact_sheet
@@ -60,8 +68,8 @@ class PredictionWriter(Callback):
         self.directory = directory or Path()
         self.box_formats = box_formats
         self._has_boxes = False
-        self._captioned = 0
-        self._names: list[str] | None = None
+        self._captioned = 0  # images of this rank that have a caption
+        self._names: list[str] | None = None  # of all images' files
         self._pool: ThreadPoolExecutor | None = None
         self._jobs: list[Future[None]] = []
 
@@ -80,7 +88,7 @@ class PredictionWriter(Callback):
         return RankFiles(self.directory, "objects")
 
     def _start(self, trainer: pl.Trainer) -> None:
-        self._captioned = 0
+        self._has_boxes, self._captioned, self._names = False, 0, None
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._rows.start(trainer.global_rank)
@@ -130,7 +138,7 @@ class PredictionWriter(Callback):
         """Note a batch's objects, those that ``predict`` shows or all of ``test``'s, in this rank's file."""
         self._has_boxes = True
         predicting = trainer.state.fn == "predict"
-        if predicting and hasattr(task, "shown"):
+        if predicting:
             outputs = task.shown(outputs)
         lines = []
         for i, (number, path) in enumerate(zip(batch["id"].tolist(), batch["path"], strict=True)):
@@ -185,7 +193,7 @@ class PredictionWriter(Callback):
         """Merge the ranks' objects into the files that were asked for."""
         testing = trainer.state.fn != "predict"
         formats = {"coco"} if testing else set(self.box_formats)
-        classes = int(getattr(trainer.lightning_module, "num_classes", None) or 0)
+        classes = int(trainer.lightning_module.taught.num_classes or 0)
         names = class_names_of(trainer) or [str(k) for k in range(classes)]
         with writing(self.directory):
             if "coco" in formats:
@@ -197,21 +205,20 @@ class PredictionWriter(Callback):
 
     def _write_coco(self, trainer: pl.Trainer, class_names: list[str], results_only: bool) -> None:
         records = self._records(trainer)
+        class_ids = getattr(getattr(trainer, "datamodule", None), "class_ids", None)
+        class_ids = list(range(1, len(class_names) + 1)) if class_ids is None else class_ids
 
         def image_id(number: int) -> Any:
             """The data set's own id, or the number from 1."""
             record = records[number] if number < len(records) else {}
             return record.get("image_id", number + 1)
 
-        write_coco(
-            self.directory,
-            self._objects.merged(trainer.world_size),
-            class_names=class_names,
-            class_ids=getattr(getattr(trainer, "datamodule", None), "class_ids", None),
-            image_id=image_id,
-            folder=common_folder(record["path"] for record in records) if records else "",
-            results_only=results_only,
-        )
+        ranks = trainer.world_size
+        write_coco_results(self.directory, self._objects.merged(ranks), class_ids, image_id)
+        if not results_only:
+            folder = common_folder(record["path"] for record in records) if records else ""
+            lines = self._objects.merged(ranks)
+            write_coco_data_set(self.directory, lines, class_ids, image_id, class_names, folder)
 
     def _write_table(self, ranks: int) -> None:
         """Merge the ranks' rows into the table, and draw the first images."""
@@ -256,7 +263,7 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write one batch."""
-        self._add(trainer, pl_module, outputs, batch)
+        self._add(trainer, pl_module.taught, outputs, batch)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Merge."""

@@ -20,6 +20,7 @@ from pipelines.run.checkpoints import open_checkpoint
 from pipelines.run.compatibility import check_fits
 from pipelines.run.directory import find_checkpoint
 from pipelines.trainer import Trainer
+from tasks.hooks import TaskHooks
 
 
 def main(words: list[str]) -> int:
@@ -36,7 +37,7 @@ def main(words: list[str]) -> int:
 
 def probe(
     trainer: Trainer,
-    model: pl.LightningModule,
+    model: TaskHooks,
     datamodule: pl.LightningDataModule,
     C: float = 0.1,
     ckpt_path: str | None = None,
