@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -166,10 +167,17 @@ def test_every_family_trains_and_is_tested(tmp_path, detector):
     flags = ["--data.num_scenes", "{train: 8, val: 4, test: 4}", "--trainer.max_epochs", "1"]
     assert run("fit", "--config", config, *flags) == 0
     assert run("test", "--ckpt_path", "runs/run/0/checkpoints/last.ckpt") == 0
+    rows = Path("runs/run/0/metrics.csv").read_text().splitlines()
+    losses = [dict(zip(rows[0].split(","), row.split(","), strict=True))["train/loss"] for row in rows[1:]]
+    first, last = (float(loss) for loss in losses if loss)  # two steps of four scenes
+    assert 0 < last != first > 0
     tested = result("test")
-    assert {"test/map", "test/map_50", "test/mar_100"} <= set(tested)
-    assert ("test/mask_map" in tested) == (detector == "mask_rcnn")
-    assert 0 <= tested["test/map"] <= 1
+    names = {f"map{suffix}" for suffix in ("", "_50", "_75", "_small", "_medium", "_large")}
+    names |= {f"mar_{suffix}" for suffix in ("1", "10", "100", "small", "medium", "large")} | {"f1", "ap_dsb"}
+    names |= {f"mask_{name}" for name in names if detector == "mask_rcnn"}
+    assert {f"test/{name}" for name in names} | {"per_class"} == set(tested)
+    assert math.isfinite(tested["test/map"])
+    assert len(tested["per_class"]["ap"]) == 10
 
 
 def average_precision(truth: Path, output: Path, kind: str) -> float:
@@ -236,7 +244,7 @@ def test_two_ranks_measure_what_one_measures(tmp_path):
             found[name, ranks] = result(name)
     for name in ("validate", "test"):
         np.testing.assert_equal(found[name, 1], found[name, 2])
-    assert found["validate", 1]["val/map"] >= 0
+    assert 0 < found["validate", 1]["val/mar_100"] < 1  # of boxes that are hardly trained
 
 
 def test_predict_on_a_video_is_predict_on_its_frames(tmp_path):
@@ -263,10 +271,20 @@ def test_predict_on_a_video_is_predict_on_its_frames(tmp_path):
 
 
 def test_tiles(tmp_path):
-    """Pictures larger than the tile are tested by windows, in their own size."""
+    """Pictures larger than the tile are tested by windows, in their own size; predict gives the boxes of the test."""
     source = write_coco(tmp_path / "pictures", {"train": 8, "val": 2, "test": 2}, (150, 190))
     config = write_config(tmp_path, source, "fcos")
     flags = ["--data.resize", "native", "--data.tile", "64", "--data.tile_overlap", "0.5", "--trainer.max_epochs", "1"]
+    flags += ["--model.score_threshold", "0.001", "--data.augment.preset", "none"]
     assert run("fit", "--config", config, *flags) == 0
     assert run("test", "--config", config, *flags) == 0
-    assert 0 <= result("test")["test/map"] <= 1
+    tested = result("test")
+    words = ["--ckpt_path", "runs/run/0/checkpoints/last.ckpt", "--source", source / "test", "--output", "out"]
+    assert run("predict", *words) == 0
+    found = json.loads(Path("out/predictions.json").read_text())
+    right, bottom = (max(entry["bbox"][k] + entry["bbox"][k + 2] for entry in found) for k in (0, 1))
+    assert right > 128  # two windows do not reach so far
+    assert bottom > 128
+    truth = source / "annotations/instances_test.json"
+    assert average_precision(truth, Path("out"), "bbox") == pytest.approx(tested["test/map"], abs=1e-6)
+    assert tested["test/mar_100"] > 0
