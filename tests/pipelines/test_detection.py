@@ -272,10 +272,10 @@ def test_predict_on_a_video_is_predict_on_its_frames(tmp_path):
 
 def test_tiles(tmp_path):
     """Pictures larger than the tile are tested by windows, in their own size; predict gives the boxes of the test."""
-    source = write_coco(tmp_path / "pictures", {"train": 8, "val": 2, "test": 2}, (150, 190))
+    source = write_coco(tmp_path / "pictures", {"train": 24, "val": 1, "test": 2}, (150, 190))
     config = write_config(tmp_path, source, "fcos")
-    flags = ["--data.resize", "native", "--data.tile", "64", "--data.tile_overlap", "0.5", "--trainer.max_epochs", "1"]
-    flags += ["--model.score_threshold", "0.001", "--data.augment.preset", "none"]
+    flags = ["--data.resize", "native", "--data.tile", "64", "--data.tile_overlap", "0.5", "--trainer.max_epochs", "6"]
+    flags += ["--trainer.check_val_every_n_epoch", "6", "--model.optim.lr", "0.01", "--model.score_threshold", "0.001"]
     assert run("fit", "--config", config, *flags) == 0
     assert run("test", "--config", config, *flags) == 0
     tested = result("test")

@@ -275,7 +275,14 @@ def test_masks_are_run_lengths_of_the_original_picture():
         ({"max_detections": 0}, "model.max_detections is 0"),
         ({"color_jitter": -0.1}, "model.color_jitter is -0.1"),
         ({"class_weights": [1.0]}, "model.class_weights has 1 numbers, but there are 2 classes"),
-        ({"detector_args": {"head_depth": "deep"}}, "model.detector_args {'head_depth': 'deep'} do not fit 'fcos'"),
+        (
+            {"detector_args": {"head_depth": "deep"}},
+            "head_depth is 'deep'; it must be a whole number",
+        ),
+        ({"detector_args": {"strides": 8}}, "strides is 8; it must be a list of whole numbers or null"),
+        ({"detector_args": {"focal_gamma": True}}, "focal_gamma is True; it must be a number"),
+        ({"detector_args": {"box_loss": "l1"}}, "box_loss is 'l1'; it must be giou or iou"),
+        ({"detector_args": {"image_size": 64}}, "detector_args.image_size .* set model.image_size"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments, said):

@@ -9,26 +9,31 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import complete_box_iou_loss
 
-from tasks.detection.detectors import parts
-from tasks.detection.detectors.assign import centres_inside, pairwise_iou, task_aligned_assignment
-from tasks.detection.detectors.box_regression import BoxRegression, build_box_regression
-from tasks.detection.detectors.faster_rcnn import Samples, build_faster_rcnn, means_by_image, roi_pool
-from tasks.detection.detectors.fcos import match_points
-from tasks.detection.detectors.parts import (
-    Limits,
+from tasks.detection.detectors import selection
+from tasks.detection.detectors.anchors import (
     anchor_shapes,
-    best_boxes,
-    dense_detections,
-    focal_loss,
+    decode_distances,
+    decode_offsets,
+    encode_distances,
+    encode_offsets,
     grid_anchors,
-    in_crowd,
-    iou_loss,
-    read_targets,
 )
-from tasks.detection.detectors.yolo import Dense, build_yolo, expected_distances
+from tasks.detection.detectors.arguments import BackboneArguments
+from tasks.detection.detectors.assign import centers_inside, pairwise_iou, task_aligned_assignment
+from tasks.detection.detectors.box_regression import BoxRegression, BoxRegressionArguments, build_box_regression
+from tasks.detection.detectors.faster_rcnn import FasterRCNNArguments, build_faster_rcnn
+from tasks.detection.detectors.fcos import match_points
+from tasks.detection.detectors.losses import expected_distances, focal_loss, iou_loss
+from tasks.detection.detectors.protocol import Limits
+from tasks.detection.detectors.regions import Samples, means_by_image, roi_pool
+from tasks.detection.detectors.selection import best_boxes, dense_detections
+from tasks.detection.detectors.targets import in_crowd, read_targets
+from tasks.detection.detectors.yolo import Dense, YOLOArguments, build_yolo
 
+NET = BackboneArguments("test_resnet")
 LIMITS = Limits(score_threshold=0.1, nms_iou=0.5, max_detections=10)
 
 
@@ -47,11 +52,11 @@ def test_a_truth_keeps_objects_and_crowds_apart() -> None:
         "iscrowd": torch.tensor([[0, 1, 0, 0, 0]], dtype=torch.uint8),
     }
     truth = read_targets(targets)
-    assert truth.learnt.tolist() == [[True, False, False, False, False]]  # the third and fourth have no area
+    assert truth.learned.tolist() == [[True, False, False, False, False]]  # the third and fourth have no area
     assert truth.crowds[0].tolist() == [[0] * 4, [2, 2, 6, 4], [0] * 4, [0] * 4, [0] * 4]
     none = read_targets({"boxes": torch.zeros(2, 0, 4), "labels": torch.zeros(2, 0, dtype=torch.int64)})
     assert none.labels.tolist() == [[-1], [-1]]
-    assert not none.learnt.any()
+    assert not none.learned.any()
     assert not none.crowds.any()
 
 
@@ -64,8 +69,8 @@ def test_points_in_crowds() -> None:
 def test_short_sides_count_as_long_as_a_cell_around_the_same_middle() -> None:
     points = torch.tensor([[1.0, 5.0], [9.0, 5.0], [5.0, 4.0], [5.0, 6.0]])
     thin = box([4, 4, 6, 6]).unsqueeze(0)
-    assert centres_inside(points, thin)[0, 0].tolist() == [False, False, True, False]  # the bottom does not belong
-    assert centres_inside(points, thin, 8.0)[0, 0].tolist() == [True, False, True, True]
+    assert centers_inside(points, thin)[0, 0].tolist() == [False, False, True, False]  # the bottom does not belong
+    assert centers_inside(points, thin, 8.0)[0, 0].tolist() == [True, False, True, True]
 
 
 def test_pairwise_iou_by_hand() -> None:
@@ -83,6 +88,25 @@ def test_anchors_by_hand() -> None:
     fine, coarse = grid_anchors([(2, 1), (1, 1)], [4, 8], torch.ones(1, 2))
     assert fine.tolist() == [[0, 0, 4, 4], [0, 4, 4, 8]]
     assert coarse.tolist() == [[0, 0, 8, 8]]
+
+
+def test_offsets_and_distances_by_hand_and_back() -> None:
+    anchors, boxes = box([0, 0, 8, 4], [10, 10, 20, 20]), box([4, 0, 20, 4], [5, 10, 10, 40])
+    # The first is twice as wide as its anchor, its center 8 to the right, which is one width.
+    expected = [[1, 0, math.log(2), 0], [-7.5 / 10, 10 / 10, math.log(0.5), math.log(3)]]
+    offsets = encode_offsets(boxes, anchors)
+    assert torch.allclose(offsets, torch.tensor(expected))
+    assert torch.allclose(decode_offsets(offsets, anchors), boxes, atol=1e-5)
+    far = decode_offsets(torch.tensor([[0.0, 0.0, 50.0, 0.0]]), anchors[:1])
+    assert float(far[0, 2] - far[0, 0]) == pytest.approx(8 * 1000 / 16, rel=1e-5)  # and not infinite
+    coder = RegionProposalNetwork(None, None, 0.7, 0.3, 1, 0.5, {}, {}, 0.7).box_coder  # torchvision's, weights of 1
+    random = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(decode_offsets(random, anchors), coder.decode_single(random, anchors))
+    assert torch.equal(offsets, coder.encode_single(boxes, anchors))
+    points, strides = torch.tensor([[12.0, 2.0], [8.0, 20.0]]), torch.tensor([4.0, 2.0])
+    distances = encode_distances(boxes, points, strides)
+    assert distances.tolist() == [[2, 0.5, 2, 0.5], [1.5, 5, 1, 10]]  # left, top, right, bottom
+    assert decode_distances(distances, points, strides).tolist() == boxes.tolist()
 
 
 def test_regions_are_pooled_from_the_map_of_their_size() -> None:
@@ -135,14 +159,14 @@ def test_means_by_image_by_hand() -> None:
 def test_a_point_learns_the_smallest_of_the_boxes_that_suit_its_map() -> None:
     anchors = grid_anchors([(4, 4)], [8], torch.ones(1, 2))[0]  # centers at 4, 12, 20, 28
     boxes = box([0, 0, 24, 24], [4, 4, 20, 20], [0, 0, 32, 8])
-    learnt, ranges = torch.ones(3, dtype=torch.bool), torch.tensor([[0.0, 64.0]]).expand(16, 2)
-    place = match_points(boxes, learnt, anchors, ranges, 1.5).view(4, 4)
+    learned, ranges = torch.ones(3, dtype=torch.bool), torch.tensor([[0.0, 64.0]]).expand(16, 2)
+    place = match_points(boxes, learned, anchors, ranges, 1.5).view(4, 4)
     # The third box's center (16, 4): within 12 pixels of the first row's middle points, and inside them.
     assert place.tolist() == [[0, 2, 2, -1], [0, 1, 0, -1], [0, 0, 0, -1], [-1, -1, -1, -1]]
     # Its farthest side is 20 away from (12, 4) and from (20, 4): not above 20, and at most 20.
-    beyond = match_points(boxes, learnt, anchors, torch.tensor([[20.0, 64.0]]).expand(16, 2), 1.5).view(4, 4)
+    beyond = match_points(boxes, learned, anchors, torch.tensor([[20.0, 64.0]]).expand(16, 2), 1.5).view(4, 4)
     assert beyond[0].tolist() == [-1, -1, -1, -1]
-    within = match_points(boxes, learnt, anchors, torch.tensor([[0.0, 20.0]]).expand(16, 2), 1.5).view(4, 4)
+    within = match_points(boxes, learned, anchors, torch.tensor([[0.0, 20.0]]).expand(16, 2), 1.5).view(4, 4)
     assert within[0].tolist() == [0, 2, 2, -1]
     assert (match_points(boxes, torch.zeros(3, dtype=torch.bool), anchors, ranges, 1.5) == -1).all()
 
@@ -175,7 +199,7 @@ def test_of_each_map_the_best_candidates_go_on(monkeypatch: pytest.MonkeyPatch) 
         size, limits = (100, 100), Limits(0.1, iou, most)
         return dense_detections(scores, offsets, anchors, lambda o, a: a + o[:, :1], size, limits)[0]
 
-    monkeypatch.setattr(parts, "LEVEL_CANDIDATES", 1)
+    monkeypatch.setattr(selection, "LEVEL_CANDIDATES", 1)
     assert found(1.0, 1)["scores"].tolist() == pytest.approx([0.9])
     # Above 1 detection, as many candidates are taken from each map.
     two = found(1.0, 2)
@@ -187,12 +211,12 @@ def test_of_each_map_the_best_candidates_go_on(monkeypatch: pytest.MonkeyPatch) 
     # What is not among a map's candidates does not come in for those that are suppressed.
     offsets[0, 1] = -10  # the second anchor gives the box of the first
     scores[0, :, 1] = 0.2
-    monkeypatch.setattr(parts, "LEVEL_CANDIDATES", 2)
+    monkeypatch.setattr(selection, "LEVEL_CANDIDATES", 2)
     assert found(0.5, 2)["scores"].tolist() == pytest.approx([0.9, 0.7])
     offsets[0, 3] = 4  # and the fourth that of the third, moved by 20 - 16
     anchors[1][1] = anchors[1][0] + 4
     assert len(found(0.5, 2)["scores"]) == 2
-    monkeypatch.setattr(parts, "LEVEL_CANDIDATES", 3)
+    monkeypatch.setattr(selection, "LEVEL_CANDIDATES", 3)
     assert found(0.5, 3)["labels"].tolist() == [0, 0, 1]
 
 
@@ -206,7 +230,7 @@ def planted(net: BoxRegression, logits: Tensor, places: Tensor) -> Any:
 
 def test_the_largest_object_is_the_one_to_be_found_on_any_canvas() -> None:
     """A canvas of 50 x 200 (height x width); the largest box is a crowd, the next one is of class 2."""
-    net = build_box_regression("test_resnet", 3, head_channels=8, box_weight=2.0)
+    net = build_box_regression(NET, 3, BoxRegressionArguments(head_channels=8, box_weight=2.0))
     logits = torch.tensor([[0.5, -1.0, 2.0]])
     places = torch.tensor([[0.5, 0.5, 0.2, 0.4]]).logit()  # center and size: the box is 0.4, 0.3, 0.6, 0.7
     targets = {
@@ -225,26 +249,25 @@ def test_the_largest_object_is_the_one_to_be_found_on_any_canvas() -> None:
 
 
 def test_the_box_of_an_image_in_pixels_of_its_canvas() -> None:
-    net = build_box_regression("test_resnet", 3, head_channels=8)
+    net = build_box_regression(NET, 3, BoxRegressionArguments(head_channels=8))
     logits = torch.tensor([[0.0, 3.0, 0.0], [0.0, 0.1, 0.0]])
     places = torch.tensor([[0.5, 0.25, 0.2, 0.3], [0.9, 0.5, 0.4, 0.2]]).logit()
     score = float(logits.softmax(1)[0, 1])
-    found = planted(net, logits, places).detect(
-        torch.zeros(2, 3, 50, 200), score_threshold=0.5, nms_iou=0.5, max_detections=5
-    )
+    image = torch.zeros(2, 3, 50, 200)
+    found = planted(net, logits, places).detect(image, Limits(0.5, 0.5, 5))
     assert found[0]["boxes"].tolist() == [pytest.approx([80, 5, 120, 20], abs=1e-4)]
     assert found[0]["labels"].tolist() == [1]
     assert found[0]["scores"].tolist() == [pytest.approx(score)]
     assert len(found[1]["boxes"]) == 0
-    at = net.detect(torch.zeros(2, 3, 50, 200), score_threshold=score, nms_iou=0.5, max_detections=5)
+    at = net.detect(image, Limits(score, 0.5, 5))
     assert len(at[0]["boxes"]) == 0
-    low = net.detect(torch.zeros(2, 3, 50, 200), score_threshold=0.0, nms_iou=0.5, max_detections=5)
+    low = net.detect(image, Limits(0.0, 0.5, 5))
     assert low[1]["boxes"].tolist() == [pytest.approx([140, 20, 200, 30], abs=1e-4)]  # clipped at the right
 
 
 def test_cells_know_where_they_are() -> None:
     """The last two channels of the mixed map are x and y from -1 to 1, at the cells' centers."""
-    net = build_box_regression("test_resnet", 3, head_channels=2)
+    net = build_box_regression(NET, 3, BoxRegressionArguments(head_channels=2))
     with torch.no_grad():
         net.mix.weight.zero_()
         net.mix.bias.zero_()
@@ -259,17 +282,10 @@ def test_cells_know_where_they_are() -> None:
 
 
 def test_settings_of_the_two_stages_are_where_torchvision_looks_for_them() -> None:
-    net = build_faster_rcnn(
-        "test_resnet",
-        3,
-        head_channels=8,
-        box_head_width=8,
-        candidates=(7, 6),
-        proposals=(5, 4),
-        rpn_samples=20,
-        box_samples=40,
-        class_weights=[2.0, 3.0, 4.0],
+    arguments = FasterRCNNArguments(
+        head_channels=8, box_head_width=8, candidates=(7, 6), proposals=(5, 4), rpn_samples=20, box_samples=40
     )
+    net = build_faster_rcnn(NET, 3, arguments)
     rpn, heads = net.rpn, net.roi_heads
     assert (rpn.pre_nms_top_n(), rpn.post_nms_top_n()) == (7, 5)
     net.eval()
@@ -281,7 +297,7 @@ def test_settings_of_the_two_stages_are_where_torchvision_looks_for_them() -> No
 
 def test_class_weights_of_the_second_stage_leave_background_alone() -> None:
     """Two regions of an image, background and class 2, with known logits."""
-    net = build_faster_rcnn("test_resnet", 3, head_channels=8, box_head_width=8, class_weights=[2.0, 3.0, 4.0])
+    net = build_faster_rcnn(NET, 3, FasterRCNNArguments(head_channels=8, box_head_width=8), [2.0, 3.0, 4.0])
     logits, offsets = torch.tensor([[0.1, 0.2, 0.3, 0.4], [1.0, 0.0, -1.0, 0.5]]), torch.zeros(2, 4, 4)
     offsets[1, 3] = torch.tensor([0.5, 0.0, 0.0, -0.05])
     offsets[0] = 9.0  # background has no box
@@ -300,7 +316,7 @@ def test_class_weights_of_the_second_stage_leave_background_alone() -> None:
 
 
 def test_a_yolo_begins_with_its_prior_and_boxes_of_four_cells() -> None:
-    net = build_yolo("test_resnet", 3, width=8, prior=0.02)
+    net = build_yolo(NET, 3, YOLOArguments(width=8, prior=0.02))
     for head in net.heads:
         assert head.class_logits.bias.sigmoid().tolist() == pytest.approx([0.02] * 3)
         distances = expected_distances(head.box_logits.bias.view(4, 17))
@@ -308,7 +324,7 @@ def test_a_yolo_begins_with_its_prior_and_boxes_of_four_cells() -> None:
 
 
 def test_a_yolos_points_are_the_cells_centers_in_pixels() -> None:
-    net = build_yolo("test_resnet", 3, width=8, strides=[16, 32]).eval()
+    net = build_yolo(NET, 3, YOLOArguments(width=8, strides=[16, 32])).eval()
     with torch.no_grad():
         dense = net(torch.zeros(1, 3, 32, 64))
     fine = [[8, 8], [24, 8], [40, 8], [56, 8], [8, 24], [24, 24], [40, 24], [56, 24]]
@@ -320,7 +336,7 @@ def test_a_yolos_losses_are_those_of_the_papers_object_by_object() -> None:
     """Sums in plain Python over the cells, with torchvision's CIoU in pixels; the assignment is tested elsewhere."""
     torch.manual_seed(0)
     weights = [2.0, 0.5, 3.0]
-    net = build_yolo("test_resnet", 3, width=8, reg_max=6, class_weights=weights, topk=3).eval()
+    net = build_yolo(NET, 3, YOLOArguments(width=8, reg_max=6, topk=3), weights).eval()
     points = torch.tensor([[x * 8 + 4.0, y * 8 + 4.0] for y in range(4) for x in range(6)])
     count = len(points)
     dense = Dense(torch.randn(1, count, 3), torch.randn(1, count, 4, 7), points, torch.full((count,), 8.0))
