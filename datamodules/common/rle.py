@@ -76,7 +76,7 @@ def from_segmentation(segmentation: Any, height: int, width: int) -> dict[str, A
         if len(corners) >= 6:
             polygons.append(corners.tolist())
     if not polygons:
-        return dict(library.encode(np.zeros((height, width), np.uint8, order="F")))
+        return dict(library.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width))
     drawn = library.frPyObjects(polygons, height, width)
     return dict(drawn[0] if len(drawn) == 1 else library.merge(drawn))
 
