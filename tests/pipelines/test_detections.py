@@ -34,9 +34,14 @@ class Detector:
     """As much of a task as the writer and the pictures ask for; it shows objects of 0.5 and more."""
 
     num_classes = 2
+    finds_boxes = True
 
     def __init__(self, metrics: Any = None) -> None:
         self.eval_metrics = metrics
+
+    @property
+    def taught(self) -> Any:
+        return self
 
     def shown(self, predictions: dict[str, Any]) -> dict[str, Any]:
         keep = [scores >= 0.5 for scores in predictions["scores"]]
@@ -223,7 +228,8 @@ def test_what_test_writes_gives_pycocotools_figures(tmp_path: Path) -> None:
     for record, number in zip(trainer.datamodule.records["test"], case.ids, strict=True):
         record["image_id"] = number
     sizes = [(160, 160)] * len(paths)
-    write(tmp_path / "out", trainer, (paths, sizes), case.predictions, [list(range(len(paths)))])
+    batches = [list(range(len(paths)))]
+    write(tmp_path / "out", trainer, (paths, sizes), case.predictions, batches, box_formats=["csv"])  # of `predict`
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["predictions.csv", "predictions.json"]
     results = read(tmp_path / "out/predictions.json")
     assert len(results) == sum(map(len, case.predictions["scores"])) > 0
