@@ -193,6 +193,15 @@ def test_what_the_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
 # Pixels.
 
 
+@pytest.mark.parametrize(
+    ("size", "tile"), [((8, 8), (144, 144)), ((40, 24), (160, 96)), ((150, 200), (150, 200)), ((320, 640), (160, 320))]
+)
+def test_tiles_are_enlarged_by_a_whole_number_or_reduced(size: tuple[int, int], tile: tuple[int, int]) -> None:
+    """By the longer side: 40 pixels are nearest to a tile of 144 four times."""
+    scaled = sheets.scaled(np.zeros((*size, 3), np.uint8))
+    assert (scaled.height, scaled.width) == tile
+
+
 def test_batches_as_pictures() -> None:
     values = torch.tensor([0.0, 0.5, 0.999, 2.0, -1.0])
     picture = callback.as_pictures(values.reshape(1, 1, 1, 5).repeat(1, 3, 1, 1))
@@ -233,6 +242,11 @@ class SquareTask:
     """Predicts masks in original pixels, wrong in one corner."""
 
     eval_metrics = Scores()
+    finds_boxes = False
+
+    @property
+    def taught(self) -> Any:
+        return self
 
     def captions(self, batch: dict[str, Any], outputs: dict[str, Any] | None, names: list[str]) -> list[str]:
         assert outputs is None or len(outputs["mask"]) == len(batch["image"]) == len(batch["target"])
@@ -382,6 +396,7 @@ def test_classification_has_its_grid(tmp_path: Path, logged: list[Any]) -> None:
         eval_metrics=SimpleNamespace(confusion=torch.eye(2, dtype=torch.int64), per_class=lambda: {"f1": [1.0, 1.0]}),
         captions=lambda batch, outputs, names: [f"{x:.1f}" for x in outputs["probabilities"][:, 0].tolist()],
     )
+    task.taught = task
     watcher, trainer = callback.Pictures(tmp_path, 0), stub_trainer(names=names)
     images = torch.randint(0, 255, (40, 3, 8, 8), dtype=torch.uint8)
     batch = {"image": images, "label": torch.zeros(40, dtype=torch.int64), "path": ["x"] * 40}
