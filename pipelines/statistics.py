@@ -1,4 +1,4 @@
-"""How sure the account is: bootstrap over test images and over seeds. Pure functions of arrays."""
+"""How sure a score is: bootstrap over test images and over seeds. Pure functions of arrays."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 REPLICATES = 10_000
 LEVEL = 0.95
+CELLS = 5_000_000  # counts of images that are held at once
 
 Floats = NDArray[np.float64]
 Score = Callable[[NDArray[Any]], dict[str, Floats]]
@@ -30,21 +31,22 @@ class Sampled(NamedTuple):
         return Sampled(self.each - other.each, self.replicates - other.replicates, self.chosen)
 
 
-def sampled(score: Score, images: int, replicates: int = REPLICATES, seed: int = 0) -> dict[str, Sampled]:
+def sampled(score: Score, images: int, replicates: int | None = None, seed: int = 0) -> dict[str, Sampled]:
     """Draw images (the same ones for all seeds, whose results on one image are not independent) and seeds.
 
     Args:
         score: See ``Score``.
         images: N.
-        replicates: R.
+        replicates: R, ``REPLICATES`` by default.
         seed: Of the draws.
     """
+    replicates = replicates or REPLICATES
     each = {name: values[0] for name, values in score(np.ones((1, images), np.int64)).items()}
     seeds = len(next(iter(each.values())))
     rng = np.random.default_rng(seed)
     parts: list[dict[str, Floats]] = []
     chosen = np.empty((replicates, seeds), np.int64)
-    step = max(1, 5_000_000 // images)
+    step = max(1, CELLS // images)
     for first in range(0, replicates, step):
         size = min(step, replicates - first)
         parts.append(score(rng.multinomial(images, np.full(images, 1 / images), size=size)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.annotations.records import Record
 from datamodules.common import rle
 from datamodules.common.errors import UserError
-from datamodules.readers import Record
 
 MAX_OBJECTS = 32_767  # what int16 numbers
 

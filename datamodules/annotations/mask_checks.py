@@ -10,21 +10,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.annotations.mask_files import Mask
 from datamodules.annotations.mask_formats import Settled
-from datamodules.annotations.masks import (
-    IGNORE,
-    MAX_CLASSES,
-    Mask,
-    MaskError,
-    MaskFormat,
-    check_size,
-    decode_mask,
-    ranges,
-)
+from datamodules.annotations.mask_records import check_size, decode_mask
+from datamodules.annotations.masks import MAX_CLASSES, MaskError, MaskFormat, ranges
+from datamodules.annotations.records import Record
+from datamodules.common.batch import IGNORE
 from datamodules.common.errors import UserError
-from datamodules.decoding.images import ImageError, read_image
+from datamodules.decoding.headers import ImageError
+from datamodules.decoding.images import read_image
 from datamodules.decoding.sizes import image_size
-from datamodules.readers import Record
 
 _SHOWN = 10
 

@@ -1,4 +1,4 @@
-"""From settings and a look at the files to one format of masks, the classes and their colours."""
+"""From settings and a look at the files to one format of masks, the classes and their colors."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from datamodules.annotations.mask_files import load_mask, stored_colors
 from datamodules.annotations.masks import (
     MAX_CLASSES,
-    Kind,
     MaskFormat,
+    MaskKind,
     binary_format,
     index_format,
-    load_mask,
     pack_color,
     rgb_format,
-    stored_colors,
 )
 from datamodules.common.errors import UserError, did_you_mean
-from datamodules.decoding.images import ImageError
+from datamodules.decoding.headers import ImageError
 
 _SAMPLED = 20
 
@@ -31,7 +30,7 @@ Color = Sequence[int]
 class MaskSettings:
     """The arguments of ``SegmentationData`` that say what mask files hold; named and described there.
 
-    ``colors`` and ``class_values`` are lists of colours, or of values, for each class.
+    ``colors`` and ``class_values`` are lists of colors, or of values, for each class.
     """
 
     mask_format: Literal["auto", "index", "rgb", "binary"] = "auto"
@@ -83,7 +82,7 @@ class Settled(NamedTuple):
 
     fmt: MaskFormat
     class_names: list[str] | None  # None: as many as the masks hold, numbered; `fmt` takes up to 254
-    palette: list[list[int]] | None  # the first file's, a colour for each stored value
+    palette: list[list[int]] | None  # the first file's, a color for each stored value
 
 
 def settle_format(
@@ -101,7 +100,7 @@ def settle_format(
         UserError: If the settings do not fit what the files hold.
     """
     names = settings.names() or (list(listed) or None)
-    kind: Kind
+    kind: MaskKind
     if by_class or settings.multi_label:
         kind = "binary"
     elif settings.mask_format != "auto":
@@ -134,7 +133,7 @@ def settle_format(
     return Settled(index_format(numbered, settings.class_values, ignore), names, _palette(paths))
 
 
-def guess_kind(paths: Sequence[str], colors: Mapping[str, Sequence[Color]] | None, *, two_classes: bool) -> Kind:
+def guess_kind(paths: Sequence[str], colors: Mapping[str, Sequence[Color]] | None, *, two_classes: bool) -> MaskKind:
     """What a set of mask files holds, from about 20 of them.
 
     Args:
@@ -143,7 +142,7 @@ def guess_kind(paths: Sequence[str], colors: Mapping[str, Sequence[Color]] | Non
         two_classes: Whether the classes, as far as they are named, may be background and foreground.
 
     Returns:
-        ``rgb`` for pictures of colours, and for palettes and greys where colours are given (greys only if they are
+        ``rgb`` for pictures of colors, and for palettes and greys where colors are given (greys only if they are
         among them); ``binary`` for grey JPEGs and for nothing but 0 and 255 (or 65535); ``index`` else.
     """
     values: set[int] = set()
@@ -184,10 +183,10 @@ def _check_table(key: str, table: Mapping[str, Sequence[Any]]) -> None:
             owner[raw] = name
 
 
-def _check_ignore(kind: Kind, ignore: Sequence[Any]) -> None:
+def _check_ignore(kind: MaskKind, ignore: Sequence[Any]) -> None:
     for value in ignore:
         if kind == "rgb" and (not isinstance(value, Sequence) or len(value) != 3):
-            raise UserError(f"data.ignore_values holds {value}, but the masks are rgb: give colours, [[r, g, b], ...].")
+            raise UserError(f"data.ignore_values holds {value}, but the masks are rgb: give colors, [[r, g, b], ...].")
         if kind != "rgb" and (not isinstance(value, int) or not 0 <= value <= 65535):
             raise UserError(
                 f"data.ignore_values holds {value}, but the masks are {kind}: give whole numbers, 0 to 65535."
@@ -213,10 +212,10 @@ def _no_colors(paths: Sequence[str]) -> str:
             continue
         shown = ", ".join(str(c) for c in colors[:8]) + (", ..." if len(colors) > 8 else "")
         return (
-            f"data.colors is missing: {path} is coded by colours, {len(colors)} of them ({shown}). Give each class its"
-            " colour, data.colors: {road: [128, 64, 128], ...}; colours to leave out go into data.ignore_values."
+            f"data.colors is missing: {path} is coded by colors, {len(colors)} of them ({shown}). Give each class its"
+            " color, data.colors: {road: [128, 64, 128], ...}; colors to leave out go into data.ignore_values."
         )
-    return "data.mask_format is 'rgb', but data.colors, a colour for each class, is missing."
+    return "data.mask_format is 'rgb', but data.colors, a color for each class, is missing."
 
 
 def _palette(paths: Sequence[str]) -> list[list[int]] | None:
@@ -228,7 +227,7 @@ def _palette(paths: Sequence[str]) -> list[list[int]] | None:
 
 
 def class_palette(settled: Settled, settings: MaskSettings, num_classes: int) -> list[list[int]] | None:
-    """[r, g, b] of each class: the first of ``colors``, or of a palette file's colours; None where there are none.
+    """[r, g, b] of each class: the first of ``colors``, or of a palette file's colors; None where there are none.
 
     Raises:
         UserError: If ``colors`` leaves out a class.
@@ -236,7 +235,7 @@ def class_palette(settled: Settled, settings: MaskSettings, num_classes: int) ->
     names = settled.class_names
     if settings.colors is not None and names is not None:
         if bare := [name for name in names if name not in settings.colors]:
-            raise UserError(f"data.colors has no colour for {bare}; the classes are {names}.")
+            raise UserError(f"data.colors has no color for {bare}; the classes are {names}.")
         return [list(settings.colors[name][0]) for name in names]
     if settled.palette is None:
         return None

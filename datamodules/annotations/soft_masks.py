@@ -7,18 +7,18 @@ has another class than the file's first, somebody has corrected it, and the mask
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.annotations.masks import Mask, check_size
-from datamodules.decoding.images import ImageError
-from datamodules.loaders import Record
-from datamodules.transforms.pipeline import Transform
+from datamodules.annotations.mask_files import Mask
+from datamodules.annotations.mask_records import check_size
+from datamodules.annotations.records import Record
+from datamodules.decoding.headers import MAX_PIXELS, ImageError, open_image
 
 STEPS = 255  # a probability of 1
 _FILE_ORDER = [2, 1, 0, 3]  # OpenCV's blue, green, red, alpha
@@ -35,10 +35,12 @@ def read_soft_mask(file: str | Path) -> Mask:
     """Read what ``write_soft_mask`` wrote: uint8 (4, H, W).
 
     Raises:
-        ImageError: If the file is no such PNG or is damaged.
-        UserError: If there is none.
+        ImageError: If the file is no such PNG, is damaged or too large.
+        FileNotFoundError: If there is none.
     """
-    channels = cv2.imdecode(np.frombuffer(Path(file).read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    data = Path(file).read_bytes()
+    open_image(io.BytesIO(data), str(file), MAX_PIXELS, ("PNG",))  # OpenCV's own limit is six times as high
+    channels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if channels is None or channels.dtype != np.uint8 or channels.ndim != 3 or channels.shape[2] != 4:
         raise ImageError(f"{file}: a soft mask is a PNG of four 8-bit channels; label the images again.")
     return np.ascontiguousarray(channels[..., _FILE_ORDER].transpose(2, 0, 1))
@@ -80,19 +82,3 @@ def probabilities(mask: Mask, planes: Mask, num_classes: int) -> npt.NDArray[np.
         np.put_along_axis(out, np.minimum(classes, num_classes - 1)[None], value[None].astype(out.dtype), axis=0)
     soft: npt.NDArray[np.float16] = (out / out.sum(0).clip(1)).astype(np.float16)
     return soft
-
-
-class SoftMaskTransform(Transform):
-    """A transform whose result has ``soft_mask`` float16 (K, H, W) in place of planes in ``masks``."""
-
-    def __init__(self, *args: Any, num_classes: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.num_classes = num_classes
-
-    def __call__(self, sample: dict[str, Any], seed: int | None = None) -> dict[str, Any]:
-        """Transform one sample; see ``Transform``."""
-        out = super().__call__(sample, seed)
-        planes = out.pop("masks", None)
-        if planes is not None:
-            out["soft_mask"] = probabilities(out["mask"], planes, self.num_classes)
-        return out

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.common.errors import UserError
+from datamodules.decoding.headers import MAX_PIXELS
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
@@ -55,7 +56,7 @@ def read_frame(name: str) -> NDArray[np.uint8]:
     Frames are cheap in order: an earlier one than the last is decoded from the start of the file.
 
     Raises:
-        VideoError: If there is no such frame.
+        VideoError: If there is no such frame, or frames have more than ``MAX_PIXELS``.
     """
     match = _FRAME.fullmatch(name)
     if match is None:
@@ -106,4 +107,10 @@ def _open(path: str) -> cv2.VideoCapture:
     video = cv2.VideoCapture(path)
     if not video.isOpened():
         raise VideoError(f"{path}: the video cannot be opened; convert it, for example to H.264 in .mp4.")
+    width, height = (int(video.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+    if width * height > MAX_PIXELS:
+        raise VideoError(
+            f"{path}: its frames of {width} x {height} = {width * height:,} pixels are more than {MAX_PIXELS:,}; none"
+            " was decoded. Scale the video down."
+        )
     return video

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.annotations.records import Listing, Record, sort_classes, split_name
 from datamodules.common.errors import UserError
-from datamodules.readers import Listing, Record, sort_classes, split_name
 
 Array = npt.NDArray[Any]
 

@@ -17,10 +17,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.annotations.records import Listing, Record, split_name
 from datamodules.common import rle
 from datamodules.common.errors import UserError, did_you_mean
+from datamodules.decoding.headers import MAX_PIXELS
 from datamodules.decoding.sizes import image_size
-from datamodules.readers import Listing, Record, split_name
 
 # Optional: reads COCO's 450 MB in a third of the time.
 orjson: Any = import_module("orjson") if find_spec("orjson") else None
@@ -239,9 +240,15 @@ def _sizes(file: Path, images: list[Any]) -> list[tuple[int, int]]:
     sizes = []
     for image in images:
         try:
-            sizes.append((int(image.get("height") or 0), int(image.get("width") or 0)))
+            height, width = int(image.get("height") or 0), int(image.get("width") or 0)
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"'{file}': image {image['id']}: its height or width is no number ({error}).") from error
+        if height * width > MAX_PIXELS:  # so large would its masks be, whatever the image file is
+            raise UserError(
+                f"'{file}': image {image['id']}: {width} x {height} = {width * height:,} pixels are more than"
+                f" {MAX_PIXELS:,}. Correct its height and width, or cut the image into tiles."
+            )
+        sizes.append((height, width))
     return sizes
 
 

@@ -6,17 +6,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from datamodules.annotations.records import Listing, Record
 from datamodules.common import rle
 from datamodules.common.errors import UserError
 from datamodules.decoding.images import read_image
-from datamodules.readers import Listing, Record
 from datamodules.readers.coco import read_coco, read_coco_folder
 
 BACKGROUND = "background"
-_IGNORE = 255
 
 
 def read_coco_masks(source: str | Path, class_names: list[str] | None = None, *, multi_label: bool = False) -> Listing:
@@ -97,34 +93,6 @@ def _shapes(record: Record, class_of: dict[int, int]) -> dict[str, Any]:
         counts.append(library.merge(runs)["counts"] if len(runs) > 1 else runs[0]["counts"])
         classes.append(class_)
     return {"size": (height, width), "counts": counts, "classes": classes}
-
-
-def render_shapes(shapes: dict[str, Any], num_channels: int | None) -> npt.NDArray[np.uint8]:
-    """Paint a record's ``mask`` dict.
-
-    Args:
-        shapes: See ``read_coco_masks``.
-        num_channels: K for several labels a pixel; None for one.
-
-    Returns:
-        uint8 (H, W) of classes, or (H, W, K) of 0 and 1; 255 where only a crowd is.
-    """
-    from faster_coco_eval.core import mask as library
-
-    height, width = shapes["size"]
-    channels = 1 if num_channels is None else num_channels
-    out = np.zeros((channels, width, height), np.uint8).transpose(0, 2, 1)  # columns together, as RLE has them
-    for counts, class_ in zip(shapes["counts"], shapes["classes"], strict=True):
-        run = {"size": [height, width], "counts": counts}
-        x, y, w, h = (int(v) for v in library.toBbox(run))  # painting all of the picture takes ten times as long
-        inside = library.decode(run)[y : y + h, x : x + w].view(bool)
-        crowd = class_ < 0
-        if num_channels is None:
-            np.copyto(out[0, y : y + h, x : x + w], _IGNORE if crowd else class_, where=inside)
-        else:
-            layer = out[-1 - class_ if crowd else class_, y : y + h, x : x + w]
-            np.copyto(layer, _IGNORE if crowd else 1, where=inside)
-    return np.ascontiguousarray(out[0] if num_channels is None else out.transpose(1, 2, 0))
 
 
 def is_coco(root: str | Path) -> bool:

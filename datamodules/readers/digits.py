@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.annotations.records import Listing, Record
 from datamodules.common.errors import UserError
-from datamodules.readers import Listing, Record
 
 Split = Literal["train", "val", "test"]
 

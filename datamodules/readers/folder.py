@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from datamodules.annotations.records import Listing, Record, split_name
 from datamodules.common.errors import UserError, did_you_mean
-from datamodules.decoding.images import IMAGE_SUFFIXES, find_images
-from datamodules.readers import Listing, Record, split_name
+from datamodules.decoding.files import find_images, is_image_name, subfolders
 
 _NO_SPLIT = ("unlabeled", "unlabelled")  # may stand beside the split folders, for semi-supervised training
 
@@ -25,7 +25,7 @@ def read_folder(root: str | Path) -> Listing:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"Image folder '{root}' does not exist (looked in {Path.cwd()}).")
-    folders = _subfolders(root)
+    folders = subfolders(root)
     splits: dict[str, Path] = {}
     for folder in folders:
         split = split_name(folder.name)
@@ -60,15 +60,9 @@ def read_folder(root: str | Path) -> Listing:
     return Listing(records, class_names)
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
 def _class_names(folder: Path) -> list[str]:
-    names = [p.name for p in _subfolders(folder)]
-    loose = sorted(
-        p.name for p in folder.iterdir() if p.name.lower().endswith(IMAGE_SUFFIXES) and not p.name.startswith(".")
-    )
+    names = [p.name for p in subfolders(folder)]
+    loose = sorted(p.name for p in folder.iterdir() if is_image_name(p.name))
     if loose:
         raise UserError(
             f"'{folder}' holds {len(loose)} image(s) outside class folders, for example '{loose[0]}'. Put each image"

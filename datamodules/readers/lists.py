@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from datamodules.annotations.records import Listing, Record, sort_classes, split_name
 from datamodules.common.errors import UserError, did_you_mean
-from datamodules.readers import Listing, Record, sort_classes, split_name
 from datamodules.readers.digits import read_digits
 
 _ROLES = ("path", "label", "labels", "probabilities", "split", "weight")

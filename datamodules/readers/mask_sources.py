@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from datamodules.annotations.records import Listing
 from datamodules.common.errors import UserError
-from datamodules.readers import Listing
 from datamodules.readers.coco_masks import is_coco, read_coco_masks
 from datamodules.readers.lists import read_mask_list
 from datamodules.readers.pairs import read_pairs

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from datamodules.annotations.records import Listing, Record, sort_classes, split_name
 from datamodules.common.errors import UserError
-from datamodules.decoding.images import IMAGE_SUFFIXES
-from datamodules.readers import Listing, Record, sort_classes, split_name
+from datamodules.decoding.files import IMAGE_SUFFIXES, subfolders
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
 MASK_FOLDERS = (
@@ -77,10 +77,10 @@ def read_pairs(root: str | Path, images: str | None = None, masks: str | None = 
 
 
 def _layout(root: Path) -> list[_Folders]:
-    folders = _subfolders(root)
+    folders = subfolders(root)
     pair = _pair(folders)
     if pair is not None:
-        below = [(_splits(_subfolders(f))) for f in pair]
+        below = [(_splits(subfolders(f))) for f in pair]
         if below[0] and below[1]:
             if set(below[0]) != set(below[1]):
                 raise UserError(
@@ -90,7 +90,7 @@ def _layout(root: Path) -> list[_Folders]:
         return [_Folders(*pair, None)]
     found = []
     for split, folder in _splits(folders).items():
-        inner = _pair(_subfolders(folder))
+        inner = _pair(subfolders(folder))
         if inner is not None:
             found.append(_Folders(*inner, split))
     if not found:
@@ -119,10 +119,6 @@ def _layout(root: Path) -> list[_Folders]:
             " images: '{split}/{stem}.jpg' and masks: '{split}annot/{stem}.png'."
         )
     return found
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _splits(folders: Iterable[Path]) -> dict[str, Path]:

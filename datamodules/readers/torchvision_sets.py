@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.annotations.records import Listing, Record, sort_classes
 from datamodules.common.errors import UserError, did_you_mean
-from datamodules.readers import Listing, Record, sort_classes
 
 # Set -> (our split, torchvision's argument for it). None: the set has no splits.
 _FLAG = (("train", {"train": True}), ("test", {"train": False}))

@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from datamodules.annotations.records import Listing, Record, sort_classes, split_name
 from datamodules.common.errors import UserError, did_you_mean
-from datamodules.decoding.images import IMAGE_SUFFIXES
-from datamodules.readers import Listing, Record, sort_classes, split_name
+from datamodules.decoding.files import IMAGE_SUFFIXES
 
 CLASSES_FILE = "classes.txt"  # one name a line, in the order of the class ids; VOC itself has no such file
 

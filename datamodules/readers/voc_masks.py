@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from datamodules.annotations.records import Listing, Record
 from datamodules.common.errors import UserError
-from datamodules.readers import Listing, Record
 from datamodules.readers.pairs import pair_files, stems
 
 VOC_CLASSES = [

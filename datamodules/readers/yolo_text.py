@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from datamodules.annotations.records import Listing, Record, split_name
 from datamodules.common import rle
 from datamodules.common.errors import UserError
-from datamodules.decoding.images import IMAGE_SUFFIXES, find_images
+from datamodules.decoding.files import IMAGE_SUFFIXES, find_images
 from datamodules.decoding.sizes import image_size
-from datamodules.readers import Listing, Record, split_name
 
 _YAMLS = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 _CLASS_LISTS = ("classes.txt", "obj.names")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -14,58 +15,48 @@ from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
-from datamodules.common.geometry import mask_to_original
-from datamodules.decoding.images import read_image
-from datamodules.decoding.video import is_frame
+from datamodules.common.files import atomic_path
+from pipelines.callbacks.originals import Original, as_pictures, class_names_of, palette_of, records_of
 from pipelines.outputs.detection_figures import detection_figures
 from pipelines.outputs.detections import drawable
-from pipelines.outputs.figures import (
-    confusion_matrix_figure,
-    image_grid,
-    iou_bars,
-    reliability_diagram,
-    rgb,
-    save_png,
-    scaled,
-    sheet,
-)
-from pipelines.outputs.panels import (
-    Annotation,
-    Palette,
-    Sample,
-    annotation_of,
-    class_palette,
-    display_size,
-    drawn,
-    panels,
-    rescaled,
-    resized,
-)
-from pipelines.run.metrics_file import log_image, log_table
+from pipelines.outputs.drawing import Annotation, annotation_of, drawn, rescaled, resized
+from pipelines.outputs.figures import confusion_matrix_figure, iou_bars, reliability_diagram
+from pipelines.outputs.palettes import Palette
+from pipelines.outputs.panels import Sample, display_size, panels
+from pipelines.outputs.sheets import Picture, image_grid, rgb, save_png, scaled, sheet
+from pipelines.run.tracking import log_image, log_table
 
 MAX_IMAGES = 32
 MAX_PAIRS = 12  # training images that are shown beside their annotations
 NUM_PANELS = 8
+UNKNOWN = np.full((1, 1, 3), 128, np.uint8)  # shown for an image that cannot be had any more
 
 
-class _Kept(NamedTuple):
-    """What is left of an evaluated image until its panel is drawn: a few small arrays on the CPU."""
+@dataclass(frozen=True)
+class _Kept:
+    """What is left of an evaluated image until its panel is drawn: a few small arrays on the CPU.
 
-    path: str
-    canvas: NDArray[np.uint8] | None  # (H, W, C) as in the batch, where there is no file to draw from
-    geometry: NDArray[np.float32]
+    Attributes:
+        original: Where its pixels come from.
+        truth: What is true of it at the size of the panel; None where that is not known.
+        prediction: What was predicted, at the same size; nothing of a detector.
+        caption: The task's.
+        found: All objects of a detector: its thresholds come with the validation's end.
+    """
+
+    original: Original
     truth: Annotation | None
     prediction: Annotation
     caption: str
-    found: dict[str, Any] | None = None  # all objects of a detector: the thresholds come with the validation's end
+    found: dict[str, Any] | None = None
 
 
 class Pictures(Callback):
     """Draws the first training batch as the model sees it, fixed evaluation images, and what the metrics can show.
 
     Where a prediction can be drawn over its image (``outputs.panels``), 8 validation images, the same ones each time,
-    become panels of image, truth, prediction and error. They come from all over the split: neighbours are often frames
-    of one video. Drawing takes its time, so it is done at the validations number 1, 2, 4, 8, ... of a sitting and at
+    become panels of image, truth, prediction and error. They come from all over the split: neighbors are often frames
+    of one video. Drawing takes its time, so it is done at the validations number 1, 2, 4, 8, ... of a process and at
     its end: ``val_panels.png`` is the latest, ``val_panels/`` has one file for each epoch drawn, and W&B shows them
     under one key. Everything else is drawn once, at the end.
 
@@ -97,7 +88,7 @@ class Pictures(Callback):
             return
         self._drawn = True
         names = class_names_of(trainer)
-        captions = pl_module.captions(batch, None, names)
+        captions = pl_module.taught.captions(batch, None, names)
         if annotation_of(batch, 0):
             picture = _pairs(batch, captions, palette_of(trainer), names)
         else:
@@ -120,73 +111,36 @@ class Pictures(Callback):
             self._table += task.rows(batch, outputs, names)[: self.table_rows - len(self._table)]
 
     def _keep(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any, names: list[str]) -> None:
+        """Keep those images of a batch that become panels."""
         wanted = _spread(trainer)
         places = [i for i, n in enumerate(batch["id"].tolist()) if wanted is None or n in wanted]
         places = places[: NUM_PANELS - len(self._kept)]
         if not places:
             return
         some, predictions = ({k: [v[i] for i in places] for k, v in d.items()} for d in (batch, outputs))
-        captions = task.captions(some, predictions, names)
-        for i in range(len(places)):
-            geometry = some["geometry"][i].cpu().numpy()
-            size = _size(geometry)
-            new = display_size(size)
-            truth = annotation_of(some["target"][i]) if "target" in some else None
-            path = str(some["path"][i])
-            found = {key: values[i] for key, values in predictions.items()} if hasattr(task, "shown") else None
-            kept = _Kept(
-                path,
-                None if Path(path).is_file() else as_pictures(some["image"][i][None])[0],
-                geometry,
-                None if truth is None else rescaled(truth, size, new),
-                rescaled(annotation_of(predictions, i), size, new) if found is None else {},
-                captions[i],
-                found,
-            )
-            self._kept.append(kept)
+        for i, caption in enumerate(task.captions(some, predictions, names)):
+            self._kept.append(_what_is_kept(task, some, predictions, i, caption))
 
     def _draw_panels(self, trainer: pl.Trainer, task: Any, stage: str) -> None:
         if not self._kept or not trainer.is_global_zero:
             return
-        samples, names = [], class_names_of(trainer)
-        for kept in self._kept:
-            prediction, caption = kept.prediction, kept.caption
-            size = display_size(_size(kept.geometry))
-            if kept.found is not None:
-                shown = task.shown({key: [value] for key, value in kept.found.items()})
-                caption = task.captions({"path": [kept.path]}, shown, names)[0]
-                prediction = rescaled(drawable(shown, 0), _size(kept.geometry), size)
-            image = original_image(kept.path, kept.canvas, kept.geometry)
-            image = np.full((1, 1, 3), 128, np.uint8) if image is None else image
-            samples.append(Sample(resized(image, size), kept.truth, prediction, caption))
-        picture = panels(samples, palette_of(trainer), names)
-        self._save(trainer, f"{stage}_panels", picture)
+        names = class_names_of(trainer)
+        samples = [_sample(kept, task, names) for kept in self._kept]
+        self._save(trainer, f"{stage}_panels", panels(samples, palette_of(trainer), names))
         if trainer.state.fn == "fit":
             folder = self.directory / f"{stage}_panels"
-            folder.mkdir(exist_ok=True)
-            shutil.copyfile(f"{folder}.png", folder / f"epoch_{self._epoch:04d}.png")
+            with atomic_path(folder / f"epoch_{self._epoch:04d}.png") as path:
+                shutil.copyfile(f"{folder}.png", path)
         self._kept = []
 
     def _draw(self, trainer: pl.Trainer, task: Any, stage: str) -> None:
         if not trainer.is_global_zero:
             return
-        names = class_names_of(trainer)
         if self._samples is not None:
             self._save(trainer, f"{stage}_predictions", image_grid(*self._samples))
         self._draw_panels(trainer, task, stage)
-        metrics = task.eval_metrics
-        if hasattr(metrics, "confusion"):
-            self._save(trainer, f"{stage}_confusion_matrix", confusion_matrix_figure(_array(metrics.confusion), names))
-        iou = metrics.per_class().get("iou") if hasattr(metrics, "per_class") else None
-        if iou is not None:
-            values = [np.nan if value is None else float(value) for value in iou]
-            self._save(trainer, f"{stage}_class_iou", iou_bars(values, names))
-        report = metrics.report() if hasattr(metrics, "report") else None
-        if report is not None:
-            for name, picture in detection_figures(report, names, palette_of(trainer)).items():
-                self._save(trainer, f"{stage}_{name}", picture)
-        if hasattr(metrics, "calibration"):
-            self._save(trainer, f"{stage}_calibration", reliability_diagram(*(b.numpy() for b in metrics.calibration)))
+        for name, picture in _metric_figures(task.eval_metrics, class_names_of(trainer), palette_of(trainer)).items():
+            self._save(trainer, f"{stage}_{name}", picture)
         if self._table:
             columns = list(dict.fromkeys(key for row in self._table for key in row))
             rows = [[row.get(c) for c in columns] for row in self._table]
@@ -207,87 +161,77 @@ class Pictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the first images and rows."""
-        self._collect(trainer, pl_module, outputs, batch)
+        self._collect(trainer, pl_module.taught, outputs, batch)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw for the ``validate`` command; ``fit`` draws panels now and then, and the rest once, at its end."""
         if trainer.state.fn == "validate":
-            self._draw(trainer, pl_module, "val")
+            self._draw(trainer, pl_module.taught, "val")
         elif not trainer.sanity_checking:
             self._validations += 1
             if self._validations & (self._validations - 1) == 0:  # a power of two
-                self._draw_panels(trainer, pl_module, "val")
+                self._draw_panels(trainer, pl_module.taught, "val")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the last validation."""
         if self._validations:
-            self._draw(trainer, pl_module, "val")
+            self._draw(trainer, pl_module.taught, "val")
 
     on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw."""
-        self._draw(trainer, pl_module, "test")
-
-
-def class_names_of(trainer: pl.Trainer) -> list[str]:
-    """The datamodule's class names; none without it."""
-    return list(getattr(getattr(trainer, "datamodule", None), "class_names", None) or [])
-
-
-def palette_of(trainer: pl.Trainer) -> Palette:
-    """The datamodule's class colours, or the default ones."""
-    return class_palette(class_names_of(trainer), getattr(getattr(trainer, "datamodule", None), "class_colors", None))
+        self._draw(trainer, pl_module.taught, "test")
 
 
 def _spread(trainer: pl.Trainer) -> set[int] | None:
     """Numbers of the images that become panels, of those that rank 0 evaluates; None where the data does not say."""
-    records = getattr(getattr(trainer, "datamodule", None), "records", None)
+    records = records_of(trainer, "test" if trainer.testing else "val")
     if not records:
         return None
-    mine = range(0, len(records["test" if trainer.testing else "val"]), trainer.world_size)
-    return {mine[i * len(mine) // NUM_PANELS] for i in range(NUM_PANELS)} if mine else None
+    mine = range(0, len(records), trainer.world_size)
+    return {mine[i * len(mine) // NUM_PANELS] for i in range(NUM_PANELS)}
 
 
-def as_pictures(image: torch.Tensor) -> NDArray[np.uint8]:
-    """A batch (B, C, H, W), uint8 or float in [0, 1], as uint8 (B, H, W, 3), or (B, H, W, 1) of its first channel."""
-    if image.is_floating_point():
-        image = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    channels = 3 if image.shape[1] == 3 else 1
-    return image[:, :channels].permute(0, 2, 3, 1).cpu().numpy()
+def _what_is_kept(task: Any, batch: dict[str, Any], predictions: dict[str, Any], index: int, caption: str) -> _Kept:
+    """What is needed to draw one image of a batch later."""
+    original = Original.of(batch, index)
+    size = display_size(original.size)
+    truth = rescaled(annotation_of(batch["target"][index]), original.size, size) if "target" in batch else None
+    if task.finds_boxes:
+        found = {key: values[index] for key, values in predictions.items()}
+        return _Kept(original, truth, {}, caption, found)
+    return _Kept(original, truth, rescaled(annotation_of(predictions, index), original.size, size), caption)
 
 
-def original_image(
-    path: str, canvas: NDArray[np.uint8] | None, geometry: NDArray[np.float32]
-) -> NDArray[np.uint8] | None:
-    """An image in its original pixels.
-
-    Args:
-        path: Where it came from; it is read again from there if it is a file, or a frame, of the geometry's size.
-        canvas: The image of the batch (h, w, C), to take it from otherwise; what was cropped away is light grey.
-        geometry: Its geometry record (6,).
-
-    Returns:
-        uint8 (H, W, C), or None where there is neither file nor canvas, or the geometry is no geometry.
-    """
-    if is_frame(path) or Path(path).is_file():
-        try:
-            image = read_image(path)
-        except (OSError, ValueError):  # gone meanwhile, or channels that are no RGB
-            pass
-        else:
-            if image.shape[:2] == _size(geometry):
-                return np.asarray(image)
-    if canvas is None or not np.isfinite(geometry).all() or min(geometry[:4]) <= 0:
-        return None
-    pixels: NDArray[Any] = canvas
-    record: NDArray[Any] = geometry
-    return mask_to_original(pixels, record, outside=238)
+def _sample(kept: _Kept, task: Any, class_names: list[str]) -> Sample:
+    """One row of the panels."""
+    original, prediction, caption = kept.original, kept.prediction, kept.caption
+    size = display_size(original.size)
+    if kept.found is not None:
+        shown = task.shown({key: [value] for key, value in kept.found.items()})
+        caption = task.captions({"path": [original.path]}, shown, class_names)[0]
+        prediction = rescaled(drawable(shown, 0), original.size, size)
+    image = original.pixels()
+    return Sample(resized(UNKNOWN if image is None else image, size), kept.truth, prediction, caption)
 
 
-def _size(geometry: NDArray[np.float32]) -> tuple[int, int]:
-    return round(float(geometry[0])), round(float(geometry[1]))
+def _metric_figures(metrics: Any, class_names: list[str], palette: Palette) -> dict[str, Picture]:
+    """What the metrics can show, by the figures' names; tasks have some of these each."""
+    figures = {}
+    if hasattr(metrics, "confusion"):
+        figures["confusion_matrix"] = confusion_matrix_figure(_array(metrics.confusion), class_names)
+    iou = metrics.per_class().get("iou") if hasattr(metrics, "per_class") else None
+    if iou is not None:
+        figures["class_iou"] = iou_bars([np.nan if value is None else float(value) for value in iou], class_names)
+    report = metrics.report() if hasattr(metrics, "report") else None
+    if report is not None:
+        figures |= detection_figures(report, class_names, palette)
+    if hasattr(metrics, "calibration"):
+        confidence, accuracy, counts = (_array(values) for values in metrics.calibration)
+        figures["calibration"] = reliability_diagram(confidence, accuracy, counts)
+    return figures
 
 
 def _pairs(batch: Any, captions: list[str], palette: Palette, names: list[str]) -> NDArray[np.uint8]:

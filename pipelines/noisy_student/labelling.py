@@ -24,12 +24,13 @@ from datamodules.annotations.mask_checks import two_sizes
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.loaders import Record, RecordDataset, make_loader
-from pipelines.callbacks.predictions import output_names
 from pipelines.noisy_student.kinds import images
 from pipelines.noisy_student.kinds.protocol import kind_of
 from pipelines.noisy_student.manifest import digest_of
 from pipelines.noisy_student.paths import beside, listed
-from pipelines.run.checkpoints import check_fits, read_checkpoint_config
+from pipelines.outputs.names import output_names
+from pipelines.run.compatibility import check_fits
+from pipelines.run.loading import load
 from tasks.base import Task
 
 Key = tuple[int, int, int]
@@ -56,24 +57,21 @@ class Teacher(NamedTuple):
     data: DataModule
 
 
-def load_teacher(checkpoint: str | Path) -> Teacher:
-    """Build the task and the datamodule that a checkpoint's config names; no weights are loaded yet.
+def load_teacher(checkpoint: str | Path, trust: Sequence[str] = ()) -> Teacher:
+    """Make the task and the datamodule that a checkpoint's config names; no weights are loaded yet.
+
+    Args:
+        checkpoint: The file.
+        trust: Packages of the user's own whose classes it may name.
 
     Raises:
         UserError: If there is no such file.
-        UserError: If it is damaged, or was not written by this command line.
+        UserError: If it is damaged, was not written by this command line, or names what it may not.
     """
-    from jsonargparse import ArgumentParser
-
-    path = Path(checkpoint)
-    if not path.is_file():
+    if not Path(checkpoint).is_file():
         raise UserError(f"teacher {checkpoint} does not exist. Give the checkpoint of a trained task.")
-    config = read_checkpoint_config(path)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Task, "model")
-    parser.add_subclass_arguments(DataModule, "data")
-    made = parser.instantiate_classes(parser.parse_object({key: config[key] for key in ("model", "data")}))
-    return Teacher(path, made.model, made.data)
+    loaded = load(checkpoint, trust=trust)
+    return Teacher(loaded.checkpoint, loaded.task, loaded.data)
 
 
 def prepare_teacher(
@@ -179,7 +177,7 @@ def judge(
 
 def _one_by_one(data: DataModule, records: Sequence[Record]) -> None:
     """Pictures of several sizes, in their own, do not go into one batch."""
-    if getattr(data, "resize", None) == "native" and isinstance(records[0]["image"], str) and data.eval_batch_size > 1:
+    if getattr(data, "resize", None) == "native" and isinstance(records[0]["image"], str) and data.eval_batch > 1:
         data.eval_batch_size = 1 if len(two_sizes(records)) > 1 else data.eval_batch_size
 
 
@@ -196,7 +194,7 @@ class Pool(pl.LightningDataModule):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may find nothing left to do
         self.data, self.records, self.parts = data, records, parts
-        self.batch_size = data.eval_batch_size
+        self.batch_size = data.eval_batch
         self.chunk = CHUNK_BATCHES * self.batch_size
         self.chunks = -(-len(records) // self.chunk)
         self.kind = kind_of(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,11 +71,11 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
     """All stages of one seed."""
     stage = partial(_stage, root)
     made = stages.data_settings(settings, data, seed)
-    found = with_content(stage("data", made, {}, stages.make_data, settings, data, seed), made)
+    digests = root.parent / "pixels.json"  # one file for all seeds
+    found = with_content(stage("data", made, {}, stages.make_data, settings, data, seed, digests), made)
     truth = stages.read_truth(found["truth"].path)
     models = [_teacher(root, settings, data, found, truth, seed)]
     selections: list[Outputs] = []
-    final = 0
     for number, student in enumerate(settings.students, 1):
         teacher = models[-1]
         name = "teacher" if number == 1 else "student"
@@ -105,12 +106,11 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
         name = f"student{number}"
         trained = _student(root, settings, data, student, name, found, truth, selected, stage_seed(seed, number))
         models.append(trained)
-        if models[-1].score > models[final].score:
-            final = number
         gain = models[-1].score - models[-2].score
         if number < len(settings.students) and gain <= settings.min_gain:
             say(f"{root.name}: generation {number} gained {gain:+.4f} on validation: it is the last")
             break
+    final = best_generation([model.score for model in models])
     last = len(selections)
     student = settings.students[last - 1]
     controls = []
@@ -139,6 +139,11 @@ def with_content(found: Outputs, made: dict[str, Any]) -> Outputs:
         name: Output(output.path, digest_of_values([output.digest, *content.get(name, [made["images"]])]))
         for name, output in found.items()
     }
+
+
+def best_generation(scores: Sequence[float]) -> int:
+    """The generation with the best score on validation, 0 for the teacher; of equal ones the earliest."""
+    return max(range(len(scores)), key=lambda generation: scores[generation])
 
 
 def stage_seed(seed: int, generation: int) -> int:

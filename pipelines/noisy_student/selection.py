@@ -227,7 +227,7 @@ def thresholds_for(
     counts = np.bincount(validation.guess, minlength=len(class_names))
     groups = [[k] for k in range(len(class_names)) if counts[k] >= least]
     few = [k for k in range(len(class_names)) if counts[k] < least]
-    pooled = few if len(few) > 1 and counts[few].sum() >= least else []
+    pooled = few if counts[few].sum() >= least else []  # one alone never reaches it
     thresholds = np.full(len(class_names), math.inf)
     for group in [*groups, pooled] if pooled else groups:
         of_pool, of_validation = np.isin(guess, group), np.isin(validation.guess, group)

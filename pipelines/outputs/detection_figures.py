@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.outputs.figures import Picture, confusion_matrix_figure, new_figure, rendered, short
-from pipelines.outputs.panels import Palette
+from pipelines.outputs.figures import confusion_matrix_figure, new_figure, rendered, short
+from pipelines.outputs.palettes import Palette, color_of
+from pipelines.outputs.sheets import Picture
 from tasks.detection.evaluation.curves import RECALLS, Curve, Thresholds, f1_over_confidence
 from tasks.detection.evaluation.metrics import Report
 
 MAX_LEGEND = 12  # classes that the legend of the curves names: with more, the best and the worst ones
 MAX_BARS = 40
 CONFIDENCES = np.linspace(0, 1, 201)
-#: What becomes of annotations and detections, in the order of `error_kinds`, with its colour.
+#: What becomes of annotations and detections, in the order of `error_kinds`, with its color.
 KINDS = {
     "correct": "#54a24b",
     "localisation": "#f2cf5b",
@@ -34,7 +35,7 @@ def detection_figures(report: Report, class_names: Sequence[str], palette: Palet
     Args:
         report: Of K classes.
         class_names: K names, or none.
-        palette: uint8 (256, 3), the classes' colours.
+        palette: uint8 (256, 3), the classes' colors.
     """
     names = list(class_names) or [str(k) for k in range(len(report.curves))]
     found, objects = int(report.confusion.diagonal()[:-1].sum()), int(report.confusion[:-1].sum())
@@ -87,7 +88,7 @@ def _curves(
     order = known[np.argsort(-values[known], kind="stable")]
     named = set(order if len(order) <= MAX_LEGEND else [*order[: MAX_LEGEND // 2], *order[-MAX_LEGEND // 2 :]])
     for k in order.tolist():
-        color = palette[k] / 255
+        color = color_of(palette, k) / 255
         axes.plot(x, lines[k], color=color, linewidth=1.2, label=texts[k] if k in named else None)
         if dots is not None:
             axes.plot(dots[k], values[k], "o", color=color, markersize=4)

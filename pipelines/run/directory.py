@@ -17,6 +17,7 @@ import yaml
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.common.errors import UserError
+from datamodules.common.files import atomic_path, read_json, write_json, write_text
 from pipelines.run.checkpoints import newest_good_checkpoint
 
 PACKAGES = [
@@ -40,6 +41,7 @@ COMMAND_KEYS = (
     "return_predictions",
     "C",
     "config",
+    "trust",
 )
 
 
@@ -142,7 +144,7 @@ def write_config(directory: Path, config: dict[str, Any]) -> Path:
     while True:
         path = directory / ("config.yaml" if number == 0 else f"config.{number}.yaml")
         if not path.exists():
-            path.write_text(text, encoding="utf-8")
+            write_text(path, text)
             return path
         newer = directory / f"config.{number + 1}.yaml"
         if path.read_text(encoding="utf-8") == text and not newer.exists():
@@ -151,16 +153,16 @@ def write_config(directory: Path, config: dict[str, Any]) -> Path:
 
 
 def write_environment(directory: Path) -> None:
-    """Record package versions, git revision, machine and command, one JSON a sitting (appended to a list)."""
+    """Record package versions, git revision, machine and command; a list in JSON with one entry a command."""
     path = directory / "environment.json"
-    sittings = json.loads(path.read_text()) if path.exists() else []
+    commands = read_json(path) or []
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    sittings.append(
+    commands.append(
         {
             "command": sys.argv,
             "python": platform.python_version(),
@@ -169,7 +171,7 @@ def write_environment(directory: Path) -> None:
             "packages": versions,
         }
     )
-    path.write_text(json.dumps(sittings, indent=2))
+    write_json(path, commands)
 
 
 def _git_revision() -> str | None:
@@ -183,7 +185,7 @@ def _git_revision() -> str | None:
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """Write metrics as JSON; NaN, which JSON lacks, becomes null."""
-    path.write_text(json.dumps(_plain(metrics), indent=2) + "\n", encoding="utf-8")
+    write_json(path, _plain(metrics))
 
 
 def _plain(value: Any) -> Any:
@@ -220,7 +222,7 @@ def wandb_id(directory: Path) -> str:
     """The W&B run id of a run directory; a resumed run keeps it."""
     path = directory / "wandb_id.txt"
     if not path.exists():
-        path.write_text(secrets.token_hex(4))
+        write_text(path, secrets.token_hex(4))
     return path.read_text().strip()
 
 
@@ -229,9 +231,9 @@ def write_data_files(directory: Path, datamodule: Any) -> None:
     records = getattr(datamodule, "records", None)
     if records:
         split = {name: [r["path"] for r in rows] for name, rows in records.items()}
-        (directory / "split.json").write_text(json.dumps(split, ensure_ascii=False), encoding="utf-8")
+        write_text(directory / "split.json", json.dumps(split, ensure_ascii=False))
     skipped = getattr(datamodule, "skipped", None)
     if skipped:
         rank_zero_warn(f"{len(skipped)} unreadable image(s) left out; they are listed in {directory / 'skipped.csv'}.")
-        with open(directory / "skipped.csv", "w", newline="", encoding="utf-8") as file:
+        with atomic_path(directory / "skipped.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("path", "reason"), *skipped])

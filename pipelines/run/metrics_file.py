@@ -1,10 +1,9 @@
-"""``metrics.csv`` in the run directory; Weights & Biases lives in ``pipelines.run.tracking``, and is offered here."""
+"""``metrics.csv`` in the run directory."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from pipelines.run.tracking import log_image, log_table, masked, wandb_logger
-
-__all__ = ["MetricsCSV", "log_image", "log_table", "masked", "wandb_logger"]
+from datamodules.common.files import atomic_path
 
 
 def _plain(value: Any) -> float | int | str:
@@ -27,7 +24,7 @@ class MetricsCSV(Logger):
     """Writes ``<directory>/metrics.csv``: one row per step, each call on disk before it returns.
 
     Lightning's CSVLogger deletes an existing file when it starts again in the same directory, and writes the values of
-    training and of validation at one step into two rows. Here a continued run appends, values of one step share one
+    training and of validation at one step into two rows. Here a resumed run appends, values of one step share one
     row, and steps strictly increase. Columns are ``step``, ``epoch`` if there is one, and the others by first
     appearance; numbers are written so that reading gives the same bits. A row cut short by a kill is dropped.
     """
@@ -69,7 +66,7 @@ class MetricsCSV(Logger):
 
         Args:
             metrics: Numbers, or tensors of one element.
-            step: Optimiser step; by default the one after the last.
+            step: Optimizer step; by default the one after the last.
         """
         self._load()
         last = int(self._last["step"]) if self._last else -1
@@ -89,7 +86,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def resume(self, step: int) -> None:
-        """Cut the rows that an earlier sitting wrote after the checkpoint from which the run goes on.
+        """Cut the rows that an earlier process wrote after the checkpoint from which the run goes on.
 
         Args:
             step: The last step that the restored state has logged; rows with a greater one are removed.
@@ -125,7 +122,7 @@ class MetricsCSV(Logger):
         return rows if self._columns else {}
 
     def _load(self) -> None:
-        """Take an earlier sitting's file over; one cut short, or with rows out of order, is written anew."""
+        """Take over an earlier process's file; one cut short, or with rows out of order, is written anew."""
         if self._loaded:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,6 +144,5 @@ class MetricsCSV(Logger):
             self._last = {**row, "step": str(step)}
             self._start = sum(map(len, lines)) if step == max(rows) else 0
             lines.append(self._line([self._last.get(column, "") for column in columns]))
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_bytes(b"".join(lines))
-        os.replace(temporary, self.path)
+        with atomic_path(self.path) as temporary:
+            temporary.write_bytes(b"".join(lines))

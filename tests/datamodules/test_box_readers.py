@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.annotations.boxes import find_format, read_boxes
+from datamodules.annotations.boxes import check_sizes
 from datamodules.common.errors import UserError
-from datamodules.decoding.sizes import check_sizes, image_size
+from datamodules.decoding.sizes import image_size
 from datamodules.readers import coco as coco_module
+from datamodules.readers.box_sources import find_format, read_boxes
 from datamodules.readers.coco import read_coco, read_coco_folder
 from datamodules.readers.voc_boxes import read_voc_boxes
 from datamodules.readers.yolo_text import label_file, read_yolo

@@ -1,4 +1,4 @@
-"""Boxes that cannot be right are found, mended or dropped; objects' masks become layers."""
+"""Boxes that cannot be right are found, fixed or dropped; objects' masks become layers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as reference
 
-from datamodules.annotations.boxes import PER_BOX, REASONS, check_boxes
+from datamodules.annotations.boxes import REASONS, check_boxes
 from datamodules.annotations.instance_masks import masks_of
+from datamodules.annotations.records import PER_OBJECT
 from datamodules.common import rle
 
 
@@ -62,7 +63,7 @@ def test_what_becomes_of_a_box(policy):
     kept = [k for k, (_, reason, fixed) in enumerate(CASES) if fixed and (policy == "fix" or reason is None)]
     assert after["boxes"].tolist() == [CASES[k][2] for k in kept]
     assert after["annotation_ids"].tolist() == [100 + k for k in kept]
-    assert [len(after[key]) for key in PER_BOX] == [len(kept)] * len(PER_BOX)
+    assert [len(after[key]) for key in PER_OBJECT] == [len(kept)] * len(PER_OBJECT)
     assert after["segmentation"] == [masks[k] for k in kept]
     for k, area in zip(kept, after["area"].tolist(), strict=True):
         box = np.array(CASES[k][2])
@@ -71,8 +72,8 @@ def test_what_becomes_of_a_box(policy):
     wanted = {text: sum(r == k for _, r, _ in CASES) for k, text in enumerate(REASONS)}
     assert report.counts == {text: count for text, count in wanted.items() if count}
     assert report.dropped == len(CASES) - len(kept)
-    assert report.mended == (5 if policy == "fix" else 0)
-    assert f"{len(CASES)} boxes, {report.mended} mended and {report.dropped} dropped: " in str(report)
+    assert report.fixed == (5 if policy == "fix" else 0)
+    assert f"{len(CASES)} boxes, {report.fixed} fixed and {report.dropped} dropped: " in str(report)
     for key, value in copies.items():  # the caller's record is as it was
         np.testing.assert_array_equal(before[key], value)
 

@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 
 from datamodules.decoding import images
-from datamodules.decoding.images import ImageError, check_image, find_images, read_image
+from datamodules.decoding.files import find_images
+from datamodules.decoding.headers import ImageError
+from datamodules.decoding.images import check_image, read_image
 
 RNG = np.random.default_rng(0)
 PHOTO = cv2.resize(RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8), (45, 30), interpolation=cv2.INTER_CUBIC)
@@ -489,3 +491,10 @@ def test_find_images_without_images(tmp_path):
         find_images(tmp_path)
     with pytest.raises(ValueError, match="does not exist"):
         find_images(Path("nowhere"))
+
+
+def test_a_tiff_of_many_channels_has_a_limit_too(monkeypatch):
+    bands = np.zeros((6, 8, 33), np.uint8)
+    monkeypatch.setattr(images, "read_tiff", None)  # nothing may be decoded
+    with pytest.raises(ImageError, match=r"8 x 6 = 48 pixels of 33 channels are more than max_pixels = 95"):
+        read_image(tiff(bands, 1, (0,) * 32), 33, max_pixels=95)

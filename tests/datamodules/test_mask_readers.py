@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.readers.coco_masks import read_coco_masks, render_shapes
+from datamodules.annotations.shapes import render_shapes
+from datamodules.common import rle
+from datamodules.readers.coco import read_coco
+from datamodules.readers.coco_masks import read_coco_masks
 from datamodules.readers.mask_sources import is_coco_source, read_mask_source
 from datamodules.readers.pairs import read_pairs
 from datamodules.readers.voc_masks import VOC_CLASSES, is_voc, read_voc_masks
@@ -343,3 +346,18 @@ def test_sources_that_are_none_are_refused(tmp_path):
     file.touch()
     with pytest.raises(ValueError, match=r"is neither a folder nor a COCO .json file"):
         read_mask_source(str(file), None, None, None, multi_label=False)
+
+
+@pytest.mark.parametrize("segmentation", [[], [[0, 0, 9, 0, 9, 9]], {"size": [60000, 60000], "counts": [3600000000]}])
+def test_a_coco_mask_with_too_many_pixels_is_refused_before_it_is_drawn(tmp_path, segmentation, monkeypatch):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    data = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 60000, "width": 60000}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "segmentation": segmentation}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    monkeypatch.setattr(rle, "from_segmentation", None)  # nothing may be drawn
+    for read in (read_coco_masks, read_coco):
+        with pytest.raises(ValueError, match=r"a.json': image 1: 60000 x 60000 = 3,600,000,000 pixels are more than"):
+            read(tmp_path / "a.json")

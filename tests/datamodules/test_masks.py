@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 import zlib
@@ -12,21 +13,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.annotations.mask_checks import check_all_masks, check_records, image_size, median_frequency, report
+from datamodules.annotations.mask_checks import check_all_masks, check_records, median_frequency, report
+from datamodules.annotations.mask_files import load_mask
 from datamodules.annotations.mask_formats import MaskSettings, Settled, class_palette, guess_kind, settle_format
+from datamodules.annotations.mask_records import decode_mask
 from datamodules.annotations.masks import (
     MaskError,
     MaskFormat,
     binary_format,
-    decode_mask,
     index_format,
-    load_mask,
     ranges,
     read_mask,
-    read_sample,
     rgb_format,
 )
-from datamodules.decoding.images import ImageError, read_image
+from datamodules.annotations.soft_masks import read_soft_mask
+from datamodules.decoding.headers import MAX_PIXELS, ImageError
+from datamodules.decoding.images import read_image
+from datamodules.decoding.sizes import image_size
+from datamodules.readers.samples import read_pixels
 
 NAMES = ["sky", "road", "car", "tree"]
 COLORS = {"sky": [[0, 0, 0]], "road": [[128, 64, 128]], "car": [[0, 0, 142], [0, 0, 70]], "tree": [[7, 7, 7]]}
@@ -154,33 +158,33 @@ def test_jpeg_index_masks_are_refused(tmp_path):
         read_mask(write(tmp_path / "a.jpg", TRUTH), FOUR)
 
 
-# Colours.
+# Colors.
 
 
-def test_colours_become_classes(tmp_path):
+def test_colors_become_classes(tmp_path):
     fmt = rgb_format(NAMES, COLORS, [[1, 2, 3]])
     table = np.array([[0, 0, 0], [128, 64, 128], [0, 0, 142], [7, 7, 7]], np.uint8)
-    colours = table[TRUTH]
-    colours[0, 0], colours[0, 1] = [0, 0, 70], [1, 2, 3]
+    colors = table[TRUTH]
+    colors[0, 0], colors[0, 1] = [0, 0, 70], [1, 2, 3]
     expected = TRUTH.copy()
     expected[0, :2] = 2, 255
-    assert np.array_equal(read_mask(write(tmp_path / "rgb.png", colours), fmt), expected)
-    assert np.array_equal(read_mask(colours, fmt), expected)
-    # Grey pictures and palettes are looked at as colours too.
+    assert np.array_equal(read_mask(write(tmp_path / "rgb.png", colors), fmt), expected)
+    assert np.array_equal(read_mask(colors, fmt), expected)
+    # Grey pictures and palettes are looked at as colors too.
     assert read_mask(write(tmp_path / "grey.png", np.array([[0, 7]], np.uint8)), fmt).tolist() == [[0, 3]]
-    quantized = Image.fromarray(colours).quantize(16, dither=Image.Dither.NONE)
+    quantized = Image.fromarray(colors).quantize(16, dither=Image.Dither.NONE)
     quantized.save(tmp_path / "palette.png")
     assert load_mask(tmp_path / "palette.png").palette is not None
     assert np.array_equal(read_mask(tmp_path / "palette.png", fmt), expected)
 
 
-def test_unknown_colours_are_named(tmp_path):
+def test_unknown_colors_are_named(tmp_path):
     file = write(tmp_path / "rgb.png", np.array([[[0, 0, 0], [9, 8, 7], [9, 8, 250]]], np.uint8))
-    with pytest.raises(MaskError, match=r"2 colour\(s\) not in data.colors: \[9, 8, 7\], \[9, 8, 250\] \(66.7 %"):
+    with pytest.raises(MaskError, match=r"2 color\(s\) not in data.colors: \[9, 8, 7\], \[9, 8, 250\] \(66.7 %"):
         read_mask(file, rgb_format(NAMES, COLORS, []))
-    with pytest.raises(MaskError, match=r"picture of 3 colours .* data.mask_format: rgb and data.colors"):
+    with pytest.raises(MaskError, match=r"picture of 3 colors .* data.mask_format: rgb and data.colors"):
         read_mask(file, FOUR)
-    with pytest.raises(MaskError, match=r"16-bit indices are no colours"):
+    with pytest.raises(MaskError, match=r"16-bit indices are no colors"):
         read_mask(np.array([[300]]), rgb_format(NAMES, COLORS, []))
 
 
@@ -198,7 +202,7 @@ def test_binary_masks(tmp_path):
         grey_png(tmp_path / "bit.png", truth, 1),
         write(tmp_path / "rgb.png", np.repeat(truth[..., None] * np.uint8(255), 3, axis=2)),
         write(tmp_path / "lossy.jpg", truth * np.uint8(255)),
-        write(tmp_path / "colour.jpg", np.repeat(truth[..., None] * np.uint8(255), 3, axis=2)),
+        write(tmp_path / "color.jpg", np.repeat(truth[..., None] * np.uint8(255), 3, axis=2)),
         write(tmp_path / "bool.npy", truth.astype(bool)),
     ]
     inverted = Image.fromarray(1 - truth)  # index 0 is white
@@ -212,7 +216,7 @@ def test_binary_masks(tmp_path):
     assert read_mask(trimap, binary_format([128])).tolist() == [[0, 255, 1]]
     with pytest.raises(MaskError, match=r"holds 0, 128, 255.*data.ignore_values"):
         read_mask(trimap, fmt)
-    with pytest.raises(MaskError, match=r"picture of colours"):
+    with pytest.raises(MaskError, match=r"picture of colors"):
         read_mask(np.array([[[1, 2, 3]]], np.uint8), fmt)
 
 
@@ -224,14 +228,14 @@ def test_a_sample_holds_image_and_mask(tmp_path):
     path, mask = str(write(tmp_path / "a.png", image)), str(write(tmp_path / "m.png", TRUTH))
     record = {"image": path, "path": path, "mask": mask, "split": "train", "weight": 0.5}
     settings = {"fmt": FOUR, "channels": 3, "dtype": "uint8", "num_classes": 4, "multi_label": False}
-    sample = read_sample(record, **settings)
+    sample = read_pixels(record, **settings)
     assert np.array_equal(sample["image"], image)
     assert np.array_equal(sample["mask"], TRUTH)
     assert (sample["weight"], sample["path"]) == (0.5, path)
     assert record["mask"] == mask  # the record is as it was
     # As from the cache of decoded images; and a picture to predict on, which has no mask.
-    assert np.array_equal(read_sample({**record, "image": image}, **settings)["mask"], TRUTH)
-    assert "mask" not in read_sample({"image": path, "path": path}, **{**settings, "fmt": None})
+    assert np.array_equal(read_pixels({**record, "image": image}, **settings)["mask"], TRUTH)
+    assert "mask" not in read_pixels({"image": path, "path": path}, **{**settings, "fmt": None})
 
 
 def test_several_labels_come_from_one_file_a_class(tmp_path):
@@ -257,11 +261,11 @@ def test_a_mask_belongs_to_the_picture_as_it_is_shown(tmp_path):
     path = rotated(tmp_path / "a.jpg", np.zeros((10, 20, 3), np.uint8))
     settings = {"fmt": FOUR, "channels": 3, "dtype": "uint8", "num_classes": 4, "multi_label": False}
     shown = np.zeros((20, 10), np.uint8)
-    assert read_sample({"image": path, "path": path, "mask": shown}, **settings)["image"].shape == (20, 10, 3)
+    assert read_pixels({"image": path, "path": path, "mask": shown}, **settings)["image"].shape == (20, 10, 3)
     with pytest.raises(MaskError, match=r"the mask is 20 x 10, its image .*a.jpg 10 x 20 .* EXIF orientation"):
-        read_sample({"image": path, "path": path, "mask": shown.T}, **settings)
+        read_pixels({"image": path, "path": path, "mask": shown.T}, **settings)
     with pytest.raises(MaskError, match=r"the mask is 9 x 9, .* not resized here"):
-        read_sample({"image": path, "path": path, "mask": shown[:9, :9]}, **settings)
+        read_pixels({"image": path, "path": path, "mask": shown[:9, :9]}, **settings)
 
 
 def test_sizes_from_headers_are_those_of_the_decoder(tmp_path):
@@ -289,21 +293,21 @@ def test_the_kind_of_mask_is_found(tmp_path):
     assert (kind(grey), kind(palette), kind(lossy), kind(rgb)) == ("index", "index", "binary", "rgb")
     assert (kind(black_white), kind(black_white, two=False), kind(black_white, grey)) == ("binary", "index", "index")
     assert kind(str(write(tmp_path / "black.png", np.zeros((2, 2), np.uint8)))) == "index"
-    # Colours are the masks' own for palettes and fitting greys; for other greys they only colour what is written.
+    # Colors are the masks' own for palettes and fitting greys; for other greys they only color what is written.
     assert kind(palette, colors=COLORS) == "rgb"
     assert kind(grey, colors=COLORS) == "index"
     assert kind(black_white, colors={"a": [[0, 0, 0]], "b": [[255, 255, 255]]}) == "rgb"
 
 
-def test_settled_classes_and_colours(tmp_path):
+def test_settled_classes_and_colors(tmp_path):
     grey, palette = write(tmp_path / "grey.png", TRUTH), palette_png(tmp_path / "p.png", TRUTH)
     settled = settle_format(MaskSettings(class_names=NAMES), [str(palette)])
     assert settled.class_names == NAMES
     stored = Image.open(palette).getpalette()
     assert class_palette(settled, MaskSettings(), 4) == [stored[3 * k : 3 * k + 3] for k in range(4)]
     swapped = MaskSettings(class_values={"car": [3, 0], "road": [1, 2]})
-    colours = class_palette(settle_format(swapped, [str(palette)]), swapped, 2)
-    assert colours == [stored[:3], stored[3:6]]  # a class of several values has the colour of the least
+    colors = class_palette(settle_format(swapped, [str(palette)]), swapped, 2)
+    assert colors == [stored[:3], stored[3:6]]  # a class of several values has the color of the least
     settled = settle_format(MaskSettings(colors=COLORS), [str(grey)])
     assert (settled.fmt.kind, settled.class_names) == ("index", NAMES)
     assert class_palette(settled, MaskSettings(colors=COLORS), 4)[2] == [0, 0, 142]
@@ -340,18 +344,18 @@ def test_settings_that_do_not_fit_the_files_are_refused(tmp_path):
     grey = str(write(tmp_path / "grey.png", TRUTH))
     rgb = str(write(tmp_path / "rgb.png", np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)))
     with pytest.raises(
-        ValueError, match=r"data.colors is missing: .*rgb.png is coded by colours, 2 of them \(\[1, 2, 3"
+        ValueError, match=r"data.colors is missing: .*rgb.png is coded by colors, 2 of them \(\[1, 2, 3"
     ):
         settle_format(MaskSettings(), [rgb])
     with pytest.raises(ValueError, match=r"lists 3 classes .* binary masks have 2: background, foreground"):
         settle_format(MaskSettings(class_names=["a", "b", "c"], mask_format="binary"), [grey])
-    with pytest.raises(ValueError, match=r"holds 7, but the masks are rgb: give colours"):
+    with pytest.raises(ValueError, match=r"holds 7, but the masks are rgb: give colors"):
         settle_format(MaskSettings(colors=COLORS, ignore_values=[7]), [rgb])
     with pytest.raises(ValueError, match=r"holds \[1, 2, 3\], but the masks are index: give whole numbers"):
         settle_format(MaskSettings(ignore_values=[[1, 2, 3]]), [grey])
     with pytest.raises(ValueError, match=r"data.class_values gives 2 to 'b', and data.ignore_values ignores it"):
         settle_format(MaskSettings(class_values={"a": [0, 1], "b": [2, 3]}, ignore_values=[2]), [grey])
-    with pytest.raises(ValueError, match=r"data.colors has no colour for \['c'\]"):
+    with pytest.raises(ValueError, match=r"data.colors has no color for \['c'\]"):
         class_palette(Settled(FOUR, ["sky", "c"], None), MaskSettings(colors=COLORS), 2)
 
 
@@ -454,3 +458,64 @@ def test_ranges():
     assert ranges([0, 1, 2, 5, 255]) == "0..2, 5, 255"
     assert ranges([]) == ""
     assert MaskFormat("index") == MaskFormat("index")
+
+
+# Masks too large to be decoded.
+
+
+def huge_masks(folder: Path) -> list[Path]:
+    """Small files whose headers promise 60,000 x 60,000 pixels."""
+    large = struct.pack("<HH", 60000, 60000)
+    for suffix in ("png", "bmp", "gif", "tif"):
+        write(folder / f"small.{suffix}", TRUTH)
+    cv2.imwrite(str(folder / "deep.tif"), TRUTH.astype(np.uint16))
+    data = {file.name: file.read_bytes() for file in folder.iterdir()}
+    ihdr = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
+    png = data["small.png"]
+    png = png[:12] + ihdr + struct.pack(">I", zlib.crc32(ihdr)) + png[33:]
+    gif = data["small.gif"]
+    frame = gif.index(b",")  # the frame's own size, behind its place
+    bmp = data["small.bmp"]
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (60000, 60000)})
+    bombs = {
+        "bomb.png": png,
+        "bomb.gif": gif[:6] + large + gif[10 : frame + 5] + large + gif[frame + 9 :],
+        "bomb.bmp": bmp[:18] + struct.pack("<ii", 60000, 60000) + bmp[26:],
+        "bomb.npy": header.getvalue(),
+    }
+    for name in ("small.tif", "deep.tif"):
+        tags = data[name]
+        for tag, size in ((256, TRUTH.shape[1]), (257, TRUTH.shape[0])):
+            for kind, code in ((3, "<HHIHH"), (4, "<HHII")):
+                old = struct.pack(code, tag, kind, 1, size, *([0] if kind == 3 else []))
+                tags = tags.replace(old, struct.pack(code, tag, kind, 1, 60000, *([0] if kind == 3 else [])))
+        bombs["bomb_" + name] = tags
+    for name, content in bombs.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in bombs]
+
+
+def test_masks_with_too_many_pixels_are_refused_by_their_header(tmp_path, monkeypatch):
+    files = huge_masks(tmp_path)
+    monkeypatch.setattr(cv2, "imdecode", None)  # nothing may be decoded
+    monkeypatch.setattr(Image.Image, "load", None)
+    monkeypatch.setattr(np, "load", None)
+    for file in files:
+        readers = (load_mask, read_soft_mask) if file.suffix == ".png" else (load_mask,)
+        for read in readers:
+            with pytest.raises(ImageError, match=rf"{file.name}: .* pixels are more than"):
+                read(file)
+
+
+def test_the_checks_before_training_name_masks_with_too_many_pixels(tmp_path):
+    bomb = next(file for file in huge_masks(tmp_path) if file.name == "bomb.png")
+    settled = Settled(FOUR, NAMES, None)
+    records = records_of(tmp_path, [TRUTH])
+    records[0]["mask"] = str(bomb)
+    with pytest.raises(ValueError, match=r"1 of 1 masks cannot be used:\n  .*bomb.png: its pixels are more than"):
+        check_records(records, settled, False, every=True, skip=False)
+
+
+def test_pillow_keeps_a_limit_of_its_own():
+    assert Image.MAX_IMAGE_PIXELS == MAX_PIXELS

@@ -11,9 +11,9 @@ import torch
 
 from datamodules import SegmentationData
 from datamodules.annotations.soft_masks import probabilities, read_soft_mask, write_soft_mask
-from datamodules.decoding.images import ImageError
+from datamodules.decoding.headers import ImageError
 from datamodules.transforms.augment import Augment
-from pipelines.outputs.figures import save_png
+from pipelines.outputs.sheets import save_png
 from tasks.noisy_student import join_batches
 from tasks.segmentation.postprocess import labels_of
 

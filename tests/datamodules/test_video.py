@@ -8,7 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.decoding.images import find_images, read_image
+from datamodules.decoding import video
+from datamodules.decoding.files import find_images
+from datamodules.decoding.images import read_image
 from datamodules.decoding.video import VideoError, is_frame, read_frame
 
 FRAMES = 20
@@ -67,3 +69,10 @@ def test_what_is_no_video_is_said_so(tmp_path, clip):
         read_frame(f"{tmp_path}/gone.mp4#000000")
     assert not is_frame("digits#train/12")
     assert not is_frame(str(clip))
+
+
+def test_frames_with_too_many_pixels_are_refused_before_decoding(clip, monkeypatch):
+    monkeypatch.setattr(video, "MAX_PIXELS", 48 * 64 - 1)
+    for read in (find_images, lambda path: read_frame(f"{path}#000000")):
+        with pytest.raises(VideoError, match=r"clip.avi: its frames of 64 x 48 = 3,072 pixels are more than 3,071"):
+            read(clip)

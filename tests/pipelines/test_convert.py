@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.annotations.boxes import read_boxes
+from datamodules.readers.box_sources import read_boxes
 from pipelines.commands.convert import convert, main
 
 SIZES = [(40, 60), (123, 77), (300, 500), (64, 64)]
@@ -190,7 +190,7 @@ def test_impossible_boxes(source, tmp_path, capsys):
     assert "set --check-boxes to fix" in said
     assert not (tmp_path / "y").exists()
     assert main([*command, "--check-boxes", "drop"]) == 0
-    assert "wrong boxes: 36 boxes, 0 mended and 1 dropped: it sticks out of the image (1)" in capsys.readouterr().out
+    assert "wrong boxes: 36 boxes, 0 fixed and 1 dropped: it extends beyond the image (1)" in capsys.readouterr().out
     assert list(tmp_path.glob(".*")) == []
 
 
@@ -247,7 +247,7 @@ def test_it_needs_neither_torch_nor_lightning():
 def test_bccd_is_written_as_it_was(shared, tmp_path):
     said = convert(shared / "bccd", "voc", tmp_path / "v", policy="fix", images="none")
     assert said[0].endswith("364 images (train 205, val 87, test 72; 0 without objects), 4,886 boxes, 3 classes as voc")
-    assert said[1] == "wrong boxes: 4,888 boxes, 0 mended and 2 dropped: it has no area (2)"
+    assert said[1] == "wrong boxes: 4,888 boxes, 0 fixed and 2 dropped: it has no area (2)"
     gone = []
     for new in sorted((tmp_path / "v" / "Annotations").iterdir()):
         old, now = (

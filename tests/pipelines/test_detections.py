@@ -14,12 +14,15 @@ import torch
 from faster_coco_eval import mask as run_lengths
 from PIL import Image
 
-from datamodules.annotations.boxes import read_boxes
 from datamodules.annotations.instance_masks import masks_of
+from datamodules.readers.box_sources import read_boxes
 from pipelines.callbacks import pictures as callback
 from pipelines.callbacks.predictions import PredictionWriter
-from pipelines.outputs import panels
+from pipelines.outputs import detection_figures as figures
+from pipelines.outputs import drawing, panels
 from pipelines.outputs.detection_figures import detection_figures
+from pipelines.outputs.detections import entry_of, write_coco_data_set, write_coco_results, write_csv, write_yolo
+from pipelines.outputs.palettes import class_palette
 from tasks.detection.evaluation.metrics import CocoMetrics
 from tests.detection_cases import encode, expected_values, random_case
 
@@ -31,9 +34,14 @@ class Detector:
     """As much of a task as the writer and the pictures ask for; it shows objects of 0.5 and more."""
 
     num_classes = 2
+    finds_boxes = True
 
     def __init__(self, metrics: Any = None) -> None:
         self.eval_metrics = metrics
+
+    @property
+    def taught(self) -> Any:
+        return self
 
     def shown(self, predictions: dict[str, Any]) -> dict[str, Any]:
         keep = [scores >= 0.5 for scores in predictions["scores"]]
@@ -220,7 +228,8 @@ def test_what_test_writes_gives_pycocotools_figures(tmp_path: Path) -> None:
     for record, number in zip(trainer.datamodule.records["test"], case.ids, strict=True):
         record["image_id"] = number
     sizes = [(160, 160)] * len(paths)
-    write(tmp_path / "out", trainer, (paths, sizes), case.predictions, [list(range(len(paths)))])
+    batches = [list(range(len(paths)))]
+    write(tmp_path / "out", trainer, (paths, sizes), case.predictions, batches, box_formats=["csv"])  # of `predict`
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["predictions.csv", "predictions.json"]
     results = read(tmp_path / "out/predictions.json")
     assert len(results) == sum(map(len, case.predictions["scores"])) > 0
@@ -237,6 +246,43 @@ def test_what_test_writes_gives_pycocotools_figures(tmp_path: Path) -> None:
     assert 0 < expected["map"] < 1
 
 
+def test_one_box_by_hand(tmp_path: Path) -> None:
+    """x1 y1 x2 y2 becomes x y width height in COCO, center and size as fractions in YOLO, and corners in the table."""
+    outputs = {
+        "boxes": [torch.zeros(0, 4), torch.tensor([[10.0, 20, 40, 80]])],
+        "scores": [torch.zeros(0), torch.tensor([0.25])],
+        "labels": [torch.zeros(0, dtype=torch.int64), torch.tensor([1])],
+    }
+    lines = [[i, f"/d/{name}.jpg", name, entry_of(outputs, i, (100, 200))] for i, name in enumerate("ab")]
+    ids: Any = ([7, 3], lambda number: number + 40)
+    write_coco_results(tmp_path, lines, *ids)
+    write_coco_data_set(tmp_path, lines, *ids, NAMES, "/d")
+    write_yolo(tmp_path, lines, NAMES)
+    write_csv(tmp_path, lines, NAMES)
+    result = {"image_id": 41, "category_id": 3, "bbox": [10, 20, 30, 60], "score": 0.25}
+    assert read(tmp_path / "predictions.json") == [result]
+    assert read(tmp_path / "annotations.json") == {
+        "annotations": [{"id": 1, **result, "area": 1800, "iscrowd": 0}],
+        "images": [
+            {"id": 40, "file_name": "a.jpg", "height": 100, "width": 200},
+            {"id": 41, "file_name": "b.jpg", "height": 100, "width": 200},
+        ],
+        "categories": [{"id": k, "name": name, "supercategory": ""} for k, name in ((7, "cat"), (3, "dog"))],
+        "info": {"image_root": "/d"},
+    }
+    assert (tmp_path / "labels/a.txt").read_text() == ""
+    assert (tmp_path / "labels/b.txt").read_text() == "1 0.12500000 0.50000000 0.15000000 0.60000000\n"
+    assert (tmp_path / "classes.txt").read_text() == "cat\ndog\n"
+    table = (tmp_path / "boxes.csv").read_text().splitlines()
+    assert table == ["path,class,score,x1,y1,x2,y2", "/d/b.jpg,dog,0.25,10.0,20.0,40.0,80.0"]
+    shape = torch.zeros(100, 200, dtype=torch.uint8)
+    shape[30:40, 10:15] = 1
+    masked = [[1, "/d/b.jpg", "b", entry_of({**outputs, "masks": [[], [encode(shape)]]}, 1, (100, 200))]]
+    write_coco_data_set(tmp_path, masked, *ids, NAMES, "/d")
+    (annotation,) = read(tmp_path / "annotations.json")["annotations"]
+    assert annotation["area"] == 50  # the mask's
+
+
 # Figures and panels.
 
 
@@ -247,7 +293,7 @@ def test_figures_of_a_report() -> None:
     metric.compute()
     report = metric.report()
     assert report is not None
-    palette = panels.class_palette([str(k) for k in range(case.num_classes)])
+    palette = class_palette([str(k) for k in range(case.num_classes)])
     figures = detection_figures(report, [], palette)
     assert set(figures) == {"confusion_matrix", "precision_recall", "f1_confidence", "error_kinds"}
     for picture in figures.values():
@@ -264,6 +310,31 @@ def test_figures_of_a_report() -> None:
         report = empty.report()
         assert report is not None
         assert len(detection_figures(report, ["$x_"] * classes, palette)) == 4
+
+
+def test_what_the_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three objects of two classes: one found, one taken for the other class, one missed; and a box on background."""
+    # Rows are true; the last row and column are background, where both count for nothing.
+    confusion = np.array([[1, 1, 0], [0, 0, 1], [1, 0, 9]])
+    said: list[Any] = []
+    monkeypatch.setattr(figures, "confusion_matrix_figure", lambda matrix, names, title: said.append((names, title)))
+    monkeypatch.setattr(figures, "rendered", lambda figure, tight: figure)
+    curve = lambda values: SimpleNamespace(interpolated=lambda: np.full(101, values))  # noqa: E731
+    curves: Any = [curve(0.5), curve(np.nan), curve(1.0)]
+    line = figures.precision_recall_figure(curves, ["a", "b", "c"], class_palette(["a", "b", "c"])).axes[0]
+    assert line.get_title() == "AP50 0.750, mean of 2 classes"
+    assert [text.get_text() for text in line.get_legend().get_texts()] == ["c 1.000", "a 0.500", "mean"]
+    assert line.lines[-1].get_ydata()[0] == 0.75
+    errors = {kind: np.zeros(2, np.int64) for kind in figures.KINDS}
+    errors["correct"][:], errors["missed"][:] = (9, 0), (1, 2)
+    bars = figures.error_figure(errors, ["many", "worst"]).axes[0]
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["worst", "many"]  # by errors, not by objects
+    assert bars.get_legend().get_texts()[0].get_text() == "correct 9"
+    monkeypatch.setattr(figures, "precision_recall_figure", lambda *args: None)
+    monkeypatch.setattr(figures, "f1_figure", lambda *args: None)
+    report: Any = SimpleNamespace(confusion=confusion, curves=[None] * 2, thresholds=None, errors=errors)
+    figures.detection_figures(report, [], class_palette([]))
+    assert said == [(["0", "1", "background"], "1 of 3 objects found, 2 wrong boxes (IoU 0.5)")]
 
 
 def test_panels_show_what_the_validations_thresholds_let_through(
@@ -315,10 +386,10 @@ def test_masks_are_drawn_inside_their_boxes_whatever_the_number() -> None:
     layers = np.zeros((1, 100, 120), np.int16)
     layers[0, 10:40, 10:40], layers[0, 50:90, 60:110] = 1, 2
     separate = np.stack([layers[0] == k for k in (1, 2, 3)])
-    pictures = [panels.draw_boxes(image, boxes, masks=masks) for masks in (layers, separate)]
+    pictures = [drawing.draw_boxes(image, boxes, masks=masks) for masks in (layers, separate)]
     assert np.array_equal(*pictures)
     assert (pictures[0][45:48, :55] == 120).all()
     assert (pictures[0][60:80, 70:100] != 120).any(2).all()
-    many = np.tile(boxes[1:2], (panels.MAX_TAGS + 1, 1))
-    assert (panels.draw_boxes(image, many)[:50] == 120).all()  # no names above the box
-    assert (panels.draw_boxes(image, many[:1], class_names=["name"])[:50] != 120).any()
+    many = np.tile(boxes[1:2], (drawing.MAX_TAGS + 1, 1))
+    assert (drawing.draw_boxes(image, many)[:50] == 120).all()  # no names above the box
+    assert (drawing.draw_boxes(image, many[:1], class_names=["name"])[:50] != 120).any()

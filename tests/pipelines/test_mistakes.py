@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch._utils import ExceptionWrapper
 
-from datamodules.decoding.images import ImageError, read_image
+from datamodules.decoding.headers import ImageError
+from datamodules.decoding.images import read_image
 from pipelines import cli
 from pipelines.__main__ import main
 from tests.conftest import in_child, write_images

@@ -16,12 +16,11 @@ import torch
 import yaml
 
 from datamodules import DetectionData, SegmentationData
-from datamodules.annotations.masks import load_mask
+from datamodules.annotations.mask_files import load_mask
 from datamodules.annotations.soft_masks import read_soft_mask
 from datamodules.transforms.augment import Augment, DetectionAugment
 from datamodules.unlabeled import pool_records
-from pipelines import cli
-from pipelines.fusion import fused
+from pipelines.__main__ import main
 from pipelines.noisy_student import labelling, selection
 from pipelines.noisy_student import manifest as machine
 from pipelines.noisy_student.configs import student_config
@@ -30,7 +29,7 @@ from pipelines.noisy_student.kinds.protocol import kind_of
 from pipelines.noisy_student.scorers import RECALLS, average_precision, mean_iou
 from pipelines.noisy_student.selection import Selection
 from pipelines.noisy_student.settings import read_settings
-from pipelines.outputs.figures import save_png
+from pipelines.outputs.sheets import save_png
 from tasks.detection.evaluation.matching import match
 from tasks.detection.evaluation.metrics import COCO_IOUS, CocoMetrics
 from tasks.detection.evaluation.objects import predicted_objects, true_objects
@@ -144,8 +143,8 @@ def test_scores_are_those_of_the_test_command_and_labels_are_ordinary_data(world
 
     def work() -> int:
         return max(
-            cli.main(["test", "--ckpt_path", str(student), "--name", "t", *QUIET]),
-            cli.main(["fit", "--config", "again.yaml", "--trainer.max_steps=1"]),
+            main(["test", "--ckpt_path", str(student), "--name", "t", *QUIET]),
+            main(["fit", "--config", "again.yaml", "--trainer.max_steps=1"]),
         )
 
     assert in_child(work) == 0
@@ -247,7 +246,7 @@ def test_two_ranks_label_exactly_as_one(world):
     def label(folder: str, *flags: str) -> int:
         labelling.CHUNK_BATCHES = 2
         words = ["pseudo-label", "--ckpt_path", str(teacher), "--source", "pool", "--batch_size", "2"]
-        return cli.main([*words, "--output", f"{folder}/labels{suffix}", *QUIET, *flags])
+        return main([*words, "--output", f"{folder}/labels{suffix}", *QUIET, *flags])
 
     assert in_child(quick(lambda: label("one"))) == 0
     two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
@@ -538,8 +537,8 @@ def test_wrong_flags_of_pseudo_label_end_with_one_message(world, capfd):
 
     def work() -> int:
         statuses = [
-            cli.main([*words, "--output", f"labels{wrong}"]),
-            cli.main([*words, "--output", f"labels{right}", "--teachers", "[other.ckpt]"]),
+            main([*words, "--output", f"labels{wrong}"]),
+            main([*words, "--output", f"labels{right}", "--teachers", "[other.ckpt]"]),
         ]
         return min(statuses)
 
@@ -562,11 +561,11 @@ def test_labels_of_several_teachers_are_averaged(world):
     def work() -> int:
         words = ["pseudo-label", "--ckpt_path", str(teacher), "--source", "pool", *QUIET]
         more = {"one": "[]", "twice": f"[{teacher}]", "two": f"[{student}]"}
-        ends = [cli.main([*words, "--output", f"{n}/labels{suffix}", "--teachers", t]) for n, t in more.items()]
+        ends = [main([*words, "--output", f"{n}/labels{suffix}", "--teachers", t]) for n, t in more.items()]
         others = ["--model.nms_iou", "0.3"] if suffix == ".json" else ["--model.tta", "[hflip]"]
         written = []
         for flags in ([], [], others):
-            ends.append(cli.main([*words, "--output", f"again/labels{suffix}", *flags]))
+            ends.append(main([*words, "--output", f"again/labels{suffix}", *flags]))
             written.append(Path(f"again/labels{suffix}").stat().st_mtime_ns)
         assert written[0] == written[1] != written[2]
         return max(ends)
@@ -583,20 +582,6 @@ def test_labels_of_several_teachers_are_averaged(world):
         best = [found.scores[found.image == 0].max() for found in (one, twice, two)]
         assert best[1] == pytest.approx(best[0], rel=0.2)  # neighbours that NMS left join the group
         assert len(two.scores) > 0
-
-
-def test_fused_boxes_are_the_means_of_groups():
-    """Two teachers: both find the ant, one of them a bee at the same place, and a second ant far away."""
-    first = {"bbox": [[0, 0, 10, 10], [50, 50, 10, 10]], "labels": [0, 0], "scores": [0.9, 0.4], "size": [80, 90]}
-    second = {"bbox": [[1, 0, 10, 10], [0, 0, 10, 10]], "labels": [0, 1], "scores": [0.6, 0.8], "size": [80, 90]}
-    both = fused([first, second])
-    assert both["labels"] == [0, 1, 0]
-    assert both["scores"] == pytest.approx([0.75, 0.4, 0.2])
-    assert both["bbox"][0] == pytest.approx([0.4, 0, 10, 10])  # 0.6 / 1.5 of the way
-    assert both["bbox"][1:] == [[0, 0, 10, 10], [50, 50, 10, 10]]
-    nothing = {"bbox": [], "labels": [], "scores": [], "size": [80, 90]}
-    assert fused([nothing, nothing]) == nothing
-    assert fused([first]) == {**first, "scores": pytest.approx([0.9, 0.4])}
 
 
 def test_lists_of_images_and_masks_are_data(tmp_path):

@@ -19,14 +19,15 @@ import yaml
 from datamodules import ClassificationData
 from datamodules.common.errors import UserError
 from datamodules.readers.lists import read_paths
-from pipelines import cli
+from pipelines.__main__ import main
 from pipelines.noisy_student import manifest as machine
 from pipelines.noisy_student import stages
 from pipelines.noisy_student.kinds import images
-from pipelines.noisy_student.loop import with_content
-from pipelines.noisy_student.settings import read_settings
+from pipelines.noisy_student.loop import best_generation, stage_seed, steps_per_epoch, with_content
+from pipelines.noisy_student.settings import Settings, read_settings
+from pipelines.noisy_student.settings import Student as StudentSettings
+from pipelines.noisy_student.settings import Teacher as TeacherSettings
 from pipelines.run.checkpoints import read_checkpoint_config
-from pipelines.statistics import estimate
 from tasks import NoisyStudent
 from tests.conftest import in_child, write_images
 
@@ -149,7 +150,7 @@ def test_fit_with_the_loops_config_runs_one_generation_that_the_loop_takes_as_it
     for name in ("student1", "labels_only", "no_noise", "relabelled"):
         shutil.rmtree(stage("fitted", name))
     words = ["fit", "--config", str(world / "loop.yaml"), "--runs_dir", "fitted", "--name", "loop"]
-    assert in_child(lambda: cli.main([*words, "--seeds", "[0, 1]"])) == 0
+    assert in_child(lambda: main([*words, "--seeds", "[0, 1]"])) == 0
     whole = digests(world / "whole")
     assert digests("fitted") == {name: whole[name] for name in STAGES if name not in ("labels_only", "no_noise")}
     assert capfd.readouterr().out.count("done before") == 4
@@ -229,9 +230,9 @@ def test_a_students_checkpoint_is_an_ordinary_one(world):
     def work() -> int:
         pool = str(world / "pictures" / "test" / "ant")
         statuses = [
-            cli.main(["test", "--ckpt_path", str(student), "--name", "t", *quiet]),
-            cli.main(["predict", "--ckpt_path", str(student), "--source", pool, "--output", "p", *quiet]),
-            cli.main(["probe", "--ckpt_path", str(student), "--name", "probe", *quiet, *off]),
+            main(["test", "--ckpt_path", str(student), "--name", "t", *quiet]),
+            main(["predict", "--ckpt_path", str(student), "--source", pool, "--output", "p", *quiet]),
+            main(["probe", "--ckpt_path", str(student), "--name", "probe", *quiet, *off]),
         ]
         return sum(statuses)
 
@@ -249,7 +250,7 @@ def test_no_student_starts_from_its_teacher(world, capfd):
     assert "teacher" not in config.read_text()
     teacher = stage(world / "whole", "teacher") / "teacher.ckpt"
     words = ["fit", "--config", str(config), "--name", "warm", "--ckpt_path", str(teacher)]
-    assert in_child(lambda: cli.main(words)) == 2
+    assert in_child(lambda: main(words)) == 2
     assert "a noisy student starts from scratch" in capfd.readouterr().err
     # The net as it starts is that of the run's seed alone, whatever the teacher's weights are.
     first, student = (
@@ -366,18 +367,59 @@ def test_a_launched_stage_is_a_command_of_its_own():
         stages.run_command(["fit"], [sys.executable, "-c", "import sys; sys.exit(3)"])
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    rng = np.random.default_rng(0)
-    held = 0
-    for trial in range(40):
-        effect = rng.normal(0.03, 0.01, 8)  # of each seed
-        values = (rng.random((8, 300)) < 0.5 + effect[:, None]).astype(int) - (rng.random((8, 300)) < 0.5)
-        found = estimate(values, seed=trial)
-        held += found["low"] <= 0.03 <= found["high"]
-        assert found["mean"] == pytest.approx(values.mean())
-        assert found["t_low"] < found["mean"] < found["t_high"]
-    assert held >= 34
-    assert estimate(np.ones((1, 50)))["sd"] is None
+def test_the_best_generation_is_that_of_the_best_score_and_of_equal_ones_the_earliest():
+    assert best_generation([0.5, 0.7, 0.6]) == 1
+    assert best_generation([0.5, 0.4, 0.6, 0.6]) == 2
+    assert best_generation([0.5, 0.5, 0.4]) == 0  # none beats the teacher
+    assert best_generation([0.5]) == 0
+
+
+def test_each_generation_of_each_seed_draws_anew():
+    seeds = [stage_seed(seed, generation) for seed in range(4) for generation in range(4)]
+    assert len(set(seeds)) == 16
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert stage_seed(0, 1) == 417858773  # as ever: a finished training is not repeated
+
+
+@pytest.mark.parametrize(
+    ("student", "steps"),
+    [
+        ({}, 25),  # 100 images, 4 at once
+        ({"ratio": 3}, 8),  # 12 at once
+        ({"data": {"batch_size": 10}}, 10),
+        ({"data": {"batch_size": 10}, "ratio": 2, "trainer": {"devices": 2}}, 2),
+        ({"ratio": 200}, 1),
+    ],
+)
+def test_an_epoch_is_one_pass_over_the_selected_images(tmp_path, student, steps):
+    (tmp_path / "selection.json").write_text('{"images": 100, "kept": 7, "pool": 999}')
+    selected = {"account": machine.Output(tmp_path / "selection.json", "")}
+    settings = Settings(data={}, teacher=TeacherSettings(), students=[], launch=["srun"], trainer={"devices": 1})
+    part = StudentSettings(model={}, **student)
+    assert steps_per_epoch(settings, ClassificationData(batch_size=4), part, selected) == steps
+
+
+def test_a_checkpoints_digest_is_of_its_weights_and_of_nothing_else(tmp_path):
+    weights = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
+
+    def digest(state: dict, **more: object) -> str:
+        torch.save({"state_dict": state, **more}, tmp_path / "x.ckpt")
+        return machine.digest_of(tmp_path / "x.ckpt")
+
+    first = digest(weights, path="one")
+    assert digest(dict(reversed(weights.items())), path="another") == first
+    others = [
+        {**weights, "a": torch.tensor([1.0, 2.5])},  # a value
+        {**weights, "b": torch.tensor([3.0], dtype=torch.float64)},  # a type
+        {**weights, "b": torch.tensor([[3.0]])},  # a shape
+        {"a": weights["a"], "c": weights["b"]},  # a name
+        {"a": weights["b"], "b": weights["a"]},  # values swapped
+        {**weights, "c": torch.zeros(0)},  # an empty one
+    ]
+    assert len({first, *(digest(state) for state in others)}) == 1 + len(others)
+    (tmp_path / "x.json").write_text("one")
+    (tmp_path / "y.json").write_text("two")
+    assert machine.digest_of(tmp_path / "x.json") != machine.digest_of(tmp_path / "y.json")
 
 
 def test_ranks_are_refused(monkeypatch, capsys):

@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 
 from pipelines.callbacks import pictures as callback
-from pipelines.outputs import figures as pictures
-from pipelines.outputs.panels import WRONG_COLOR, class_palette, overlay
+from pipelines.callbacks.originals import Original
+from pipelines.outputs import figures, sheets
+from pipelines.outputs.drawing import overlay
+from pipelines.outputs.palettes import WRONG_COLOR, class_palette
 
 CAPTIONS = ["plain", "日本語 𝔘 🐜 é", "two\nlines", "a_very_long_name_without_any_space_" * 6, "", "$x_", "tab\tnul\0"]
 
@@ -26,7 +28,7 @@ def test_grid_takes_any_size_and_caption(shape: tuple[int, ...]) -> None:
     images = np.zeros((len(CAPTIONS), *shape), dtype=np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        grid = pictures.image_grid(images, CAPTIONS)
+        grid = sheets.image_grid(images, CAPTIONS)
     assert grid.dtype == np.uint8
     assert grid.ndim == 3
     assert grid.shape[2] == 3
@@ -34,8 +36,8 @@ def test_grid_takes_any_size_and_caption(shape: tuple[int, ...]) -> None:
 
 def test_grid_enlarges_by_a_whole_number_and_keeps_pixels() -> None:
     image = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1) * 3
-    grid = pictures.image_grid(image)
-    gap = pictures.GAP
+    grid = sheets.image_grid(image)
+    gap = sheets.GAP
     tile = grid[gap:-gap, gap:-gap]
     factor = tile.shape[0] // 8
     assert factor >= 10
@@ -45,12 +47,12 @@ def test_grid_enlarges_by_a_whole_number_and_keeps_pixels() -> None:
 
 def test_grid_layout_and_limit() -> None:
     images = np.zeros((10, 144, 144, 3), dtype=np.uint8)
-    step = 144 + pictures.GAP
-    assert pictures.image_grid(images, columns=5).shape == (2 * step + pictures.GAP, 5 * step + pictures.GAP, 3)
-    assert pictures.image_grid(images, max_images=2).shape[:2] == (step + pictures.GAP, 2 * step + pictures.GAP)
-    with_text = pictures.image_grid(images, ["dog 0.98"] * 10, columns=5)
-    assert with_text.shape[0] > 2 * step + pictures.GAP
-    below = with_text[step : step + pictures.FONT_SIZE + 4]
+    step = 144 + sheets.GAP
+    assert sheets.image_grid(images, columns=5).shape == (2 * step + sheets.GAP, 5 * step + sheets.GAP, 3)
+    assert sheets.image_grid(images, max_images=2).shape[:2] == (step + sheets.GAP, 2 * step + sheets.GAP)
+    with_text = sheets.image_grid(images, ["dog 0.98"] * 10, columns=5)
+    assert with_text.shape[0] > 2 * step + sheets.GAP
+    below = with_text[step : step + sheets.FONT_SIZE + 4]
     assert (below < 100).any()  # ink
 
 
@@ -64,7 +66,7 @@ def test_grid_layout_and_limit() -> None:
 )
 def test_grid_refuses(images: np.ndarray, captions: list[str] | None, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        pictures.image_grid(images, captions)
+        sheets.image_grid(images, captions)
 
 
 @pytest.mark.parametrize("size", [1, 2, 10, 26, 60, 100])
@@ -74,7 +76,7 @@ def test_confusion_matrix(size: int) -> None:
     names = [*CAPTIONS, *(f"class {i}" for i in range(size))][:size]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture = pictures.confusion_matrix_figure(matrix, names)
+        picture = figures.confusion_matrix_figure(matrix, names)
     assert picture.dtype == np.uint8
     assert picture.shape[2] == 3
     assert 150 < min(picture.shape[:2]) <= max(picture.shape[:2]) < 2000
@@ -83,17 +85,17 @@ def test_confusion_matrix(size: int) -> None:
 
 
 def test_confusion_matrix_with_empty_classes_and_wrong_shapes() -> None:
-    assert pictures.confusion_matrix_figure(np.zeros((3, 3), int), ["a", "b", "c"]).size
-    with pytest.raises(ValueError, match=r"\(2, 2\) wanted for 2 class names, got \(3, 3\)"):
-        pictures.confusion_matrix_figure(np.zeros((3, 3), int), ["a", "b"])
+    assert figures.confusion_matrix_figure(np.zeros((3, 3), int), ["a", "b", "c"]).size
+    with pytest.raises(ValueError, match=r"\(2, 2\) expected for 2 class names, got \(3, 3\)"):
+        figures.confusion_matrix_figure(np.zeros((3, 3), int), ["a", "b"])
 
 
 def test_reliability_diagram() -> None:
     bins = np.linspace(0.05, 0.95, 10)
-    assert pictures.reliability_diagram(bins, bins, np.zeros(10)).shape[2] == 3
-    assert pictures.reliability_diagram(np.full(10, np.nan), bins, np.eye(1, 10, 5)[0]).shape[2] == 3
-    with pytest.raises(ValueError, match="three equal lengths"):
-        pictures.reliability_diagram(bins, bins[:5], bins)
+    assert figures.reliability_diagram(bins, bins, np.zeros(10)).shape[2] == 3
+    assert figures.reliability_diagram(np.full(10, np.nan), bins, np.eye(1, 10, 5)[0]).shape[2] == 3
+    with pytest.raises(ValueError, match="three equal lengths expected"):
+        figures.reliability_diagram(bins, bins[:5], bins)
 
 
 def test_contact_sheet_of_files_and_arrays(tmp_path: Path) -> None:
@@ -104,36 +106,36 @@ def test_contact_sheet_of_files_and_arrays(tmp_path: Path) -> None:
     Image.fromarray(deep).save(tmp_path / "deep.png")
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
     files = [tmp_path / "röt 1.png", tmp_path / "deep.png", tmp_path / "broken.jpg", tmp_path / "none.png"]
-    path = pictures.contact_sheet(
+    path = sheets.contact_sheet(
         [*files, np.zeros((8, 8), np.uint8)], [*map(str, files), "array"], tmp_path / "new" / "sheet.png", columns=5
     )
     sheet = np.asarray(Image.open(path))
-    assert sheet.shape[1] == 5 * (176 + pictures.GAP) + pictures.GAP
-    gap, middle = pictures.GAP, pictures.GAP + 88
+    assert sheet.shape[1] == 5 * (176 + sheets.GAP) + sheets.GAP
+    gap, middle = sheets.GAP, sheets.GAP + 88
     assert sheet[middle, middle].tolist() == [255, 0, 0]
     assert sheet[middle, gap + 5].tolist() == [238, 238, 238]  # keeps its proportions
     with pytest.raises(ValueError, match="0 images"):
-        pictures.contact_sheet([], None, tmp_path / "x.png")
+        sheets.contact_sheet([], None, tmp_path / "x.png")
 
 
 def test_importing_needs_no_matplotlib() -> None:
     code = "import sys, pipelines.outputs.figures; sys.exit('matplotlib' in sys.modules or 'torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(pictures.__file__).parents[2]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(figures.__file__).parents[2]).returncode == 0
 
 
 def test_figures_leave_pyplot_alone() -> None:
     code = (
-        "import sys, numpy as np; from pipelines import pictures\n"
-        "pictures.confusion_matrix_figure(np.eye(2, dtype=int), ['a', 'b'])\n"
+        "import sys, numpy as np; from pipelines.outputs import figures\n"
+        "figures.confusion_matrix_figure(np.eye(2, dtype=int), ['a', 'b'])\n"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(pictures.__file__).parents[2]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(figures.__file__).parents[2]).returncode == 0
 
 
 def test_confusion_matrix_of_pixels_shows_shares() -> None:
     matrix = np.array([[9_000_000, 1_000_000], [0, 500]])
     large, larger, small = (
-        pictures.confusion_matrix_figure(counts, ["a", "b"], "title") for counts in (matrix, 10 * matrix, matrix // 500)
+        figures.confusion_matrix_figure(counts, ["a", "b"], "title") for counts in (matrix, 10 * matrix, matrix // 500)
     )
     assert np.array_equal(large, larger)
     assert not np.array_equal(large, small)  # counts
@@ -146,7 +148,7 @@ def test_iou_bars(size: int) -> None:
     names = [*CAPTIONS, *(f"class {i}" for i in range(size))][:size]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture = pictures.iou_bars(values, names)
+        picture = figures.iou_bars(values, names)
     assert picture.dtype == np.uint8
     assert picture.shape[2] == 3
     assert 90 < min(picture.shape[:2]) <= max(picture.shape[:2]) < 4000
@@ -154,8 +156,8 @@ def test_iou_bars(size: int) -> None:
 
 def test_iou_bars_are_sorted() -> None:
     names, values = ["a", "b", "c", "d"], [0.5, np.nan, 0.3, 0.9]
-    picture = pictures.iou_bars(values, names)
-    assert np.array_equal(picture, pictures.iou_bars(values[::-1], names[::-1]))
+    picture = figures.iou_bars(values, names)
+    assert np.array_equal(picture, figures.iou_bars(values[::-1], names[::-1]))
     bars = (picture == (0x4C, 0x78, 0xA8)).all(axis=2).sum(axis=1)
     starts = np.flatnonzero((bars > 20) & (np.roll(bars, 1) <= 20))
     lengths = bars[starts + 1]
@@ -167,9 +169,59 @@ def test_iou_bars_are_sorted() -> None:
 def test_iou_bars_without_any_class_and_wrong_numbers() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert pictures.iou_bars([np.nan, np.nan], ["a", "b"]).size
-    with pytest.raises(ValueError, match=r"\(2,\) wanted for 2 class names, got \(3,\)"):
-        pictures.iou_bars([0.1, 0.2, 0.3], ["a", "b"])
+        assert figures.iou_bars([np.nan, np.nan], ["a", "b"]).size
+    with pytest.raises(ValueError, match=r"\(2,\) expected for 2 class names, got \(3,\)"):
+        figures.iou_bars([0.1, 0.2, 0.3], ["a", "b"])
+
+
+def test_what_the_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "rendered", lambda figure, tight=False: figure)
+    matrix: Any = figures.confusion_matrix_figure([[6, 2], [1, 1]], ["a", "b"])
+    assert matrix.axes[0].get_title() == "70.0% of 10 correct"
+    assert matrix.axes[0].images[0].get_array().tolist() == [[0.75, 0.25], [0.5, 0.5]]  # of each true class
+    assert [text.get_text() for text in matrix.axes[0].texts] == ["6", "2", "1", "1"]
+    assert [label.get_text() for label in matrix.axes[0].get_yticklabels()] == ["a", "b"]
+    # Bins of 30 and 10 samples, off by 0.1 and 0.2; the empty one counts for nothing.
+    diagram: Any = figures.reliability_diagram([0.3, 0.9, np.nan], [0.4, 0.7, 0.0], [30, 10, 0])
+    assert diagram.axes[0].get_title() == "calibration error 0.125 (40 samples)"
+    assert [bar.get_height() for bar in diagram.axes[1].patches] == [0.75, 0.25, 0]
+    bars: Any = figures.iou_bars([0.5, np.nan, 0.75], ["a", "b", "c"])
+    assert bars.axes[0].get_title() == "mean IoU 0.625 of 2 classes"
+    assert [text.get_text() for text in bars.axes[0].texts] == ["0.750", "0.500", "does not occur"]
+
+
+# Pixels.
+
+
+@pytest.mark.parametrize(
+    ("size", "tile"), [((8, 8), (144, 144)), ((40, 24), (160, 96)), ((150, 200), (150, 200)), ((320, 640), (160, 320))]
+)
+def test_tiles_are_enlarged_by_a_whole_number_or_reduced(size: tuple[int, int], tile: tuple[int, int]) -> None:
+    """By the longer side: 40 pixels are nearest to a tile of 144 four times."""
+    scaled = sheets.scaled(np.zeros((*size, 3), np.uint8))
+    assert (scaled.height, scaled.width) == tile
+
+
+def test_batches_as_pictures() -> None:
+    values = torch.tensor([0.0, 0.5, 0.999, 2.0, -1.0])
+    picture = callback.as_pictures(values.reshape(1, 1, 1, 5).repeat(1, 3, 1, 1))
+    assert picture.shape == (1, 1, 5, 3)
+    assert picture[0, 0, :, 0].tolist() == [0, 128, 255, 255, 0]
+    several = torch.arange(4, dtype=torch.uint8).reshape(1, 4, 1, 1)
+    assert callback.as_pictures(several).tolist() == [[[[0]]]]  # not RGB: the first channel
+
+
+def test_original_pixels_come_from_a_file_of_the_right_size_or_from_the_canvas(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(np.full((4, 6, 3), 50, np.uint8)).save(path)
+    canvas = np.full((4, 4, 3), 90, np.uint8)
+    own = Original(str(path), canvas, np.array([4, 6, 1, 1, 0, 0], np.float32))
+    assert own.size == (4, 6)
+    assert np.array_equal(own.pixels(), np.full((4, 6, 3), 50, np.uint8))  # type: ignore[arg-type]
+    other = Original(str(path), canvas, np.array([4, 8, 1, 1, 0, 0], np.float32)).pixels()
+    assert other is not None
+    assert other[..., 0].tolist() == [[90] * 4 + [238] * 4] * 4  # the right half was cropped away
+    assert Original(str(path), None, np.array([4, 8, 1, 1, 0, 0], np.float32)).pixels() is None
 
 
 # The callback.
@@ -190,6 +242,11 @@ class SquareTask:
     """Predicts masks in original pixels, wrong in one corner."""
 
     eval_metrics = Scores()
+    finds_boxes = False
+
+    @property
+    def taught(self) -> Any:
+        return self
 
     def captions(self, batch: dict[str, Any], outputs: dict[str, Any] | None, names: list[str]) -> list[str]:
         assert outputs is None or len(outputs["mask"]) == len(batch["image"]) == len(batch["target"])
@@ -229,6 +286,7 @@ def stub_trainer(fn: str = "fit", names: list[str] = NAMES) -> Any:
     return SimpleNamespace(
         is_global_zero=True,
         sanity_checking=False,
+        testing=fn == "test",
         current_epoch=0,
         global_step=1,
         loggers=[],
@@ -265,12 +323,12 @@ def test_panels_over_the_epochs(tmp_path: Path, logged: list[tuple[str, int, tup
     assert [key for key, *_ in logged[-3:]] == ["val_panels", "val_confusion_matrix", "val_class_iou"]
     latest = np.asarray(Image.open(tmp_path / "val_panels.png"))
     assert np.array_equal(latest, np.asarray(Image.open(tmp_path / "val_panels/epoch_0005.png")))
-    assert latest.shape[1] == pictures.GAP + 4 * (120 + pictures.GAP)
+    assert latest.shape[1] == sheets.GAP + 4 * (120 + sheets.GAP)
     assert 8 * 480 < latest.shape[0] < 8 * (480 + 40)
-    top, left = pictures.GAP + pictures.FONT_SIZE + 4, pictures.GAP
+    top, left = sheets.GAP + sheets.FONT_SIZE + 4, sheets.GAP
     first = latest[top : top + 480, left : left + 120]
     assert (first == 90).all()  # the picture, without the letterbox
-    error = latest[top : top + 480, left + 3 * (120 + pictures.GAP) :][:, :120]
+    error = latest[top : top + 480, left + 3 * (120 + sheets.GAP) :][:, :120]
     assert (error == WRONG_COLOR).all(axis=2).nonzero()[0].max() == 119
     assert (error[:120, :60] == WRONG_COLOR).all()
     assert not (tmp_path / "val_predictions.png").exists()
@@ -308,9 +366,9 @@ def test_panels_show_files_in_their_own_pixels(tmp_path: Path, logged: list[Any]
     batch["path"] = [str(tmp_path / "x.png")]
     watcher.on_validation_start(trainer, task)
     watcher.on_validation_batch_end(trainer, task, outputs, batch, 0)
-    assert watcher._kept[0].canvas is None
+    assert watcher._kept[0].original.canvas is None
     watcher.on_validation_end(trainer, task)
-    top, left = pictures.GAP + pictures.FONT_SIZE + 4, pictures.GAP
+    top, left = sheets.GAP + sheets.FONT_SIZE + 4, sheets.GAP
     tile = np.asarray(Image.open(tmp_path / "val_panels.png"))[top : top + 480, left : left + 120]
     assert (tile[:, :60] == 40).all()
     assert (tile[:, 60:] == 200).all()
@@ -323,8 +381,8 @@ def test_training_images_beside_their_masks(tmp_path: Path, logged: list[Any]) -
         watcher.on_train_batch_start(trainer, SquareTask(), batch, index)  # type: ignore[arg-type]
     assert len(logged) == 1
     sheet = np.asarray(Image.open(tmp_path / "train_batch.png"))
-    assert sheet.shape[1] == pictures.GAP + 3 * (2 * 128 + 2 + pictures.GAP)
-    gap = pictures.GAP
+    assert sheet.shape[1] == sheets.GAP + 3 * (2 * 128 + 2 + sheets.GAP)
+    gap = sheets.GAP
     assert (sheet[gap : gap + 128, gap : gap + 128] == 90).all()
     pair = sheet[gap : gap + 128, gap + 130 : gap + 258]
     assert np.array_equal(
@@ -338,6 +396,7 @@ def test_classification_has_its_grid(tmp_path: Path, logged: list[Any]) -> None:
         eval_metrics=SimpleNamespace(confusion=torch.eye(2, dtype=torch.int64), per_class=lambda: {"f1": [1.0, 1.0]}),
         captions=lambda batch, outputs, names: [f"{x:.1f}" for x in outputs["probabilities"][:, 0].tolist()],
     )
+    task.taught = task
     watcher, trainer = callback.Pictures(tmp_path, 0), stub_trainer(names=names)
     images = torch.randint(0, 255, (40, 3, 8, 8), dtype=torch.uint8)
     batch = {"image": images, "label": torch.zeros(40, dtype=torch.int64), "path": ["x"] * 40}
@@ -348,8 +407,25 @@ def test_classification_has_its_grid(tmp_path: Path, logged: list[Any]) -> None:
     assert not logged  # only at the end
     watcher.on_train_end(trainer, task)
     assert [key for key, *_ in logged] == ["val_predictions", "val_confusion_matrix"]
-    expected = pictures.image_grid(callback.as_pictures(images[:32]), ["0.5"] * 32)
+    expected = sheets.image_grid(callback.as_pictures(images[:32]), ["0.5"] * 32)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "val_predictions.png")), expected)
+
+
+def test_the_table_has_the_first_rows_only(tmp_path: Path, logged: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[Any] = []
+    monkeypatch.setattr(callback, "log_table", lambda loggers, *table: tables.append(table))
+    watcher, trainer = callback.Pictures(tmp_path, 4), stub_trainer("validate")
+    validate(watcher, trainer, SquareTask())
+    rows = [[f"squares#{i}"] for i in range(4)]
+    assert tables == [("val_predictions_table", ["path"], rows, 0)]
+
+
+def test_classifiers_may_have_more_classes_than_there_are_colors(tmp_path: Path, logged: list[Any]) -> None:
+    names = [str(k) for k in range(300)]
+    task: Any = SimpleNamespace(eval_metrics=SimpleNamespace(confusion=torch.eye(300, dtype=torch.int64)))
+    task.taught = task
+    callback.Pictures(tmp_path, 0).on_test_end(stub_trainer("test", names), task)
+    assert [key for key, *_ in logged] == ["test_confusion_matrix"]
 
 
 def test_other_ranks_draw_nothing(tmp_path: Path, logged: list[Any]) -> None:

@@ -7,14 +7,17 @@ import pytest
 from scipy.stats import binomtest
 
 from pipelines.noisy_student.selection import (
+    Judged,
     Selection,
     Validation,
     balanced,
+    fixed_thresholds,
     lower_bound,
     needed_samples,
     precision_thresholds,
     select,
     strictest_down,
+    thresholds_for,
 )
 
 NAMES = ["ant", "bee", "cat"]
@@ -138,10 +141,110 @@ def test_thresholds_of_single_classes_and_the_account():
     assert account["truth_of_taught"] == {"ant": 1, "bee": 1, "cat": 1}
 
 
+def test_a_confidence_equal_to_the_threshold_is_kept():
+    """0.5 and 0.75 are exact in float32."""
+    probabilities = labels([0, 0, 1, 1], [0.5, 0.49, 0.75, 0.74])
+    chosen = select(probabilities, NAMES, Selection(threshold={"ant": 0.5, "bee": 0.75}))
+    assert chosen.rows.tolist() == [0, 2]
+    assert chosen.account["thresholds"] == {"ant": 0.5, "bee": 0.75, "cat": 0.0}
+    assert chosen.account["labelled_as"] == {"ant": 2, "bee": 2, "cat": 0}
+    assert chosen.account["kept_as"] == {"ant": 1, "bee": 1, "cat": 0}
+
+
+def test_the_report_of_a_selection_counts_repeats_as_taught_and_once_as_kept():
+    """Three ants and one bee of an unknown class, balanced to four each; one ant is a cat."""
+    probabilities = labels([0, 0, 0, 1], [0.9, 0.8, 0.7, 0.6])
+    chosen = select(probabilities, NAMES, Selection(balance=True, per_class=4), truth=np.array([0, 0, 2, -1]), seed=0)
+    report = chosen.account
+    assert (report["kept"], report["images"], report["distinct_images"]) == (4, 8, 4)
+    assert report["coverage"] == 1.0
+    assert report["taught_as"] == {"ant": 4, "bee": 4, "cat": 0}
+    assert report["kept_as"] == {"ant": 3, "bee": 1, "cat": 0}
+    assert report["precision"] == report["precision_of_all"] == pytest.approx(2 / 3)
+    assert report["precision_by_class"] == {"ant": pytest.approx(2 / 3), "bee": None, "cat": None}
+    assert sum(report["truth_of_taught"].values()) == 4  # the bee's truth is not known
+    assert report["truth_of_taught"]["cat"] in (1, 2)
+    assert "precision" not in select(probabilities, NAMES, Selection(), truth=np.full(4, -1)).account
+
+
+def test_balance_takes_the_first_of_equally_confident_images_and_the_mean_count():
+    guess = np.array([0, 0, 0, 1, 1])
+    rows = balanced(np.arange(5), guess, np.full(5, 0.5), 2, seed=0)
+    assert rows.tolist() == [0, 1, 3, 4]
+    # Of images that passed the threshold only: two and one of two classes, so the mean is 1.5, which rounds to 2.
+    guess = np.array([0, 0, 0, 1, 1, 1, 1, 1, 1, 2])
+    rows = balanced(np.array([1, 2, 4]), guess, np.linspace(0.9, 0.5, 10), None, seed=0)
+    assert rows.tolist() == [1, 2, 4, 4]
+
+
+def test_an_extra_copy_goes_to_another_image_with_another_seed_and_another_class():
+    guess = np.repeat([0, 1], 20)
+    rows = [balanced(np.arange(40), guess, np.full(40, 0.5), 25, seed=seed) for seed in range(3)]
+    extra = [{k: set(np.flatnonzero(np.bincount(r) == 2) - 20 * k) for k in (0, 1)} for r in rows]
+    extra = [{k: {i for i in places if 0 <= i < 20} for k, places in found.items()} for found in extra]
+    assert all(len(places) == 5 for found in extra for places in found.values())
+    assert len({frozenset(found[0]) for found in extra}) == 3
+    assert all(found[0] != found[1] for found in extra)
+
+
+def test_levels_are_quantiles_of_the_pool_of_the_own_class():
+    """The bees of the pool are all more confident than the ants, whose labels are right from 0.5 on."""
+    sure = np.linspace(0.3, 0.9, 200)
+    seen = Judged(np.repeat([0, 1], 200), np.tile(sure, 2), np.tile(sure >= 0.5, 2))
+    pool = np.concatenate([np.linspace(0.2, 0.8, 100), np.linspace(0.7, 0.9, 100)])
+    target = Selection(precision=0.9)
+    thresholds, report = thresholds_for(np.repeat([0, 1], 100), pool, NAMES, target, seen)
+    assert report == {"precision_target": 0.9, "samples_needed": 29, "pooled": [], "left_out": ["cat"]}
+    assert thresholds[0] in pool[:100]
+    assert 0.47 < thresholds[0] < 0.53  # below 0.5 there are wrong ones, of which the bound allows a few
+    assert thresholds[1] == pool[100]  # the least confident bee of the pool
+    assert np.isinf(thresholds[2])
+    # A class that the pool does not have has no threshold, and neither has one with one sample too few.
+    assert np.isinf(thresholds_for(np.zeros(100, int), pool[:100], NAMES, target, seen)[0][1])
+    few = Judged(np.zeros(28, int), np.full(28, 0.9), np.ones(28, bool))
+    assert np.isinf(thresholds_for(np.zeros(100, int), pool[:100], NAMES, target, few)[0]).all()
+    enough = Judged(np.zeros(29, int), np.full(29, 0.9), np.ones(29, bool))
+    assert thresholds_for(np.zeros(100, int), pool[:100], NAMES, target, enough)[0][0] == pool[0]
+
+
+def test_the_seed_of_a_selection_is_that_of_its_repeats():
+    probabilities = labels(np.repeat([0, 1], 20), np.linspace(0.5, 0.9, 40))
+    chosen = Selection(balance=True, per_class=25)
+    rows = [select(probabilities, NAMES, chosen, seed=seed).rows.tolist() for seed in (0, 0, 1)]
+    assert rows[0] == rows[1] != rows[2]
+
+
+def test_a_class_is_pooled_where_it_has_too_few_validation_samples_of_its_own():
+    """For 0.9 at 95 % that is fewer than 29, however many there are in the pool."""
+    pool = np.tile(np.linspace(0.5, 0.9, 60), 3)
+
+    def report(*counts: int) -> dict:
+        guess = np.repeat([0, 1, 2], counts)
+        seen = Judged(guess, np.full(len(guess), 0.95), np.ones(len(guess), bool))
+        return thresholds_for(np.repeat([0, 1, 2], 60), pool, NAMES, Selection(precision=0.9), seen)[1]
+
+    assert (report(29, 14, 14)["pooled"], report(29, 14, 14)["left_out"]) == ([], ["bee", "cat"])
+    assert (report(29, 15, 14)["pooled"], report(29, 15, 14)["left_out"]) == (["bee", "cat"], [])
+    assert (report(29, 29, 28)["pooled"], report(29, 29, 28)["left_out"]) == ([], ["cat"])
+    assert report(28, 29, 1)["pooled"] == ["ant", "cat"]
+
+
+def test_thresholds_of_classes_that_are_not_named_take_all():
+    assert fixed_thresholds(NAMES, {"bee": 0.5}).tolist() == [0.0, 0.5, 0.0]
+    assert fixed_thresholds(NAMES, 0.25).tolist() == [0.25] * 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"threshold": 1.2}, "selection.threshold is 1.2"),
+        ({"threshold": {"ant": -0.1}}, "it is a probability, 0 to 1"),
+        ({"precision": 0.0}, "selection.precision is 0.0"),
+        ({"precision": 0.9, "confidence": 0.4}, "at least 0.5 and below 1"),
+        ({"precision": 0.9, "confidence": 1.0}, "at least 0.5 and below 1"),
+        ({"per_class": 0, "balance": True}, "it must be at least 1"),
+        ({"ignore": 0.04}, "lower ones are not written"),
+        ({"ignore": 1.1}, "lower ones are not written"),
         ({"precision": 1.0}, "selection.precision is 1.0"),
         ({"precision": 0.9, "threshold": 0.5}, "leave one of them out"),
         ({"per_class": 10}, "needs selection.balance: true"),
@@ -151,6 +254,11 @@ def test_thresholds_of_single_classes_and_the_account():
 def test_wrong_settings_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Selection(**arguments)
+
+
+def test_settings_at_the_ends_of_their_ranges_are_taken():
+    Selection(threshold=1.0, per_class=1, balance=True, ignore=0.05)
+    Selection(precision=0.99, confidence=0.5, ignore=1.0)
 
 
 def test_nothing_kept_and_unknown_classes_are_refused():

@@ -16,7 +16,7 @@ from pipelines.noisy_student.paths import beside, listed, resolved
 from tasks.detection.evaluation.objects import Objects
 
 if TYPE_CHECKING:
-    from datamodules.loaders import Record
+    from datamodules.annotations.records import Record
 
 
 class Boxes(NamedTuple):

@@ -36,12 +36,14 @@ from pipelines.noisy_student.selection import (
     thresholds_for,
 )
 from pipelines.outputs.detections import entry_of
-from pipelines.outputs.panels import class_palette, display_size, drawn, rescaled, resized
+from pipelines.outputs.drawing import drawn, rescaled, resized
+from pipelines.outputs.palettes import class_palette
+from pipelines.outputs.panels import display_size
 from tasks.detection.evaluation.matching import Matching, match
 from tasks.detection.evaluation.metrics import COCO_IOUS
 
 if TYPE_CHECKING:
-    from datamodules.loaders import Record
+    from datamodules.annotations.records import Record
     from pipelines.noisy_student.labelling import Pool, Teacher
 
 METRIC = "mAP"

@@ -18,7 +18,7 @@ from pipelines.noisy_student.scorers import accuracy
 from pipelines.noisy_student.selection import Selection, Validation, select
 
 if TYPE_CHECKING:
-    from datamodules.loaders import Record
+    from datamodules.annotations.records import Record
     from pipelines.noisy_student.labelling import Pool, Teacher
 
 METRIC = "accuracy"

@@ -21,8 +21,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.annotations.masks import IGNORE, load_mask
+from datamodules.annotations.mask_files import load_mask
 from datamodules.annotations.soft_masks import write_soft_mask
+from datamodules.common.batch import IGNORE
 from datamodules.common.errors import UserError
 from datamodules.decoding.images import read_image
 from pipelines.fusion import averaged_scores
@@ -30,10 +31,13 @@ from pipelines.noisy_student.manifest import write_json
 from pipelines.noisy_student.paths import beside, listed, resolved
 from pipelines.noisy_student.scorers import mean_iou
 from pipelines.noisy_student.selection import Selection, by_class, fixed_thresholds
-from pipelines.outputs.panels import class_palette, display_size, label_png, overlay, rescaled, resized
+from pipelines.outputs.drawing import overlay, rescaled, resized
+from pipelines.outputs.label_maps import label_png
+from pipelines.outputs.palettes import class_palette
+from pipelines.outputs.panels import display_size
 
 if TYPE_CHECKING:
-    from datamodules.loaders import Record
+    from datamodules.annotations.records import Record
     from pipelines.noisy_student.labelling import Pool, Teacher
 
 METRIC = "mIoU"

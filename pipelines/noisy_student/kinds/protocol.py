@@ -21,7 +21,7 @@ from pipelines.noisy_student.kinds import boxes, images, pixels
 from pipelines.noisy_student.selection import Selection
 
 if TYPE_CHECKING:
-    from datamodules.loaders import Record
+    from datamodules.annotations.records import Record
     from pipelines.noisy_student.labelling import Pool, Teacher
 
 

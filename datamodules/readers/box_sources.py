@@ -1,0 +1,89 @@
+"""Sources of boxes: one reader for all formats, and which format a source has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from datamodules.annotations.records import Listing
+from datamodules.common.errors import UserError
+from datamodules.readers.coco import read_coco, read_coco_folder
+from datamodules.readers.voc_boxes import Difficult, read_voc_boxes
+from datamodules.readers.yolo_text import read_yolo
+
+Format = Literal["coco", "voc", "yolo"]
+
+
+def read_boxes(
+    source: str | Path,
+    format: Format | None = None,
+    *,
+    image_root: str | Path | None = None,
+    class_names: list[str] | None = None,
+    voc_one_based: bool = True,
+    voc_difficult: Difficult = "ignore",
+) -> Listing:
+    """Read boxes, and masks where there are any, in any format that is known.
+
+    Args:
+        source: A COCO JSON file, a YOLO YAML file, or a folder in one of the layouts of ``read_coco_folder``,
+            ``read_voc_boxes`` and ``read_yolo``.
+        format: ``coco``, ``voc`` or ``yolo``; by default what ``source`` looks like.
+        image_root: Where file names of a COCO file start.
+        class_names: All classes in the order of their ids, for VOC and YOLO; COCO files name them.
+        voc_one_based: Whether VOC's coordinates count pixels from 1.
+        voc_difficult: What ``difficult`` objects of VOC become.
+
+    Returns:
+        The records (see ``read_coco``) and class names.
+
+    Raises:
+        UserError: If something is missing.
+        UserError: If ``source`` looks like no format or several, an argument does not belong to its format, or the
+            data are not as the reader of the format wants them.
+    """
+    source = Path(source)
+    if format is None:
+        format = find_format(source)
+    elif format not in get_args(Format):
+        raise UserError(f"The format is '{format}'; it must be {', '.join(get_args(Format))}, or left out.")
+    if image_root is not None and format != "coco":
+        raise UserError(f"image_root is set, but '{source}' is read as {format}; only COCO files have one.")
+    if class_names is not None and format == "coco":
+        raise UserError(f"class_names is set, but '{source}' is read as coco, which names its categories itself.")
+    if format == "voc":
+        return read_voc_boxes(source, class_names, one_based=voc_one_based, difficult=voc_difficult)
+    if format == "yolo":
+        return read_yolo(source, class_names)
+    return read_coco_folder(source, image_root) if source.is_dir() else read_coco(source, image_root)
+
+
+def find_format(source: str | Path) -> Format:
+    """Tell by the files which format this is.
+
+    Raises:
+        UserError: If there is no such file or folder.
+        UserError: If it looks like none, or like several.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise UserError(f"'{source}' does not exist (looked in {Path.cwd()}).")
+    if source.is_file():
+        known: dict[str, Format] = {".json": "coco", ".yaml": "yolo", ".yml": "yolo"}
+        if source.suffix.lower() not in known:
+            raise UserError(f"'{source}' is neither a folder, nor a COCO file (.json), nor a YOLO data set (.yaml).")
+        return known[source.suffix.lower()]
+    signs: dict[Format, tuple[str, ...]] = {
+        "coco": ("annotations/*.json", "*/_annotations.coco.json"),
+        "voc": ("Annotations/*.xml", "*.xml", "train/*.xml", "val*/*.xml", "test/*.xml"),
+        "yolo": ("data.y*ml", "dataset.y*ml", "labels/**/*.txt", "train/labels", "val*/labels", "test/labels"),
+    }
+    found = [name for name, patterns in signs.items() if any(next(source.glob(p), None) for p in patterns)]
+    if len(found) != 1:
+        like = f"like {' and '.join(found)} at once" if found else "like none of coco, voc and yolo"
+        raise UserError(
+            f"'{source}' looks {like}. Say which it is (data.format, or convert's --from), or give the JSON or YAML"
+            " file itself. COCO has annotations/*.json, VOC has Annotations/*.xml or XML files beside the images, YOLO"
+            " has labels/*.txt."
+        )
+    return found[0]
