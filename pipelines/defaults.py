@@ -55,7 +55,7 @@ def with_own_plugins(given: Any, strategy: Any, *, sync_batchnorm: bool) -> list
     if sync_batchnorm:
         plugins.append(SyncBatchNorm())
     # Lightning's requeueing saves wherever each rank happens to be, into the working directory, and any later run that
-    # starts there would go on from that file. Continuing is the affair of --resume auto. The order of the two questions
+    # starts there would continue from that file. Continuing is what --resume auto is for. The order of the two questions
     # is Lightning's: torchrun may also be used inside a SLURM job.
     if not _environments(plugins, strategy) and not TorchElasticEnvironment.detect() and SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))

@@ -35,13 +35,13 @@ class Trainer(RunTrainer):
             model (Lightning's WeightAveraging); none by default.
         sync_batchnorm: Batch norms take their statistics over all ranks; for GPUs.
         save_every_minutes: Save ``last.ckpt`` inside long epochs so often; 0 for the epoch's end only.
-        save_every_n_steps: Save ``last.ckpt`` inside epochs after so many optimiser steps.
+        save_every_n_steps: Save ``last.ckpt`` inside epochs after so many optimizer steps.
         wandb: Weights & Biases.
         callbacks: Further Lightning callbacks; with a ModelCheckpoint among them, ours are left out.
         logger: Further Lightning loggers; ``false`` leaves only ``metrics.csv``.
         enable_checkpointing: ``false`` writes no checkpoints.
         enable_progress_bar: Show a progress bar.
-        log_every_n_steps: Optimiser steps between two rows of training losses; the only syncs with the device.
+        log_every_n_steps: Optimizer steps between two rows of training losses; the only syncs with the device.
         deterministic: Only algorithms that give the same result each time; see Lightning.
         benchmark: cuDNN's search for the fastest kernels; on by default, but not with ``deterministic``.
         use_distributed_sampler: Must stay false: the datamodule shares the samples among the ranks, without repeats.
@@ -271,7 +271,7 @@ def _check_start(model: TaskHooks, ckpt_path: str | None, resume: str | None) ->
         return
     if resume is not None:
         raise UserError(
-            "--ckpt_path (a new run starts from a checkpoint) and --resume (a run goes on) are both given: leave"
+            "--ckpt_path (a new run starts from a checkpoint) and --resume (a run is continued) are both given: leave"
             " one out."
         )
     if isinstance(model, NoisyStudent):
