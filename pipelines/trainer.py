@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from datamodules.common.errors import UserError
 from pipelines.callbacks.predictions import PredictionWriter
-from pipelines.defaults import check_arguments, requeues, with_own_callbacks, with_own_plugins
+from pipelines.defaults import as_loggers, check_arguments, requeues, with_own_callbacks, with_own_plugins
 from pipelines.hardware import AveragedWeights, Precision, resolve_precision
 from pipelines.outputs.detections import BoxFormat
 from pipelines.preparation import RunTrainer, check_training, prepare, print_metrics, start_evaluation, start_run
@@ -108,7 +108,7 @@ class Trainer(RunTrainer):
         self.save_every_minutes, self.save_every_n_steps = save_every_minutes, save_every_n_steps
         self.wandb = wandb
         self.wandb_mode = "off" if logger is False else wandb.mode
-        self.user_loggers = _as_list(logger)
+        self.user_loggers = as_loggers(logger)
         self.run_name = "run"
         self.runs_dir = Path("runs")
         self.config = None
@@ -293,9 +293,3 @@ def _check_prediction(model: TaskHooks, source: str | None, output: str | None, 
             f"--output {output} lies inside --source {source}: the next call would predict what this one writes."
             " Give a folder elsewhere."
         )
-
-
-def _as_list(logger: Logger | Iterable[Logger] | bool | None) -> list[Logger]:
-    if logger is None or isinstance(logger, bool):
-        return []
-    return [logger] if isinstance(logger, Logger) else list(logger)
