@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.callbacks import Callback, ModelSummary, ProgressBar
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
 from datamodules.common.errors import UserError
 from pipelines.callbacks.progress import ProgressBar as OwnProgressBar
+from pipelines.callbacks.summary import ModelSummary as OwnModelSummary
 from pipelines.hardware import SyncBatchNorm
 from pipelines.run.checkpoints import AtomicCheckpointIO
 
@@ -35,13 +38,22 @@ def check_arguments(
         )
 
 
-def with_own_callbacks(given: list[Callback] | Callback | None, *, progress_bar: bool) -> list[Callback]:
-    """The given callbacks, and our progress bar unless there is one or none is wanted."""
+def with_own_callbacks(given: list[Callback] | Callback | None, *, progress_bar: bool, summary: bool) -> list[Callback]:
+    """The given callbacks, and our progress bar and summary unless there is one or none is wanted."""
     callbacks = [given] if isinstance(given, Callback) else list(given or [])
     has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     if progress_bar and not has_bar:
         callbacks.append(OwnProgressBar())
+    if summary and not any(isinstance(callback, ModelSummary) for callback in callbacks):
+        callbacks.append(OwnModelSummary())
     return callbacks
+
+
+def as_loggers(logger: Logger | Iterable[Logger] | bool | None) -> list[Logger]:
+    """The user's own loggers; true and false are no loggers."""
+    if logger is None or isinstance(logger, bool):
+        return []
+    return [logger] if isinstance(logger, Logger) else list(logger)
 
 
 def with_own_plugins(given: Any, strategy: Any, *, sync_batchnorm: bool) -> list[Any]:
@@ -52,8 +64,8 @@ def with_own_plugins(given: Any, strategy: Any, *, sync_batchnorm: bool) -> list
     if sync_batchnorm:
         plugins.append(SyncBatchNorm())
     # Lightning's requeueing saves wherever each rank happens to be, into the working directory, and any later run that
-    # starts there would go on from that file. Continuing is the affair of --resume auto. The order of the two questions
-    # is Lightning's: torchrun may also be used inside a SLURM job.
+    # starts there would continue from that file; here --resume auto does that. The order of the two questions is
+    # Lightning's: torchrun may also be used inside a SLURM job.
     if not _environments(plugins, strategy) and not TorchElasticEnvironment.detect() and SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return plugins

@@ -15,13 +15,14 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from datamodules.common.errors import UserError
 from pipelines.callbacks.predictions import PredictionWriter
-from pipelines.defaults import check_arguments, requeues, with_own_callbacks, with_own_plugins
+from pipelines.defaults import as_loggers, check_arguments, requeues, with_own_callbacks, with_own_plugins
 from pipelines.hardware import AveragedWeights, Precision, resolve_precision
 from pipelines.outputs.detections import BoxFormat
 from pipelines.preparation import RunTrainer, check_training, prepare, print_metrics, start_evaluation, start_run
-from pipelines.run.checkpoints import check_data, check_fits
+from pipelines.run.compatibility import check_data, check_fits
 from pipelines.run.directory import find_checkpoint, find_resume
 from pipelines.run.tracking import Wandb
+from tasks.hooks import TaskHooks
 from tasks.noisy_student import NoisyStudent
 
 
@@ -34,13 +35,13 @@ class Trainer(RunTrainer):
             model (Lightning's WeightAveraging); none by default.
         sync_batchnorm: Batch norms take their statistics over all ranks; for GPUs.
         save_every_minutes: Save ``last.ckpt`` inside long epochs so often; 0 for the epoch's end only.
-        save_every_n_steps: Save ``last.ckpt`` inside epochs after so many optimiser steps.
+        save_every_n_steps: Save ``last.ckpt`` inside epochs after so many optimizer steps.
         wandb: Weights & Biases.
         callbacks: Further Lightning callbacks; with a ModelCheckpoint among them, ours are left out.
         logger: Further Lightning loggers; ``false`` leaves only ``metrics.csv``.
         enable_checkpointing: ``false`` writes no checkpoints.
         enable_progress_bar: Show a progress bar.
-        log_every_n_steps: Optimiser steps between two rows of training losses; the only syncs with the device.
+        log_every_n_steps: Optimizer steps between two rows of training losses; the only syncs with the device.
         deterministic: Only algorithms that give the same result each time; see Lightning.
         benchmark: cuDNN's search for the fastest kernels; on by default, but not with ``deterministic``.
         use_distributed_sampler: Must stay false: the datamodule shares the samples among the ranks, without repeats.
@@ -72,7 +73,11 @@ class Trainer(RunTrainer):
             log_every_n_steps=log_every_n_steps,
             use_distributed_sampler=use_distributed_sampler,
         )
-        callbacks = with_own_callbacks(callbacks, progress_bar=enable_progress_bar is not False)
+        callbacks = with_own_callbacks(
+            callbacks,
+            progress_bar=enable_progress_bar is not False,
+            summary=kwargs.get("enable_model_summary") is not False,
+        )
         plugins = with_own_plugins(kwargs.pop("plugins", None), kwargs.get("strategy"), sync_batchnorm=sync_batchnorm)
         has_checkpoints = any(isinstance(callback, Checkpoint) for callback in callbacks)
         if benchmark is None:
@@ -103,7 +108,7 @@ class Trainer(RunTrainer):
         self.save_every_minutes, self.save_every_n_steps = save_every_minutes, save_every_n_steps
         self.wandb = wandb
         self.wandb_mode = "off" if logger is False else wandb.mode
-        self.user_loggers = _as_list(logger)
+        self.user_loggers = as_loggers(logger)
         self.run_name = "run"
         self.runs_dir = Path("runs")
         self.config = None
@@ -126,7 +131,7 @@ class Trainer(RunTrainer):
 
     def fit(  # type: ignore[override]
         self,
-        model: pl.LightningModule,
+        model: TaskHooks,
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
@@ -147,23 +152,14 @@ class Trainer(RunTrainer):
         Returns:
             The run directory on rank 0.
         """
-        if ckpt_path is not None and resume is not None:
-            raise UserError(
-                "--ckpt_path (a new run starts from a checkpoint) and --resume (a run goes on) are both given: leave"
-                " one out."
-            )
-        if ckpt_path is not None and isinstance(model, NoisyStudent):
-            raise UserError(
-                f"--ckpt_path {ckpt_path} would start the student from another model's state; a noisy student"
-                " starts from scratch. Leave it out; --resume auto continues a student's own run."
-            )
+        _check_start(model, ckpt_path, resume)
         run, checkpoint = find_resume(self.runs_dir, self.run_name, resume)
         if ckpt_path is not None:
             checkpoint = find_checkpoint(self.runs_dir, self.run_name, ckpt_path)
         prepare(self, model, datamodule, "fit", weights_follow=checkpoint is not None)
         check_training(self, model, datamodule)
         if checkpoint is not None:
-            check_fits(checkpoint, model)
+            check_fits(checkpoint, model.taught)
             if run is not None:
                 check_data(checkpoint, datamodule)
         start = None if checkpoint is None else str(checkpoint)
@@ -182,7 +178,7 @@ class Trainer(RunTrainer):
 
     def validate(  # type: ignore[override]
         self,
-        model: pl.LightningModule,
+        model: TaskHooks,
         dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
         ckpt_path: str | None = None,
@@ -206,7 +202,7 @@ class Trainer(RunTrainer):
 
     def test(  # type: ignore[override]
         self,
-        model: pl.LightningModule,
+        model: TaskHooks,
         dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
         ckpt_path: str | None = None,
@@ -231,7 +227,7 @@ class Trainer(RunTrainer):
 
     def predict(  # type: ignore[override]
         self,
-        model: pl.LightningModule,
+        model: TaskHooks,
         dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
         ckpt_path: str | None = None,
@@ -270,12 +266,25 @@ class Trainer(RunTrainer):
         return writer.directory
 
 
-def _check_prediction(
-    model: pl.LightningModule, source: str | None, output: str | None, box_formats: list[BoxFormat]
-) -> None:
+def _check_start(model: TaskHooks, ckpt_path: str | None, resume: str | None) -> None:
+    if ckpt_path is None:
+        return
+    if resume is not None:
+        raise UserError(
+            "--ckpt_path (a new run starts from a checkpoint) and --resume (a run is continued) are both given: leave"
+            " one out."
+        )
+    if isinstance(model, NoisyStudent):
+        raise UserError(
+            f"--ckpt_path {ckpt_path} would start the student from another model's state; a noisy student"
+            " starts from scratch. Leave it out; --resume auto continues a student's own run."
+        )
+
+
+def _check_prediction(model: TaskHooks, source: str | None, output: str | None, box_formats: list[BoxFormat]) -> None:
     if source is not None and not Path(source).exists():
         raise UserError(f"--source {source} does not exist in {Path.cwd()}. Give a folder, an image or a video.")
-    if list(box_formats) != ["coco"] and not hasattr(model, "detector"):
+    if list(box_formats) != ["coco"] and not model.taught.finds_boxes:
         raise UserError(f"--box_formats is {box_formats}, but a {type(model).__name__} finds no boxes: leave it out.")
     if source is None or output is None:
         return
@@ -284,9 +293,3 @@ def _check_prediction(
             f"--output {output} lies inside --source {source}: the next call would predict what this one writes."
             " Give a folder elsewhere."
         )
-
-
-def _as_list(logger: Logger | Iterable[Logger] | bool | None) -> list[Logger]:
-    if logger is None or isinstance(logger, bool):
-        return []
-    return [logger] if isinstance(logger, Logger) else list(logger)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import struct
@@ -14,12 +15,23 @@ from typing import Any
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# Set before torch is imported. OpenMP's threads do not survive a fork, and two test processes fill two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
 
-TIMEOUT_SECONDS = 120
+# Only a child that hangs is ended. A busy machine may take minutes for what takes seconds.
+TIMEOUT_SECONDS = 900
+PROCESSES = 2
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for folders of tests, one for single files: each process imports torch and Lightning anew."""
+    paths = [Path(argument.partition("::")[0]) for argument in config.args]
+    return PROCESSES if any(path.is_dir() for path in paths) else 0
 
 
 @pytest.fixture(autouse=True)
@@ -59,12 +71,35 @@ def folder(tmp_path: Path) -> Path:
     return write_images(tmp_path / "pictures", counts)
 
 
-def in_child(work: Callable[[], object], seconds: int = TIMEOUT_SECONDS) -> int:
+def import_commands() -> None:
+    """What commands import when they begin: imported once, before forking, and not in each child."""
+    for name in ("pipelines.cli", "pipelines.noisy_student.loop", "matplotlib.backends.backend_agg"):
+        importlib.import_module(name)
+
+
+def leave_figures_blank() -> None:
+    """From here on matplotlib draws a dot: its text is a third of the time of a short command."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    def draw_a_dot(canvas: FigureCanvasAgg) -> None:
+        canvas.renderer = canvas.get_renderer()
+        pixels = np.asarray(canvas.renderer.buffer_rgba())
+        pixels[:] = 255
+        pixels[:8, :8] = 0
+
+    FigureCanvasAgg.draw = draw_a_dot
+    Figure.tight_layout = lambda figure, **_: None
+
+
+def in_child(work: Callable[[], object], seconds: int = TIMEOUT_SECONDS, figures: bool = False) -> int:
     """Run `work` in a forked child, which has all imports already; the exit status (negative: the signal).
 
+    Figures are drawn where a test asks for them. They have tests of their own in `test_pictures`.
     The child computes with one thread: OpenMP's threads do not survive a fork, and waiting for them hangs.
     https://github.com/pytorch/pytorch/issues/17199
     """
+    import_commands()
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -75,6 +110,8 @@ def in_child(work: Callable[[], object], seconds: int = TIMEOUT_SECONDS) -> int:
             import torch
 
             torch.set_num_threads(1)
+            if not figures:
+                leave_figures_blank()
             result = work()
             status = result if isinstance(result, int) else 0
         except BaseException:
@@ -88,12 +125,18 @@ def in_child(work: Callable[[], object], seconds: int = TIMEOUT_SECONDS) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def offline_records(path: Path) -> list[Any]:
-    """Read a ``.wandb`` file: LevelDB's log format after a header of 7 bytes, in blocks of 32 KiB."""
+def offline_records(path: Path, *, of_running: bool = False) -> list[Any]:
+    """Read a ``.wandb`` file: LevelDB's log format after a header of 7 bytes, in blocks of 32 KiB.
+
+    Args:
+        path: The file.
+        of_running: The run is still going on and stays so; its last record may be incomplete, and is left out.
+    """
     import wandb
     from wandb.proto import wandb_internal_pb2
 
-    wandb.teardown()  # its service writes on for some milliseconds after `finish`
+    if not of_running:
+        wandb.teardown()  # its service writes on for some milliseconds after `finish`
     data, position, parts, records = path.read_bytes(), 7, b"", []
     while position + 7 <= len(data):
         left = 32768 - position % 32768
@@ -101,6 +144,8 @@ def offline_records(path: Path) -> list[Any]:
             position += left
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)
+        if of_running and position + 7 + length > len(data):
+            break
         parts += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # a full record, or its last part

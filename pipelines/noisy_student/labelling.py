@@ -29,7 +29,7 @@ from pipelines.noisy_student.kinds.protocol import kind_of
 from pipelines.noisy_student.manifest import digest_of
 from pipelines.noisy_student.paths import beside, listed
 from pipelines.outputs.names import output_names
-from pipelines.run.checkpoints import check_fits
+from pipelines.run.compatibility import check_fits
 from pipelines.run.loading import load
 from tasks.base import Task
 
@@ -177,7 +177,7 @@ def judge(
 
 def _one_by_one(data: DataModule, records: Sequence[Record]) -> None:
     """Pictures of several sizes, in their own, do not go into one batch."""
-    if getattr(data, "resize", None) == "native" and isinstance(records[0]["image"], str) and data.eval_batch_size > 1:
+    if getattr(data, "resize", None) == "native" and isinstance(records[0]["image"], str) and data.eval_batch > 1:
         data.eval_batch_size = 1 if len(two_sizes(records)) > 1 else data.eval_batch_size
 
 
@@ -194,7 +194,7 @@ class Pool(pl.LightningDataModule):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may find nothing left to do
         self.data, self.records, self.parts = data, records, parts
-        self.batch_size = data.eval_batch_size
+        self.batch_size = data.eval_batch
         self.chunk = CHUNK_BATCHES * self.batch_size
         self.chunks = -(-len(records) // self.chunk)
         self.kind = kind_of(data)

@@ -71,7 +71,8 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
     """All stages of one seed."""
     stage = partial(_stage, root)
     made = stages.data_settings(settings, data, seed)
-    found = with_content(stage("data", made, {}, stages.make_data, settings, data, seed), made)
+    digests = root.parent / "pixels.json"  # one file for all seeds
+    found = with_content(stage("data", made, {}, stages.make_data, settings, data, seed, digests), made)
     truth = stages.read_truth(found["truth"].path)
     models = [_teacher(root, settings, data, found, truth, seed)]
     selections: list[Outputs] = []

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ import yaml
 from datamodules.base import DataModule
 from datamodules.cache import readable_images
 from datamodules.common.errors import UserError
-from datamodules.loaders import Record, available_cores
+from datamodules.duplicates import equal_images
+from datamodules.loaders import Record
 from datamodules.readers.digits import digit_scene
 from datamodules.unlabeled import hide_labels, pool_records
 from pipelines import cli
@@ -72,10 +71,19 @@ def data_settings(settings: Settings, data: DataModule, seed: int) -> dict[str, 
     }
 
 
-def make_data(directory: Path, settings: Settings, data: DataModule, seed: int) -> dict[str, str]:
+def make_data(
+    directory: Path, settings: Settings, data: DataModule, seed: int, memory: Path | None = None
+) -> dict[str, str]:
     """Write ``split.json`` (which labels are seen), ``pool.parquet`` (unlabelled images) and ``truth.json``.
 
     Generated scenes of the pool are written as PNG files, so that all that follows sees ordinary files.
+
+    Args:
+        directory: The stage's.
+        settings: The loop's.
+        data: The loop's labelled data.
+        seed: Of the draw of labels.
+        memory: File that keeps digests of pixels, so that another seed decodes nothing again.
 
     Raises:
         UserError: If validation or test images are in the pool, or there are too few labels.
@@ -85,7 +93,7 @@ def make_data(directory: Path, settings: Settings, data: DataModule, seed: int) 
     outside = [] if settings.pool is None else _readable_pool(settings.pool, data)
     pool = [*hidden, *outside]
     if settings.overlap != "allow":
-        pool = without_overlap(pool, [*data.records["val"], *data.records["test"]], data, settings.overlap)
+        pool = without_overlap(pool, [*data.records["val"], *data.records["test"]], data, settings.overlap, memory)
     if not pool:
         raise UserError(
             "The pool holds no images: every label is seen. Lower labels_per_class or labeled_images, or give pool:."
@@ -129,7 +137,9 @@ def _hide(data: DataModule, settings: Settings, seed: int) -> tuple[list[Record]
         raise UserError(str(error)) from None
 
 
-def without_overlap(pool: list[Record], evaluated: list[Record], data: DataModule, overlap: str) -> list[Record]:
+def without_overlap(
+    pool: list[Record], evaluated: list[Record], data: DataModule, overlap: str, memory: Path | None = None
+) -> list[Record]:
     """Refuse, or remove, images of the pool whose pixels are those of a validation or test image.
 
     Args:
@@ -137,33 +147,21 @@ def without_overlap(pool: list[Record], evaluated: list[Record], data: DataModul
         evaluated: The images of the validation and test splits.
         data: How images are read.
         overlap: ``error`` or ``remove``.
+        memory: See `datamodules.duplicates.pixel_digests`.
 
     Raises:
         UserError: Naming the first of them.
     """
-    known = dict(zip(pixel_digests(evaluated, data), (r["path"] for r in evaluated), strict=True))
-    digests = pixel_digests(pool, data)
-    bad = [(r["path"], known[d]) for r, d in zip(pool, digests, strict=True) if d in known]
-    if bad and overlap == "error":
+    equal = equal_images(pool, evaluated, data.make_reader(), memory)
+    if equal and overlap == "error":
+        first, known = next(iter(equal.items()))
         raise UserError(
-            f"{len(bad)} of {len(pool)} images of the pool are validation or test images, by their pixels: {bad[0][0]}"
-            f" is {bad[0][1]}. Take them out, or set overlap: remove (or allow, which makes the account worthless)."
+            f"{len(equal)} of {len(pool)} images of the pool are validation or test images, by their pixels: {first}"
+            f" is {known}. Take them out, or set overlap: remove (or allow, which makes the account worthless)."
         )
-    if bad:
-        say(f"{len(bad)} images of the pool are validation or test images, by their pixels; they are left out")
-    return [r for r, d in zip(pool, digests, strict=True) if d not in known]
-
-
-def pixel_digests(records: Sequence[Record], data: DataModule) -> list[str]:
-    """A digest of each image's pixels as they are read, whatever its name and file format."""
-    read = data.make_reader()
-
-    def digest(record: Record) -> str:
-        image = read(record)["image"]
-        return hashlib.sha256(f"{image.shape}{image.dtype}".encode() + image.tobytes()).hexdigest()
-
-    with ThreadPoolExecutor(min(8, available_cores())) as pool:
-        return list(pool.map(digest, records))
+    if equal:
+        say(f"{len(equal)} images of the pool are validation or test images, by their pixels; they are left out")
+    return [record for record in pool if record["path"] not in equal]
 
 
 def _size(record: Record) -> int:

@@ -16,6 +16,7 @@ from datamodules import ClassificationData
 from datamodules.common.errors import UserError
 from pipelines import cli
 from pipelines.__main__ import main
+from pipelines.command import Command
 from pipelines.config import reasons
 from pipelines.config.reasons import is_about_arguments, reason_of
 from pipelines.config.words import Flag, asks_for_help, config_names, flags, value_of
@@ -288,10 +289,20 @@ def test_a_plain_function_is_a_command_and_returns_its_result(folder: Path, caps
     write_images(Path("pictures"), {"test/ant": 1})
     Path("a.yaml").write_text(CONFIG)
     assert in_child(lambda: main(["fit", "--config", "a.yaml"])) == 0
-    command = cli.Command("count", count)
+    command = Command("count", count)
     words = ["--ckpt_path", "runs/a/0/checkpoints/last.ckpt", "--times", "3", "--trainer.accelerator=cpu"]
     assert cli.run(command, words) == 6
     assert cli.execute(command, [*words, "--time=3"]) == 2
     assert "unknown flag --time; did you mean --times?" in capsys.readouterr().err
+    for wrong, message in (
+        ("--data.batchsize=3", "unknown flag --data.batchsize; did you mean --data.batch_size?"),
+        ("--data.batch_size=x", "--data.batch_size is 'x'; it must be a whole number."),
+        ("--model.optim.lrr=1", "unknown flag --model.optim.lrr; did you mean --model.optim.lr?"),
+        ("--model=Classificatio", "--model names an unknown task 'Classificatio'; did you mean Classification?"),
+        ("--data.batch_size", "--data.batch_size needs a value"),
+        ("--trainer.max_epoch=3", "unknown flag --trainer.max_epoch; did you mean --trainer.max_epochs?"),
+    ):
+        assert cli.execute(command, [*words, wrong]) == 2, wrong
+        assert message in capsys.readouterr().err
     assert cli.execute(command, ["--times", "3"]) == 2
     assert "count needs to know which model" in capsys.readouterr().err

@@ -34,9 +34,14 @@ class Detector:
     """As much of a task as the writer and the pictures ask for; it shows objects of 0.5 and more."""
 
     num_classes = 2
+    finds_boxes = True
 
     def __init__(self, metrics: Any = None) -> None:
         self.eval_metrics = metrics
+
+    @property
+    def taught(self) -> Any:
+        return self
 
     def shown(self, predictions: dict[str, Any]) -> dict[str, Any]:
         keep = [scores >= 0.5 for scores in predictions["scores"]]
@@ -223,7 +228,8 @@ def test_what_test_writes_gives_pycocotools_figures(tmp_path: Path) -> None:
     for record, number in zip(trainer.datamodule.records["test"], case.ids, strict=True):
         record["image_id"] = number
     sizes = [(160, 160)] * len(paths)
-    write(tmp_path / "out", trainer, (paths, sizes), case.predictions, [list(range(len(paths)))])
+    batches = [list(range(len(paths)))]
+    write(tmp_path / "out", trainer, (paths, sizes), case.predictions, batches, box_formats=["csv"])  # of `predict`
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["predictions.csv", "predictions.json"]
     results = read(tmp_path / "out/predictions.json")
     assert len(results) == sum(map(len, case.predictions["scores"])) > 0
@@ -261,7 +267,7 @@ def test_one_box_by_hand(tmp_path: Path) -> None:
             {"id": 40, "file_name": "a.jpg", "height": 100, "width": 200},
             {"id": 41, "file_name": "b.jpg", "height": 100, "width": 200},
         ],
-        "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}],
+        "categories": [{"id": k, "name": name, "supercategory": ""} for k, name in ((7, "cat"), (3, "dog"))],
         "info": {"image_root": "/d"},
     }
     assert (tmp_path / "labels/a.txt").read_text() == ""
@@ -308,7 +314,8 @@ def test_figures_of_a_report() -> None:
 
 def test_what_the_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three objects of two classes: one found, one taken for the other class, one missed; and a box on background."""
-    confusion = np.array([[1, 1, 0], [0, 0, 1], [1, 0, 0]])  # rows are true; the last row and column are background
+    # Rows are true; the last row and column are background, where both count for nothing.
+    confusion = np.array([[1, 1, 0], [0, 0, 1], [1, 0, 9]])
     said: list[Any] = []
     monkeypatch.setattr(figures, "confusion_matrix_figure", lambda matrix, names, title: said.append((names, title)))
     monkeypatch.setattr(figures, "rendered", lambda figure, tight: figure)

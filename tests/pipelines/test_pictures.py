@@ -86,7 +86,7 @@ def test_confusion_matrix(size: int) -> None:
 
 def test_confusion_matrix_with_empty_classes_and_wrong_shapes() -> None:
     assert figures.confusion_matrix_figure(np.zeros((3, 3), int), ["a", "b", "c"]).size
-    with pytest.raises(ValueError, match=r"\(2, 2\) wanted for 2 class names, got \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"\(2, 2\) expected for 2 class names, got \(3, 3\)"):
         figures.confusion_matrix_figure(np.zeros((3, 3), int), ["a", "b"])
 
 
@@ -94,7 +94,7 @@ def test_reliability_diagram() -> None:
     bins = np.linspace(0.05, 0.95, 10)
     assert figures.reliability_diagram(bins, bins, np.zeros(10)).shape[2] == 3
     assert figures.reliability_diagram(np.full(10, np.nan), bins, np.eye(1, 10, 5)[0]).shape[2] == 3
-    with pytest.raises(ValueError, match="three equal lengths"):
+    with pytest.raises(ValueError, match="three equal lengths expected"):
         figures.reliability_diagram(bins, bins[:5], bins)
 
 
@@ -170,7 +170,7 @@ def test_iou_bars_without_any_class_and_wrong_numbers() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert figures.iou_bars([np.nan, np.nan], ["a", "b"]).size
-    with pytest.raises(ValueError, match=r"\(2,\) wanted for 2 class names, got \(3,\)"):
+    with pytest.raises(ValueError, match=r"\(2,\) expected for 2 class names, got \(3,\)"):
         figures.iou_bars([0.1, 0.2, 0.3], ["a", "b"])
 
 
@@ -191,6 +191,15 @@ def test_what_the_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Pixels.
+
+
+@pytest.mark.parametrize(
+    ("size", "tile"), [((8, 8), (144, 144)), ((40, 24), (160, 96)), ((150, 200), (150, 200)), ((320, 640), (160, 320))]
+)
+def test_tiles_are_enlarged_by_a_whole_number_or_reduced(size: tuple[int, int], tile: tuple[int, int]) -> None:
+    """By the longer side: 40 pixels are nearest to a tile of 144 four times."""
+    scaled = sheets.scaled(np.zeros((*size, 3), np.uint8))
+    assert (scaled.height, scaled.width) == tile
 
 
 def test_batches_as_pictures() -> None:
@@ -233,6 +242,11 @@ class SquareTask:
     """Predicts masks in original pixels, wrong in one corner."""
 
     eval_metrics = Scores()
+    finds_boxes = False
+
+    @property
+    def taught(self) -> Any:
+        return self
 
     def captions(self, batch: dict[str, Any], outputs: dict[str, Any] | None, names: list[str]) -> list[str]:
         assert outputs is None or len(outputs["mask"]) == len(batch["image"]) == len(batch["target"])
@@ -382,6 +396,7 @@ def test_classification_has_its_grid(tmp_path: Path, logged: list[Any]) -> None:
         eval_metrics=SimpleNamespace(confusion=torch.eye(2, dtype=torch.int64), per_class=lambda: {"f1": [1.0, 1.0]}),
         captions=lambda batch, outputs, names: [f"{x:.1f}" for x in outputs["probabilities"][:, 0].tolist()],
     )
+    task.taught = task
     watcher, trainer = callback.Pictures(tmp_path, 0), stub_trainer(names=names)
     images = torch.randint(0, 255, (40, 3, 8, 8), dtype=torch.uint8)
     batch = {"image": images, "label": torch.zeros(40, dtype=torch.int64), "path": ["x"] * 40}
@@ -403,6 +418,14 @@ def test_the_table_has_the_first_rows_only(tmp_path: Path, logged: list[Any], mo
     validate(watcher, trainer, SquareTask())
     rows = [[f"squares#{i}"] for i in range(4)]
     assert tables == [("val_predictions_table", ["path"], rows, 0)]
+
+
+def test_classifiers_may_have_more_classes_than_there_are_colors(tmp_path: Path, logged: list[Any]) -> None:
+    names = [str(k) for k in range(300)]
+    task: Any = SimpleNamespace(eval_metrics=SimpleNamespace(confusion=torch.eye(300, dtype=torch.int64)))
+    task.taught = task
+    callback.Pictures(tmp_path, 0).on_test_end(stub_trainer("test", names), task)
+    assert [key for key, *_ in logged] == ["test_confusion_matrix"]
 
 
 def test_other_ranks_draw_nothing(tmp_path: Path, logged: list[Any]) -> None:
