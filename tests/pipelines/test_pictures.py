@@ -423,6 +423,7 @@ def test_the_table_has_the_first_rows_only(tmp_path: Path, logged: list[Any], mo
 def test_classifiers_may_have_more_classes_than_there_are_colors(tmp_path: Path, logged: list[Any]) -> None:
     names = [str(k) for k in range(300)]
     task: Any = SimpleNamespace(eval_metrics=SimpleNamespace(confusion=torch.eye(300, dtype=torch.int64)))
+    task.taught = task
     callback.Pictures(tmp_path, 0).on_test_end(stub_trainer("test", names), task)
     assert [key for key, *_ in logged] == ["test_confusion_matrix"]
 
