@@ -16,9 +16,9 @@ BENCHMARKS = {
     "input": ("images per second and core, against timm's transform and collate", 7),
     "tiny": ("an epoch over 60,000 small images, against a bare loop over one tensor", 5),
     "gpu": ("a training step on a GPU, synthetic and fed from JPEG, against a bare loop", 5),
-    "noisy_student": ("labelling a pool, against a bare inference loop", 5),
+    "noisy_student": ("labeling a pool, against a bare inference loop", 5),
     "detection": ("a training step against torchvision's own detectors, the evaluation of boxes", 5),
-    "segmentation": ("a training step, the metrics, the memory of windows; with a GPU also compile", 7),
+    "segmentation": ("a training step, the metrics, the memory of tiled prediction; with a GPU also compile", 7),
 }
 
 

@@ -1,8 +1,8 @@
 """CIFAR-10 with the defaults of timm's train.py in a plain loop, to stand beside ``classification/cifar10_cpu``.
 
-Optimiser, schedule, loss and transforms are timm's own functions with the values that its training script documents
+Optimizer, schedule, loss and transforms are timm's own functions with the values that its training script documents
 as defaults (SGD with momentum 0.9, weight decay 2e-5, lr 0.1 per 256 images, cosine with 5 epochs of warm-up, label
-smoothing 0.1, RandomResizedCrop 0.08 to 1, flip, colour jitter 0.4):
+smoothing 0.1, RandomResizedCrop 0.08 to 1, flip, color jitter 0.4):
 https://github.com/huggingface/pytorch-image-models/blob/main/train.py
 
     python -m benchmarks.cifar10_timm data/cifar10 --epochs 5

@@ -59,7 +59,7 @@ class Row:
 def alternate(variants: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
     """Run all variants ``repeats`` times in turns, each round starting with another one.
 
-    Neighbours on the machine come and go; in turns they disturb all variants alike.
+    Neighbors on the machine come and go; in turns they disturb all variants alike.
 
     Args:
         variants: Name -> function that runs the variant once and returns its time.
@@ -84,7 +84,7 @@ def row(name: str, values: Sequence[float], unit: str, goal: str = "") -> Row:
 def per_round(
     function: Callable[[float, float], float], first: Sequence[float], second: Sequence[float]
 ) -> list[float]:
-    """A difference or ratio of two variants, taken within each round, where both met the same neighbours."""
+    """A difference or ratio of two variants, taken within each round, where both met the same neighbors."""
     return [function(a, b) for a, b in zip(first, second, strict=True)]
 
 
@@ -106,7 +106,7 @@ class Marks:
         loader: An iterable of batches, of which ``warm_up + steps + 1`` are given.
         warm_up: Batches before the first mark.
         steps: Batches between the two marks.
-        clock: Seconds; CPU seconds of the process by default, which neighbours on the machine do not change.
+        clock: Seconds; CPU seconds of the process by default, which neighbors on the machine do not change.
     """
 
     def __init__(self, loader: Any, warm_up: int, steps: int, clock: Callable[[], float] = time.process_time) -> None:

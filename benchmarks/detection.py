@@ -98,7 +98,7 @@ class Maps(nn.Module):
         self.out_channels = network.fpn.width
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Normalised float (B, C, H, W) to maps of ``out_channels``, finest first."""
+        """Normalized float (B, C, H, W) to maps of ``out_channels``, finest first."""
         return {str(i): x for i, x in enumerate(self.fpn(self.pyramid(image)))}
 
 

@@ -145,7 +145,7 @@ def as_coco(found: Found, true: Found, classes: int) -> tuple[dict[str, Any], li
 
 
 def pycocotools_map(data: dict[str, Any], results: list[dict[str, Any]]) -> float:
-    """The way of pycocotools itself: index, load the results, evaluate, accumulate, summarise."""
+    """The way of pycocotools itself: index, load the results, evaluate, accumulate, summarize."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 

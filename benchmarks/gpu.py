@@ -1,8 +1,8 @@
 """A training step on a GPU, against a bare loop with the settings of timm's ``benchmark.py --bench train``.
 
-Those are: one batch that stays on the device, bf16 autocast, channels_last memory, a fused optimiser, cuDNN's search
+Those are: one batch that stays on the device, bf16 autocast, channels_last memory, a fused optimizer, cuDNN's search
 for the fastest kernels. Ours is the usual Trainer with its defaults, first on one batch that stays on the device (as
-uint8, so our normalisation is part of the time), then fed from JPEG files by the usual loader.
+uint8, so our normalization is part of the time), then fed from JPEG files by the usual loader.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def clock_of(device: torch.device) -> Callable[[], float]:
 
 
 def bare_loop(data: MarkedData, backbone: str, device: torch.device, batch: dict[str, Any]) -> Callable[[], float]:
-    """The training benchmark of timm: a normalised float batch on the device, forward, backward, step."""
+    """The training benchmark of timm: a normalized float batch on the device, forward, backward, step."""
 
     def once() -> float:
         task = make_task(data, backbone).to(device)

@@ -113,7 +113,7 @@ def timm_loader(folder: str) -> Images:
     transform = timm.data.create_transform(
         SIZE,
         is_training=True,
-        use_prefetcher=True,  # uint8: it normalises on the device, as we do
+        use_prefetcher=True,  # uint8: it normalizes on the device, as we do
         scale=SCALE,
         hflip=0.5,
         color_jitter=JITTER,

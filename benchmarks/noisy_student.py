@@ -1,7 +1,7 @@
-"""Labelling a pool of images against a bare inference loop over the same loader and net.
+"""Labeling a pool of images against a bare inference loop over the same loader and net.
 
 Ours is ``pseudo-label`` without the parsing of its command: Lightning's predict loop, the files of the chunks, the
-merged list. The bare loop keeps the probabilities and writes nothing. CPU seconds of the process, which neighbours on
+merged list. The bare loop keeps the probabilities and writes nothing. CPU seconds of the process, which neighbors on
 the machine do not change; on a GPU seconds of the clock.
 """
 

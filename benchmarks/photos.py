@@ -18,14 +18,14 @@ def photo(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8
     for octave in range(1, 7):  # about 1/f, as natural pictures are
         cells = 2**octave
         coarse = rng.normal(0, 1, (cells * height // width + 1, cells + 1, 3)).astype(np.float32)
-        coarse = 0.7 * coarse.mean(axis=2, keepdims=True) + 0.3 * coarse  # colour varies less than brightness
+        coarse = 0.7 * coarse.mean(axis=2, keepdims=True) + 0.3 * coarse  # color varies less than brightness
         image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) * (45 / octave)
     image += rng.uniform(70, 180, 3).astype(np.float32)
     for _ in range(12):
-        centre = (int(rng.integers(width)), int(rng.integers(height)))
+        center = (int(rng.integers(width)), int(rng.integers(height)))
         axes = (int(rng.integers(10, 90)), int(rng.integers(10, 90)))
         shape = np.zeros((height, width), np.uint8)
-        cv2.ellipse(shape, centre, axes, float(rng.uniform(0, 180)), 0, 360, 255, -1)
+        cv2.ellipse(shape, center, axes, float(rng.uniform(0, 180)), 0, 360, 255, -1)
         image[shape > 0] += rng.normal(0, 40, 3).astype(np.float32)
     image += rng.normal(0, 5.8, (height, width, 1)).astype(np.float32)
     return image.clip(0, 255).astype(np.uint8)

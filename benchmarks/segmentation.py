@@ -1,4 +1,4 @@
-"""Segmentation: what a training step costs beyond a bare loop, the metrics, and the memory of windows over a picture.
+"""Segmentation: what a training step costs beyond a bare loop, the metrics, and the memory of tiled prediction.
 
 The step is that of a U-Net so small (two images of 32 x 32) that the milliseconds are visible; they are the same for
 any net. With a CUDA device also a U-Net of a usual size: eager, compiled, and in a bare loop.
@@ -6,38 +6,32 @@ any net. With a CUDA device also a U-Net of a usual size: eager, compiled, and i
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 from torchmetrics.segmentation import MeanIoU
 
 from benchmarks.common import Marks, Row, alternate, per_round, row
 from benchmarks.gpu import Resident, clock_of
+from benchmarks.tiles import SIDES, memory_of_tiles
 from benchmarks.training import LossOf, Made, Marked, bare, bare_step, beside, empty, make_bare, make_task, ours
 from datamodules import SegmentationData
+from datamodules.common.batch import IGNORE
 from datamodules.transforms.augment import Augment
-from datamodules.transforms.tiles import tile_windows
 from tasks import Segmentation
 from tasks.base import Batch
 from tasks.segmentation.losses import segmentation_loss
 from tasks.segmentation.metrics import SegmentationMetrics
-from tasks.segmentation.postprocess import labels_by_tiles
 
 BACKBONE = "test_resnet"
 BATCH = 2
-SIDES = (2_000, 10_000)
-TILE = 512
-TILE_CLASSES = 11
 
 
 class MarkedScenes(Marked, SegmentationData):
@@ -54,17 +48,17 @@ def run(
     """Measure.
 
     Args:
-        repeats: Rounds; the memory of windows is measured once.
+        repeats: Rounds; the memory of tiled prediction is measured once.
         warm_up: Steps before the clock starts.
         steps: Steps that are timed.
         metric_size: Height and width of the maps that the metrics are given.
-        sides: Heights and widths of the pictures that are scored by windows.
+        sides: Heights and widths of the images that are predicted tile by tile.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         # First, while this process has no freed memory that its children could use unseen.
-        rows = memory_of_windows(sides)
+        rows = memory_of_tiles(sides)
         rows += training_step(repeats, warm_up, steps) + metric_update(repeats, metric_size)
     finally:
         torch.set_num_threads(threads)
@@ -80,7 +74,7 @@ def run(
 
 def pixel_loss(logits: Tensor, batch: Batch) -> Tensor:
     """What a bare loop would use; the same value as ours where no pixel is ignored."""
-    return F.cross_entropy(logits, batch["mask"].long(), ignore_index=255)
+    return F.cross_entropy(logits, batch["mask"].long(), ignore_index=IGNORE)
 
 
 def our_loss(logits: Tensor, batch: Batch) -> Tensor:
@@ -138,10 +132,10 @@ def metric_update(repeats: int, size: int, batch_size: int = 8, classes: int = 2
     noise = torch.randint(0, classes, target.shape, generator=generator, dtype=torch.uint8)
     prediction = torch.where(torch.rand(target.shape, generator=generator) < 0.2, noise, target)
     ignored = target.clone()
-    ignored[:, :, -size // 20 :] = 255
+    ignored[:, :, -size // 20 :] = IGNORE
     metric = SegmentationMetrics(classes)
-    jaccard = MulticlassJaccardIndex(classes, ignore_index=255)
-    unchecked = MulticlassJaccardIndex(classes, ignore_index=255, validate_args=False)
+    jaccard = MulticlassJaccardIndex(classes, ignore_index=IGNORE)
+    unchecked = MulticlassJaccardIndex(classes, ignore_index=IGNORE, validate_args=False)
     mean_iou = MeanIoU(classes, input_format="index")  # it knows no ignored pixels, and takes int64
     variants: dict[str, Callable[[], Any]] = {
         "metrics, ours": lambda: metric.update(prediction, ignored),
@@ -168,70 +162,6 @@ def timed(update: Callable[[], Any], times: int = 3) -> Callable[[], float]:
         return statistics.median(seconds)
 
     return once
-
-
-# The memory of windows.
-
-
-class SmallNet(nn.Module):
-    """Fully convolutional, so that a picture of 10,000 x 10,000 pixels takes a minute: uint8 image to scores."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 16, 5, stride=4, padding=2)
-        self.second = nn.Conv2d(16, TILE_CLASSES, 3, padding=1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) to probabilities (B, K, H, W)."""
-        logits = self.second(self.first(image.float() / 255).relu())
-        return F.interpolate(logits, image.shape[2:], mode="bilinear").softmax(1)
-
-
-def memory_of_windows(sides: tuple[int, ...]) -> list[Row]:
-    """Peak memory beyond picture and labels for each side, and that of the last over that of the first."""
-    if not Path("/proc/self/clear_refs").exists():
-        return []  # only Linux tells the peak
-    rows = []
-    for kept, goal in ((False, "<= 1.1"), (True, "")):
-        found = []
-        for side in sides:
-            with multiprocessing.get_context("fork").Pool(1) as pool:
-                found.append(pool.apply(extra_memory, (side, kept)) / 1e6)
-            what = f"windows over {side} x {side} pixels, memory beyond them"
-            rows.append(row(what + (", with what malloc keeps" if kept else ""), [found[-1]], "MB"))
-        rows.append(row("the last over the first", [found[-1] / found[0]], "x", goal))
-    return rows
-
-
-@torch.inference_mode()
-def extra_memory(side: int, kept: bool = False) -> int:
-    """Bytes of this process's peak while a picture is scored, beyond what it had before and the labels.
-
-    Args:
-        side: Height and width of the picture.
-        kept: Count freed memory that malloc keeps for later, too. In a heap of blocks of many sizes that becomes more
-            the longer a process runs. Without it every block of 1 MiB or more goes back to the system at once.
-    """
-    if not kept:
-        ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD of glibc's malloc.h
-    torch.set_num_threads(1)  # a forked child has no other threads
-    torch.manual_seed(0)
-    net = SmallNet()
-    image = torch.randint(0, 256, (3, side, side), dtype=torch.uint8)  # writes every page, so all of it is in memory
-    windows = torch.from_numpy(tile_windows(side, side, (TILE, TILE), 0.25))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
-    before = memory_now("VmRSS")
-    labels = labels_by_tiles(net, image, windows, several=False)
-    return memory_now("VmHWM") - before - labels.nbytes
-
-
-def memory_now(key: str) -> int:
-    """Bytes of an entry of Linux's status of this process: VmRSS, what it has, or VmHWM, the most it had.
-
-    See https://docs.kernel.org/filesystems/proc.html.
-    """
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[key].split()[0]) * 1024
 
 
 # With a GPU.
@@ -304,7 +234,7 @@ def on_device(
 
 
 def bare_on_device(data: Marked, made: Made, device: torch.device) -> Callable[[], float]:
-    """As ``benchmarks.gpu``'s bare loop: bf16 autocast, a normalised float batch, cross-entropy of torch."""
+    """As ``benchmarks.gpu``'s bare loop: bf16 autocast, a normalized float batch, cross-entropy of torch."""
 
     def once() -> float:
         task = make_task(data, made).to(device)

@@ -90,7 +90,7 @@ def make_data(source: Path, augment: Augment, warm_up: int, steps: int) -> Marke
 
 
 def bare_tensor(data: MarkedData, warm_up: int, steps: int) -> Callable[[], float]:
-    """A shuffled pass over one tensor, with the task's net and optimiser."""
+    """A shuffled pass over one tensor, with the task's net and optimizer."""
     whole = data.marks.loader
     images: Tensor = whole._images.permute(0, 3, 1, 2).contiguous()
     labels: Tensor = whole._rest["label"]

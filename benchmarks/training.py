@@ -1,6 +1,6 @@
 """The peers of the training benchmarks: our Trainer and task, a bare PyTorch loop, a usual Lightning script.
 
-All take the same datamodule, and with it the same loader and batches, the same network and the same optimiser.
+All take the same datamodule, and with it the same loader and batches, the same network and the same optimizer.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MarkedData(Marked, ClassificationData):
 
 
 class BareNet(nn.Module):
-    """A network behind the normalisation that any loop needs."""
+    """A network behind the normalization that any loop needs."""
 
     scale: Tensor
     shift: Tensor
@@ -110,7 +110,7 @@ def make_task(data: DataModule, made: Made) -> Task:
 
 
 def make_bare(task: Task, data: DataModule) -> tuple[BareNet, torch.optim.Optimizer]:
-    """The task's own network and optimiser without the task."""
+    """The task's own network and optimizer without the task."""
     assert task.network is not None
     net = BareNet(task.network, task.get_buffer("mean"), task.get_buffer("std")).train()
     return net, build_optimizer(task.network, task.optim, data.batch_size)
@@ -152,7 +152,7 @@ def bare(data: Marked, made: Made, loss_of: LossOf = label_loss) -> Callable[[],
 class Beside(Marks):
     """Batches for a training; behind each of its steps one of a bare loop is taken, and both are timed.
 
-    So the two meet the same clock rate and the same neighbours, which change within a second on a shared machine: a
+    So the two meet the same clock rate and the same neighbors, which change within a second on a shared machine: a
     bare loop measured so against itself differs by 0.1 ms of 13, where rounds of 100 steps in turns differ by 3.
 
     Args:

@@ -6,9 +6,11 @@ else is handed to ``pipelines.cli``.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from pipelines import __version__, listing
@@ -69,19 +71,50 @@ def _dispatch(args: list[str]) -> int:
     # `list` itself needs it only for backbones, where it imports tasks.
     if (command != "list" or "backbones" in args[1:2]) and (problem := find_foreign_package()):
         return _fail(problem, status=1)
+    return _runner(command, args[1:])(args[1:])
+
+
+def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
+    """What runs a command; it is imported here, since each needs more than the one before it."""
     if command == "list":
-        return listing.main(args[1:])
+        return listing.main
     if command == "convert":
         from pipelines.commands.convert import main as convert
 
-        return convert(args[1:])
+        return convert
     if command == "noisy-student":
         from pipelines.noisy_student.manifest import main as noisy_student
 
-        return noisy_student(args[1:])
-    from pipelines.cli import main as run_command
+        return noisy_student
+    if command == "fit" and _has_students(words):
+        from pipelines.noisy_student.manifest import main as noisy_student
 
-    return run_command(args) or 0
+        return functools.partial(noisy_student, one_generation=True)
+    if command == "pseudo-label":
+        from pipelines.noisy_student.command import main as pseudo_label
+
+        return pseudo_label
+    if command == "probe":
+        from pipelines.commands.probe import main as probe
+
+        return probe
+    from pipelines import cli
+
+    return lambda words: cli.main([command, *words])
+
+
+def _has_students(words: list[str]) -> bool:
+    """Whether a config is that of ``noisy-student``, of which ``fit`` runs one generation."""
+    from pipelines.config.errors import UsageError, load_config
+    from pipelines.config.words import asks_for_help, config_names
+
+    if asks_for_help(words):
+        return False
+    files = [Path(name) if Path(name).is_file() else listing.config_path(name) for name in config_names(words)]
+    try:
+        return any("students" in load_config(file) for file in files if file is not None)
+    except UsageError:
+        return False  # `fit` says what is wrong with it
 
 
 def find_foreign_package() -> str | None:

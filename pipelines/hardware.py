@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
-from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
+from pytorch_lightning.plugins import TorchSyncBatchNorm
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -38,20 +37,16 @@ class SyncBatchNorm(TorchSyncBatchNorm):
 
 
 class AveragedWeights(WeightAveraging):
-    """An exponential moving average that lies on the device of the training.
+    """An exponential moving average of the weights: average <- decay * average + (1 - decay) * weights, each step.
 
-    Lightning asks the model where it is before that has been moved, so the average would be the CPU's, and all weights
-    would travel there in each step (``setup`` in
+    Lightning's own default asks the model where it is before that has been moved, so the average would be the CPU's,
+    and all weights would travel there in each step (``setup`` in
     https://github.com/Lightning-AI/pytorch-lightning/blob/master/src/lightning/pytorch/callbacks/weight_averaging.py).
 
     Args:
         decay: Of the average, between 0 and 1.
+        device: Where the average lies; that of the training.
     """
 
-    def __init__(self, decay: float) -> None:
-        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Make the average."""
-        self._device = trainer.strategy.root_device
-        super().setup(trainer, pl_module, stage)
+    def __init__(self, decay: float, device: torch.device) -> None:
+        super().__init__(device=device, multi_avg_fn=get_ema_multi_avg_fn(decay))

@@ -14,7 +14,6 @@ import torch
 import yaml
 from PIL import Image
 
-from pipelines import cli
 from pipelines.__main__ import main
 from pipelines.commands.convert import main as convert
 from pipelines.noisy_student.kinds import boxes
@@ -141,7 +140,7 @@ def test_config(path):
         shrink += ["--data.num_scenes={train: 8, val: 4, test: 4}"]
     hub = config["model"]["init_args"].get("pretrained") is True
     shrink += ["--model.pretrained=false"] if hub else []  # tests are offline
-    assert in_child(lambda: cli.main([*command, *shrink])) == 0
+    assert in_child(lambda: main([*command, *shrink])) == 0
     run = the_run(path.stem)
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point())
@@ -195,7 +194,7 @@ def test_every_overlay_has_a_test():
 
 
 def test_debug():
-    assert in_child(lambda: cli.main([*header_command(CONFIGS / "overlays/debug.yaml"), *SMALL])) == 0
+    assert in_child(lambda: main([*header_command(CONFIGS / "overlays/debug.yaml"), *SMALL])) == 0
     run = the_run("quickstart")
     assert [int(row["step"]) for row in rows(run)] == list(range(8))
     assert not (run / "wandb").exists()
@@ -203,7 +202,7 @@ def test_debug():
 
 def test_wandb():
     command = header_command(CONFIGS / "overlays/wandb.yaml")
-    assert in_child(lambda: cli.main([*command, *SMALL, *TWO_STEPS])) == 0  # offline: conftest sets WANDB_MODE
+    assert in_child(lambda: main([*command, *SMALL, *TWO_STEPS])) == 0  # offline: conftest sets WANDB_MODE
     run = the_run("quickstart")
     assert len(list((run / "wandb").glob("offline-run-*"))) == 1
     settings = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["wandb"]
@@ -212,7 +211,7 @@ def test_wandb():
 
 def test_ddp():
     command = header_command(CONFIGS / "overlays/ddp.yaml")
-    assert in_ranks(lambda: cli.main([*command, *SMALL, *TWO_STEPS, "--trainer.wandb.mode=off"])) == [0, 0]
+    assert in_ranks(lambda: main([*command, *SMALL, *TWO_STEPS, "--trainer.wandb.mode=off"])) == [0, 0]
     assert_of_two_ranks(the_run("quickstart"))
 
 
@@ -240,12 +239,12 @@ def test_slurm():
     Path("hpc_ckpt_1.ckpt").write_text("somebody else's")
     here = ["--trainer.devices=2", "--trainer.num_nodes=1", "--trainer.wandb.mode=off"]
     command = [*header_command(CONFIGS / "overlays/slurm.yaml"), *SMALL, *TWO_STEPS, *here]
-    assert in_ranks(lambda: cli.main(command), environment=srun_environment) == [0, 0]
+    assert in_ranks(lambda: main(command), environment=srun_environment) == [0, 0]
     run = the_run("quickstart")
     assert_of_two_ranks(run)
     # Requeued, the same command goes on in the same directory.
     longer = [*command, "--trainer.max_epochs=2"]
-    assert in_ranks(lambda: cli.main(longer), environment=srun_environment) == [0, 0]
+    assert in_ranks(lambda: main(longer), environment=srun_environment) == [0, 0]
     assert the_run("quickstart") == run
     assert [int(row["step"]) for row in rows(run)] == [1, 3]
 

@@ -106,8 +106,8 @@ def _check(made: A.BasicTransform | A.BaseCompose, name: str, key: str) -> A.Bas
     return made
 
 
-def _refusal(key: str) -> ValueError:
-    return ValueError(
+def _refusal(key: str) -> UserError:
+    return UserError(
         f"{key} is refused: normalisation and conversion live in the model, so that training, evaluation and export"
         " cannot differ, and images stay uint8 until there. Leave it out"
     )

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
-from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -30,7 +29,7 @@ class KeepBest(ModelCheckpoint):
 
 
 class SaveLast(Checkpoint):
-    """Writes ``last.ckpt``, always behind a complete optimiser step: accumulated gradients are in no checkpoint.
+    """Writes ``last.ckpt``, always behind a complete optimizer step: accumulated gradients are in no checkpoint.
 
     Lightning's ModelCheckpoint has either a time interval or the epoch's end, and its time interval may fall between
     two batches of one accumulated step.
@@ -42,11 +41,15 @@ class SaveLast(Checkpoint):
     Args:
         directory: The run's ``checkpoints`` folder.
         every_minutes: Save inside an epoch after so many minutes; 0 for never.
-        every_n_steps: Save inside an epoch after so many optimiser steps.
+        every_n_steps: Save inside an epoch after so many optimizer steps.
+        handle_signals: False leaves the signals to Lightning's own requeueing.
     """
 
-    def __init__(self, directory: Path, every_minutes: float, every_n_steps: int | None) -> None:
+    def __init__(
+        self, directory: Path, every_minutes: float, every_n_steps: int | None, *, handle_signals: bool = True
+    ) -> None:
         super().__init__()
+        self.handle_signals = handle_signals
         self.path = directory / "last.ckpt"
         self.every_minutes, self.every_n_steps = every_minutes, every_n_steps
         self._seen_step = -1
@@ -54,13 +57,10 @@ class SaveLast(Checkpoint):
         self._signal: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over; Lightning puts back what was there before it.
-
-        Where Lightning's own requeueing is asked for, by a ``SLURMEnvironment`` among the plugins, they are left to it.
-        """
+        """Take the signals over; Lightning puts back what was there before it."""
         self._signal = None
-        environment = trainer._accelerator_connector.cluster_environment
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        self._seen_step = trainer.global_step  # else the first batch of several accumulated ones would count as a step
+        if not self.handle_signals:
             return
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -72,18 +72,18 @@ class SaveLast(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if an optimiser step was completed and it is time; the epoch's last batch is left to the epoch's end."""
+        """Save if an optimizer step was completed and it is time; the epoch's last batch is left to the epoch's end."""
         step = trainer.global_step
         if step == self._seen_step or trainer.is_last_batch:
             return
         self._seen_step = step
-        due = self.every_n_steps is not None and step % self.every_n_steps == 0
-        if not due and self.every_minutes and step % trainer.log_every_n_steps == 0:
+        wanted = self.every_n_steps is not None and step % self.every_n_steps == 0
+        if not wanted and self.every_minutes and step % trainer.log_every_n_steps == 0:
             # Clocks differ between ranks: rank 0's decides, and only now and then, since asking is a sync.
             elapsed = time.monotonic() - self._saved_at
-            due = trainer.strategy.broadcast(elapsed >= 60 * self.every_minutes)
+            wanted = trainer.strategy.broadcast(elapsed >= 60 * self.every_minutes)
         asked = self._asked(trainer)
-        if due or asked:
+        if wanted or asked:
             self._save(trainer)
         if asked:
             self._stop()

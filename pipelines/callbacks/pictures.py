@@ -55,7 +55,7 @@ class Pictures(Callback):
     """Draws the first training batch as the model sees it, fixed evaluation images, and what the metrics can show.
 
     Where a prediction can be drawn over its image (``outputs.panels``), 8 validation images, the same ones each time,
-    become panels of image, truth, prediction and error. They come from all over the split: neighbours are often frames
+    become panels of image, truth, prediction and error. They come from all over the split: neighbors are often frames
     of one video. Drawing takes its time, so it is done at the validations number 1, 2, 4, 8, ... of a process and at
     its end: ``val_panels.png`` is the latest, ``val_panels/`` has one file for each epoch drawn, and W&B shows them
     under one key. Everything else is drawn once, at the end.
@@ -118,17 +118,8 @@ class Pictures(Callback):
         if not places:
             return
         some, predictions = ({k: [v[i] for i in places] for k, v in d.items()} for d in (batch, outputs))
-        captions = task.captions(some, predictions, names)
-        for i in range(len(places)):
-            original = Original.of(some, i)
-            new = display_size(original.size)
-            truth = rescaled(annotation_of(some["target"][i]), original.size, new) if "target" in some else None
-            if hasattr(task, "shown"):
-                found = {key: values[i] for key, values in predictions.items()}
-                self._kept.append(_Kept(original, truth, {}, captions[i], found))
-            else:
-                prediction = rescaled(annotation_of(predictions, i), original.size, new)
-                self._kept.append(_Kept(original, truth, prediction, captions[i]))
+        for i, caption in enumerate(task.captions(some, predictions, names)):
+            self._kept.append(_kept(task, some, predictions, i, caption))
 
     def _draw_panels(self, trainer: pl.Trainer, task: Any, stage: str) -> None:
         if not self._kept or not trainer.is_global_zero:
@@ -201,6 +192,17 @@ def _spread(trainer: pl.Trainer) -> set[int] | None:
         return None
     mine = range(0, len(records), trainer.world_size)
     return {mine[i * len(mine) // NUM_PANELS] for i in range(NUM_PANELS)}
+
+
+def _kept(task: Any, batch: dict[str, Any], predictions: dict[str, Any], index: int, caption: str) -> _Kept:
+    """What is needed to draw one image of a batch later."""
+    original = Original.of(batch, index)
+    size = display_size(original.size)
+    truth = rescaled(annotation_of(batch["target"][index]), original.size, size) if "target" in batch else None
+    if hasattr(task, "shown"):
+        found = {key: values[index] for key, values in predictions.items()}
+        return _Kept(original, truth, {}, caption, found)
+    return _Kept(original, truth, rescaled(annotation_of(predictions, index), original.size, size), caption)
 
 
 def _sample(kept: _Kept, task: Any, class_names: list[str]) -> Sample:

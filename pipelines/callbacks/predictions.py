@@ -20,7 +20,15 @@ from datamodules.loaders import available_cores
 from datamodules.splits import common_folder
 from pipelines.callbacks.originals import Original, class_names_of, palette_of, records_of
 from pipelines.callbacks.overlays import ImageFiles, writing
-from pipelines.outputs.detections import BoxFormat, drawable, entry_of, write_coco, write_csv, write_yolo
+from pipelines.outputs.detections import (
+    BoxFormat,
+    drawable,
+    entry_of,
+    write_coco_data_set,
+    write_coco_results,
+    write_csv,
+    write_yolo,
+)
 from pipelines.outputs.names import output_names, safe_name
 from pipelines.outputs.rank_files import RankFiles
 from pipelines.outputs.sheets import contact_sheet
@@ -197,21 +205,20 @@ class PredictionWriter(Callback):
 
     def _write_coco(self, trainer: pl.Trainer, class_names: list[str], results_only: bool) -> None:
         records = self._records(trainer)
+        class_ids = getattr(getattr(trainer, "datamodule", None), "class_ids", None)
+        class_ids = list(range(1, len(class_names) + 1)) if class_ids is None else class_ids
 
         def image_id(number: int) -> Any:
             """The data set's own id, or the number from 1."""
             record = records[number] if number < len(records) else {}
             return record.get("image_id", number + 1)
 
-        write_coco(
-            self.directory,
-            self._objects.merged(trainer.world_size),
-            class_names=class_names,
-            class_ids=getattr(getattr(trainer, "datamodule", None), "class_ids", None),
-            image_id=image_id,
-            folder=common_folder(record["path"] for record in records) if records else "",
-            results_only=results_only,
-        )
+        ranks = trainer.world_size
+        write_coco_results(self.directory, self._objects.merged(ranks), class_ids, image_id)
+        if not results_only:
+            folder = common_folder(record["path"] for record in records) if records else ""
+            lines = self._objects.merged(ranks)
+            write_coco_data_set(self.directory, lines, class_ids, image_id, class_names, folder)
 
     def _write_table(self, ranks: int) -> None:
         """Merge the ranks' rows into the table, and draw the first images."""

@@ -69,14 +69,9 @@ class RunFiles(Callback):
         """Print what was reached and which file to use next."""
         if self.directory is None:
             return
-        best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
         minutes = (time.monotonic() - self._started) / 60
         rows = [("trained", f"{trainer.current_epoch} epochs, {trainer.global_step} steps, {minutes:.1f} min")]
-        if best is not None and best.best_model_score is not None:
-            rows.append((f"best {best.monitor}", f"{float(best.best_model_score):.4f}"))
-            last = trainer.callback_metrics.get(str(best.monitor))
-            if last is not None:
-                rows.append((f"last {best.monitor}", f"{float(last):.4f}"))
+        rows += _best_and_last(trainer)
         checkpoints = self.directory / "checkpoints"
         files = [n for n in ("best", "last") if (checkpoints / f"{n}.ckpt").exists()]
         rows += [(f"{n} checkpoint", str(checkpoints / f"{n}.ckpt")) for n in files]
@@ -86,3 +81,13 @@ class RunFiles(Callback):
             rows.append(("use it", use))
         width = max(len(name) for name, _ in rows)
         print("\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows), flush=True)
+
+
+def _best_and_last(trainer: pl.Trainer) -> list[tuple[str, str]]:
+    """The best and the last value of the metric by which the best checkpoint is chosen."""
+    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
+    if best is None or best.best_model_score is None:
+        return []
+    rows = [(f"best {best.monitor}", f"{float(best.best_model_score):.4f}")]
+    last = trainer.callback_metrics.get(str(best.monitor))
+    return rows if last is None else [*rows, (f"last {best.monitor}", f"{float(last):.4f}")]

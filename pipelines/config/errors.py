@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import yaml
 
 from datamodules.common.errors import UserError
+from pipelines.config.words import CONFIG, SWITCHES, flags
 
 KEY = r"(?:model|data|trainer)(?:\.\w+)+"  # how a message about the config begins
-CHECKPOINT_MARK = "# The config in "  # first line of a config that was taken out of a checkpoint
 WORDS = ("on", "off", "yes", "no")  # YAML 1.1 takes these for true and false; a flag, as in a shell, does not
 Keys = tuple[str | int, ...]
+
+
+class UsageError(UserError):
+    """A mistake in the command line or a config, found before anything is read or written; exit status 2."""
 
 
 class Mistake(Exception):
@@ -25,18 +31,34 @@ class Mistake(Exception):
         self.keys = keys
 
 
-class Source(NamedTuple):
-    """One config file, or one flag, as nested plain values."""
+@dataclass(frozen=True)
+class Source:
+    """One config, or one flag, as nested plain values.
+
+    Attributes:
+        file: The config's name for messages; None for a flag.
+        values: What it says.
+        text: The config's YAML, in which the lines of keys are looked up.
+        classes: The classes that it names, for a config that came from a checkpoint: such names are never imported, and
+            its values were checked when it was read. None for what the user wrote.
+    """
 
     file: str | None
     values: dict[str, Any]
+    text: str = ""
+    classes: Mapping[Keys, type] | None = None
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it was typed in place of standing in a config."""
+        return self.file is None
 
 
 def load_config(file: str | Path) -> dict[str, Any]:
     """Read a config.
 
     Raises:
-        UserError: If it is no YAML, does not hold keys, or holds one twice.
+        UsageError: If it is no YAML, does not hold keys, or holds one twice.
     """
     try:
         text = Path(file).read_text(encoding="utf-8")
@@ -44,45 +66,67 @@ def load_config(file: str | Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{file}{line}: this is not valid YAML: {error.problem or error.context}.") from None
+        raise UsageError(f"{file}{line}: this is not valid YAML: {error.problem or error.context}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: this is not a text file with YAML: {error}") from None
+        raise UsageError(f"{file}: this is not a text file with YAML: {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"{file} holds a {type(content).__name__}, not keys with values such as 'model:' and 'data:'.")
+        raise UsageError(f"{file} holds a {type(content).__name__}, not keys with values such as 'model:' and 'data:'.")
     if twice := _key_given_twice(node):
-        raise UserError(f"{file} line {twice.start_mark.line + 1}: the key '{twice.value}' is given twice.")
+        raise UsageError(f"{file} line {twice.start_mark.line + 1}: the key '{twice.value}' is given twice.")
     return content
 
 
-def sources(args: list[str]) -> list[Source]:
-    """Configs and flags in their order."""
+def sources(words: Sequence[str]) -> list[Source]:
+    """Configs and flags in their order.
+
+    Args:
+        words: What follows the command.
+
+    Raises:
+        Mistake: If a word stands alone, or a flag has no value.
+    """
     found: list[Source] = []
-    words = iter(args[1:])
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if not flag.startswith("-"):
-            hint = f"did you mean --config {word}?" if word.endswith(".yaml") else "settings are given as --key value."
-            raise Mistake((), f"'{word}' stands alone; {hint}")
-        if flag in ("--print_config", "--help", "-h"):
+    for flag in flags(words):
+        if not flag.name.startswith("-"):
+            is_config = flag.name.endswith(".yaml")
+            hint = f"did you mean --config {flag.name}?" if is_config else "settings are given as --key value."
+            raise Mistake((), f"'{flag.name}' stands alone; {hint}")
+        if flag.name in SWITCHES:
             continue
-        if not equals:
-            value = next(words, "--")
-            if value.startswith("--"):
-                raise Mistake((), f"{flag} needs a value: {flag} VALUE.")
-        if flag in ("--config", "-c"):
-            found.append(Source(value, load_config(value) if Path(value).is_file() else {}))
+        if flag.value is None:
+            raise Mistake((), f"{flag.name} needs a value: {flag.name} VALUE.")
+        if flag.name in CONFIG:
+            found.append(_config_source(flag.value))
             continue
-        try:
-            nested: Any = value if value.lower() in WORDS else yaml.safe_load(value)
-        except yaml.YAMLError:
-            nested = value
-        for part in reversed(flag.lstrip("-").rstrip("+").split(".")):
-            if part != "init_args":
-                nested = {part: nested}
-        found.append(Source(None, nested))
+        found.append(Source(None, _nested(flag.name, flag.value)))
     return found
+
+
+def _config_source(file: str) -> Source:
+    if not Path(file).is_file():
+        return Source(file, {})
+    return Source(file, load_config(file), Path(file).read_text(encoding="utf-8"))
+
+
+def _nested(name: str, value: str) -> dict[str, Any]:
+    """``--model.optim.lr 0.1`` as ``{model: {optim: {lr: 0.1}}}``; ``init_args`` is never spoken of."""
+    nested = flag_value(value)
+    for part in reversed(name.lstrip("-").rstrip("+").split(".")):
+        if part != "init_args":
+            nested = {part: nested}
+    return dict(nested)
+
+
+def flag_value(text: str) -> Any:
+    """A flag's value: YAML, but for bare words such as ``off``; what is no YAML is text."""
+    if text.lower() in WORDS:
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def names_key(message: str) -> bool:
@@ -90,38 +134,50 @@ def names_key(message: str) -> bool:
     return re.match(KEY, message) is not None or message.startswith("--")
 
 
-def with_place(message: str, args: list[str]) -> str:
+def with_place(message: str, given: Sequence[Source]) -> str:
     """Put ``FILE line N: `` before a message that begins with a key such as ``model.optim.lr``, ``--`` for a flag."""
     if not (found := re.match(KEY, message)):
         return message
     keys = tuple(found[0].split("."))
-    for source in reversed(sources(args)):
-        if source.file is None and has(source.values, keys):
+    for source in reversed(given):
+        if source.is_flag and has(source.values, keys):
             return f"--{message}"
-        if source.file is not None and (place := place_of(source.file, keys)):
+        if place := place_of(source, keys):
             return f"{place}{message}"
     return message
 
 
-def place_of(file: str, keys: Keys) -> str:
-    """``FILE line N: `` of a key, or nothing where the file does not have it."""
-    text = Path(file).read_text(encoding="utf-8")
-    node, line = yaml.compose(text), None
-    if text.startswith(CHECKPOINT_MARK):
-        file = text.partition("\n")[0].removeprefix("# ")
+def place_of(source: Source, keys: Keys) -> str:
+    """``FILE line N: `` of a key, or nothing where the source does not have it or is a flag."""
+    if source.is_flag:
+        return ""
+    node, line = yaml.compose(source.text), None
     for key in keys:
-        if isinstance(node, yaml.SequenceNode) and isinstance(key, int):
-            node = node.value[key]
-            line = node.start_mark.line
-            continue
-        pairs = {k.value: (k, v) for k, v in node.value} if isinstance(node, yaml.MappingNode) else {}
-        if key not in pairs and "init_args" in pairs:  # keys are spoken of without it
-            inner = pairs["init_args"][1].value
-            pairs = {k.value: (k, v) for k, v in inner} if isinstance(inner, list) else {}
-        if key not in pairs:
+        found = _below(node, key)
+        if found is None:
             return ""
-        line, node = pairs[str(key)][0].start_mark.line, pairs[str(key)][1]
-    return f"{file}: " if line is None else f"{file} line {line + 1}: "
+        line, node = found
+    return f"{source.file}: " if line is None else f"{source.file} line {line + 1}: "
+
+
+def _below(node: yaml.Node | None, key: str | int) -> tuple[int, yaml.Node] | None:
+    """The line of a key, and what stands below it; None where there is no such key."""
+    if isinstance(node, yaml.SequenceNode) and isinstance(key, int):
+        item = node.value[key]
+        return item.start_mark.line, item
+    pairs = _pairs_of(node)
+    if key not in pairs and "init_args" in pairs:  # keys are spoken of without it
+        pairs = _pairs_of(pairs["init_args"][1])
+    if key not in pairs:
+        return None
+    name, value = pairs[str(key)]
+    return name.start_mark.line, value
+
+
+def _pairs_of(node: yaml.Node | None) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    if not isinstance(node, yaml.MappingNode):
+        return {}
+    return {name.value: (name, value) for name, value in node.value}
 
 
 def constructor_message(error: BaseException) -> str:

@@ -2,29 +2,39 @@
 
 The parser buries a misspelt key inside a report on all members of a type union, so its text is not read
 (https://github.com/Lightning-AI/pytorch-lightning/issues/17254). Once it has refused, what was written is compared here
-with the signatures of the classes that it names, and the first difference is told.
+with the signatures of the classes that it names, and the first difference is told. The same comparison checks the
+configs that never reach the parser: those of noisy student, and what a flag changes in a checkpoint's config.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections.abc
-import dataclasses
 import difflib
-import importlib
-import inspect
-import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
-from datamodules.common.errors import UserError
-from pipelines.config.errors import Keys, Mistake, Source, place_of, sources, with_place
+from pipelines.config.errors import Keys, Mistake, Source, UsageError, place_of, with_place
+from pipelines.config.renamed import renamed_keys
+from pipelines.config.signatures import (
+    arguments_of,
+    class_path,
+    find_class,
+    fits,
+    is_component,
+    is_dict,
+    is_group,
+    is_list,
+    members,
+    required_of,
+    subclasses,
+)
 
 COMPONENT_KEYS = ("class_path", "init_args", "dict_kwargs")
 KINDS = {"Task": "task", "DataModule": "datamodule", "Callback": "callback", "Logger": "logger"}
+PARTS = ("model", "data")  # what every config has to say
 
 
 class Context(NamedTuple):
@@ -35,149 +45,79 @@ class Context(NamedTuple):
     prefix: str = ""
 
 
-def explain(error: BaseException, args: list[str]) -> str | None:
+def explain(error: BaseException, command: str, arguments: dict[str, Any], given: Sequence[Source]) -> str | None:
     """One message for a mistake in the command line or a config.
 
     Args:
         error: What was raised.
-        args: The command and its flags.
+        command: Its name.
+        arguments: All that the command takes, with their types.
+        given: The configs and flags.
 
     Returns:
         The message, or None where the error is of another kind.
     """
     if isinstance(error, argparse.ArgumentError):
-        return find_mistake(args) or " ".join(str(error).split())[:500]
-    if isinstance(error, UserError):
-        # Lightning and the parser complain of wrong arguments in words of their own.
-        wrong_call = isinstance(error.__cause__, TypeError)
-        return (find_mistake(args) if wrong_call else None) or with_place(str(error), args)
-    return None
+        return find_mistake(command, arguments, given) or " ".join(str(error).split())[:500]
+    if not isinstance(error, UsageError):
+        return None
+    # Lightning and the parser complain of wrong arguments in words of their own.
+    if isinstance(error.__cause__, TypeError) and (mistake := find_mistake(command, arguments, given)):
+        return mistake
+    return with_place(str(error), given)
 
 
-def find_mistake(args: list[str]) -> str | None:
+def find_mistake(command: str, arguments: dict[str, Any], given: Sequence[Source]) -> str | None:
     """Compare configs and flags with the signatures of what they name.
 
     Args:
-        args: The command and its flags.
+        command: Its name.
+        arguments: All that the command takes, with their types.
+        given: The configs and flags, in order.
 
     Returns:
         The first mistake, with its place; None if all is as it should be.
     """
-    arguments = _command_arguments(args[0])
-    given: list[Source] = []
     context = Context(arguments, {})
-    source = Source(None, {})
-    try:
-        given = sources(args)
-        for source in given:  # flags speak of the class that a config names
-            for key in ("model", "data"):
-                if named := _class_path(source.values.get(key)):
-                    context.classes[(key,)] = find_class(named, arguments[key]) or arguments[key]
-        for source in given:
-            check_keys(source.values, arguments, (), context._replace(prefix="" if source.file else "--"))
-    except Mistake as mistake:
-        return f"{place_of(source.file, mistake.keys) if source.file else ''}{mistake}"
-    for key in ("model", "data"):
-        if not any(key in source.values for source in given):
-            files = [source.file for source in given if source.file]
-            if not files:
-                return f"Nothing says what '{key}' is: give a config, for example {args[0]} --config quickstart."
-            return f"{files[0]} has no '{key}:'. Add it, or a second config that has it (--config MORE)."
-    return None
-
-
-# What could have been written.
-
-
-def _class_path(value: Any) -> str | None:
-    name = value.get("class_path") if isinstance(value, dict) else value
-    return name if isinstance(name, str) else None
-
-
-def _command_arguments(command: str) -> dict[str, Any]:
-    """All top-level arguments of a command, with their types."""
-    from datamodules.base import DataModule
-    from pipelines.trainer import Trainer
-    from tasks.base import Task
-
-    not_flags = ("self", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "return")
-    own = {k: v for k, v in typing.get_type_hints(getattr(Trainer, command)).items() if k not in not_flags}
-    top = {"model": Task, "data": DataModule, "trainer": Trainer}
-    own.pop("model")
-    return {**top, **own, "name": str | None, "runs_dir": str, "seed_everything": bool | int}
-
-
-def _arguments(cls: Any) -> dict[str, Any] | None:
-    """A class's constructor arguments with their types, or None where it takes any."""
-    if isinstance(cls, dict):
-        return cls
-    arguments: dict[str, Any] = {}
-    for base in cls.__mro__[:-1]:  # those of a base class where the class passes them on
-        parameters = inspect.signature(base.__init__).parameters
+    for source in given:  # flags speak of the class that a config names
+        if source.classes is not None:
+            context.classes.update(source.classes)
+            continue
+        for key in PARTS:
+            if named := class_path(source.values.get(key)):
+                context.classes[(key,)] = find_class(named, arguments[key]) or arguments[key]
+    for source in given:
+        if source.classes is not None:
+            continue
         try:
-            hints = typing.get_type_hints(base.__init__)
-        except NameError:  # a type that was imported for type checkers only
-            hints = {}
-        for name, parameter in list(parameters.items())[1:]:
-            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                arguments.setdefault(name, hints.get(name, Any))
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            return arguments
+            check_keys(source.values, arguments, (), context._replace(prefix="--" if source.is_flag else ""))
+        except Mistake as mistake:
+            return f"{place_of(source, mistake.keys)}{mistake}"
+    return _missing_part(command, given)
+
+
+def _missing_part(command: str, given: Sequence[Source]) -> str | None:
+    files = [source.file for source in given if not source.is_flag]
+    for key in PARTS:
+        if any(key in source.values for source in given):
+            continue
+        if not files:
+            return f"Nothing says what '{key}' is: give a config, for example {command} --config quickstart."
+        return f"{files[0]} has no '{key}:'. Add it, or a second config that has it (--config MORE)."
     return None
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def _is_list(hint: Any) -> bool:
-    return typing.get_origin(hint) in (list, collections.abc.Iterable, collections.abc.Sequence)
-
-
-def _is_group(hint: Any) -> bool:
-    """Whether a type's arguments are written as keys, without a class path."""
-    return dataclasses.is_dataclass(hint) or (inspect.isclass(hint) and hint.__name__ == "Trainer")
-
-
-def _is_component(hint: Any) -> bool:
-    return inspect.isclass(hint) and hint.__module__.partition(".")[0] in ("tasks", "datamodules", "pytorch_lightning")
-
-
-def _subclasses(base: type) -> dict[str, type]:
-    found: dict[str, type] = {}
-    cls: type
-    for cls in base.__subclasses__():
-        found |= _subclasses(cls)
-        if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
-            found[cls.__name__] = cls
-    return found
-
-
-def find_class(name: str, base: type) -> type | None:
-    """The subclass that a config names, by its short or its full name; None where there is none."""
-    if "." not in name:
-        return _subclasses(base).get(name)
-    module, _, last = name.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), last, None)
-    except ImportError:
-        return None
-    return found if inspect.isclass(found) else None
-
-
-def _all_keys(arguments: dict[str, Any], context: Context, above: Keys = ()) -> Iterator[Keys]:
+def _all_keys(arguments: Mapping[str, Any], context: Context, above: Keys = ()) -> Iterator[Keys]:
+    """The keys of all that could be written, groups and named classes included."""
     for name, hint in arguments.items():
         keys = (*above, name)
         yield keys
-        below = next((m for m in _members(hint) if _is_group(m)), context.classes.get(keys))
-        yield from _all_keys((_arguments(below) if below else None) or {}, context, keys)
-
-
-# The comparison.
+        below = next((m for m in members(hint) if is_group(m)), context.classes.get(keys))
+        yield from _all_keys((arguments_of(below) if below else None) or {}, context, keys)
 
 
 def _refuse_key(name: str, above: Keys, known: list[str], context: Context) -> NoReturn:
-    """An unknown key: its nearest neighbours, else keys of (almost) that name elsewhere, else all neighbours."""
+    """An unknown key: the nearest beside it, else keys of (almost) that name elsewhere, else all beside it."""
     near = [(*above, n) for n in difflib.get_close_matches(name, known, n=1, cutoff=0.65)]
     if not near:
         elsewhere = list(_all_keys(context.arguments, context))
@@ -199,108 +139,96 @@ def check_keys(values: dict[Any, Any], cls: Any, above: Keys, context: Context) 
     """Refuse what a class or function does not take, at any depth.
 
     Args:
-        values: A part of a config.
-        cls: What its keys are arguments of.
-        above: The keys above that part.
+        values: Keys with values, as in a config.
+        cls: What the keys are arguments of: a class, or names with types.
+        above: The keys above these.
         context: What else is known.
 
     Raises:
         Mistake: Naming the key, and the nearest that exists.
     """
-    arguments = _arguments(cls)
+    arguments = arguments_of(cls)
     if arguments is None:
         return
+    renamed = {} if isinstance(cls, dict) else renamed_keys(cls)
     for name, value in values.items():
+        if name in renamed and name not in arguments:
+            old, new = (_written((*above, key), context) for key in (name, renamed[name]))
+            raise Mistake((*above, name), f"{old} has a new name: write {new}.")
         if name not in arguments:
             _refuse_key(str(name), above, list(arguments), context)
         _check(value, arguments[name], (*above, name), context)
 
 
 def _check(value: Any, hint: Any, keys: Keys, context: Context) -> None:
-    members = _members(hint)
-    lists = [m for m in members if _is_list(m)]
+    options = members(hint)
+    lists = [option for option in options if is_list(option)]
     if isinstance(value, list) and lists:
         for i, item in enumerate(value):
             _check(item, typing.get_args(lists[0])[0], (*keys, i), context)
         return
-    groups = [m for m in members if _is_group(m)]
-    items = tuple(part for m in lists for part in _members(typing.get_args(m)[0]))
-    components = [m for m in (*members, *items) if _is_component(m) and m not in groups]
+    groups = [option for option in options if is_group(option)]
     if isinstance(value, dict) and groups:
         check_keys(value, groups[0], keys, context)
-    elif components and (isinstance(value, dict) or (isinstance(value, str) and str not in members)):
+        return
+    items = [option for one in lists for option in members(typing.get_args(one)[0])]
+    components = [option for option in (*options, *items) if is_component(option)]
+    names_class = isinstance(value, str) and str not in options
+    if components and (isinstance(value, dict) or names_class):
         _check_component(value, components[0], keys, context)
-    elif not any(_fits(value, m) for m in members):
-        expected = " or ".join(dict.fromkeys(_expected(m) for m in members))
-        raise Mistake(keys, f"{_written(keys, context)} is {value!r}; it must be {expected}.{_hint(value, members)}")
+        return
+    if not any(fits(value, option) for option in options):
+        expected = " or ".join(dict.fromkeys(_expected(option) for option in options))
+        raise Mistake(keys, f"{_written(keys, context)} is {value!r}; it must be {expected}.{_hint(value, options)}")
 
 
 def _check_component(value: Any, base: type, keys: Keys, context: Context) -> None:
     """A class path, with or without arguments, or (as flags) arguments of a class that was named before."""
-    name = _class_path(value)
     if isinstance(value, str) and Path(value).is_file():
         return  # a config of its own
+    name = class_path(value)
     if name is not None:
-        cls = find_class(name, base)
-        if cls is None:
-            known = _subclasses(base)
-            near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}."
-            kind = KINDS.get(base.__name__, base.__name__)
-            place = (*keys, "class_path") if isinstance(value, dict) else keys
-            raise Mistake(place, f"{_written(keys, context)} names an unknown {kind} '{name}'; {hint}")
-        context.classes[keys] = cls
-    cls = context.classes.get(keys, base)
+        context.classes[keys] = _named_class(name, base, value, keys, context)
     if not isinstance(value, dict):
         return
-    if not context.prefix:
-        for key in value:
-            if key not in COMPONENT_KEYS:
-                _refuse_component_key(key, cls, keys, context)
-        if name is None and cls is base:
-            example = next(iter(_subclasses(base)), "NAME")
-            raise Mistake(keys, f"{_written(keys, context)} names no class; add, for example, class_path: {example}.")
-    given = value.get("init_args", {}) if {"class_path", "init_args"} & value.keys() else value
-    check_keys(given or {}, cls, keys, context)
-    if name is not None and not context.prefix:
-        for parameter in inspect.signature(cls).parameters.values():
-            needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
-            if needed and parameter.name not in (given or {}):
-                raise Mistake(keys, f"{_written(keys, context)}: {name} needs '{parameter.name}' below init_args.")
+    cls = context.classes.get(keys, base)
+    is_in_file = not context.prefix
+    if is_in_file:
+        _check_component_keys(value, cls, base, keys, context)
+    has_arguments_below = bool({"class_path", "init_args"} & value.keys())
+    given = (value.get("init_args") or {}) if has_arguments_below else value
+    check_keys(given, cls, keys, context)
+    if name is None or not is_in_file:
+        return
+    for needed in required_of(cls):
+        if needed not in given:
+            raise Mistake(keys, f"{_written(keys, context)}: {name} needs '{needed}' below init_args.")
 
 
-def _refuse_component_key(key: str, cls: type, above: Keys, context: Context) -> NoReturn:
-    where = _written(above, context)
-    if key in (_arguments(cls) or {}):
-        raise Mistake((*above, key), f"{where}.{key} belongs one level deeper, below '{where}: init_args:'.")
-    _refuse_key(key, above, list(COMPONENT_KEYS), context)
+def _named_class(name: str, base: type, value: Any, keys: Keys, context: Context) -> type:
+    cls = find_class(name, base)
+    if cls is not None:
+        return cls
+    known = subclasses(base)
+    near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}."
+    kind = KINDS.get(base.__name__, base.__name__)
+    place = (*keys, "class_path") if isinstance(value, dict) else keys
+    raise Mistake(place, f"{_written(keys, context)} names an unknown {kind} '{name}'; {hint}")
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value fits a type; True where this cannot be told."""
-    origin = typing.get_origin(hint)
-    if hint is types.NoneType:
-        return value is None
-    if origin is Literal:
-        return value in typing.get_args(hint) and not isinstance(value, bool)
-    if hint is bool:
-        return isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
-        if isinstance(value, str):  # 1e-3 is text in YAML 1.1, and a number for the parser
-            return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.?(inf|nan)", value) is not None
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is str:
-        return not isinstance(value, list | dict) and value is not None
-    if origin is tuple:
-        inner = typing.get_args(hint)
-        return isinstance(value, list) and len(value) == len(inner) and all(map(_fits, value, inner))
-    if _is_list(hint):
-        return isinstance(value, list)
-    if hint is dict or origin is dict:
-        return isinstance(value, dict)
-    return not _is_group(hint)
+def _check_component_keys(value: dict[Any, Any], cls: type, base: type, keys: Keys, context: Context) -> None:
+    """In a file, a component is ``class_path`` and ``init_args``."""
+    where = _written(keys, context)
+    for key in value:
+        if key in COMPONENT_KEYS:
+            continue
+        if key in (arguments_of(cls) or {}):
+            raise Mistake((*keys, key), f"{where}.{key} belongs one level deeper, below '{where}: init_args:'.")
+        _refuse_key(str(key), keys, list(COMPONENT_KEYS), context)
+    if class_path(value) is None and cls is base:
+        example = next(iter(subclasses(base)), "NAME")
+        raise Mistake(keys, f"{where} names no class; add, for example, class_path: {example}.")
 
 
 def _expected(hint: Any) -> str:
@@ -308,20 +236,21 @@ def _expected(hint: Any) -> str:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
-    if _is_list(hint):
+    if is_list(hint):
         return f"a list ([a, b]) whose items are each {_expected(inner[0])}"
     if origin is tuple:
         return f"a list of {len(inner)}, each {_expected(inner[0])}"
-    if hint is dict or origin is dict:
+    if is_dict(hint):
         return "keys with values ({a: b})"
-    if _is_group(hint):
-        return f"keys with values ({{{', '.join(list(_arguments(hint) or {})[:3])}, ...}})"
+    if is_group(hint):
+        return f"keys with values ({{{', '.join(list(arguments_of(hint) or {})[:3])}, ...}})"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _hint(value: Any, members: tuple[Any, ...]) -> str:
-    choices = [str(c) for m in members if typing.get_origin(m) is Literal for c in typing.get_args(m)]
+def _hint(value: Any, options: tuple[Any, ...]) -> str:
+    literals = [option for option in options if typing.get_origin(option) is Literal]
+    choices = [str(choice) for literal in literals for choice in typing.get_args(literal)]
     if isinstance(value, bool) and choices:
         return " YAML reads bare on, off, yes and no as true and false: put the word in quotes."
     near = difflib.get_close_matches(str(value), choices, n=1)

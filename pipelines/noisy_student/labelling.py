@@ -29,7 +29,8 @@ from pipelines.noisy_student.kinds.protocol import kind_of
 from pipelines.noisy_student.manifest import digest_of
 from pipelines.noisy_student.paths import beside, listed
 from pipelines.outputs.names import output_names
-from pipelines.run.checkpoints import check_fits, read_checkpoint_config
+from pipelines.run.checkpoints import check_fits
+from pipelines.run.loading import load
 from tasks.base import Task
 
 Key = tuple[int, int, int]
@@ -56,24 +57,21 @@ class Teacher(NamedTuple):
     data: DataModule
 
 
-def load_teacher(checkpoint: str | Path) -> Teacher:
-    """Build the task and the datamodule that a checkpoint's config names; no weights are loaded yet.
+def load_teacher(checkpoint: str | Path, trust: Sequence[str] = ()) -> Teacher:
+    """Make the task and the datamodule that a checkpoint's config names; no weights are loaded yet.
+
+    Args:
+        checkpoint: The file.
+        trust: Packages of the user's own whose classes it may name.
 
     Raises:
         UserError: If there is no such file.
-        UserError: If it is damaged, or was not written by this command line.
+        UserError: If it is damaged, was not written by this command line, or names what it may not.
     """
-    from jsonargparse import ArgumentParser
-
-    path = Path(checkpoint)
-    if not path.is_file():
+    if not Path(checkpoint).is_file():
         raise UserError(f"teacher {checkpoint} does not exist. Give the checkpoint of a trained task.")
-    config = read_checkpoint_config(path)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Task, "model")
-    parser.add_subclass_arguments(DataModule, "data")
-    made = parser.instantiate_classes(parser.parse_object({key: config[key] for key in ("model", "data")}))
-    return Teacher(path, made.model, made.data)
+    loaded = load(checkpoint, trust=trust)
+    return Teacher(loaded.checkpoint, loaded.task, loaded.data)
 
 
 def prepare_teacher(

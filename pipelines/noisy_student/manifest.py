@@ -75,6 +75,7 @@ def main(args: list[str], *, one_generation: bool = False) -> int:
         return 2
     from datamodules.common.errors import UserError
     from pipelines import cli
+    from pipelines.config.reasons import reason_of
     from pipelines.noisy_student.loop import run
     from pipelines.noisy_student.settings import first_generation, read_settings
 
@@ -85,7 +86,7 @@ def main(args: list[str], *, one_generation: bool = False) -> int:
     except Exception as error:
         if os.environ.get("PIPELINES_TRACEBACK"):
             traceback.print_exc()
-        message = str(error) if isinstance(error, UserError | StageError) else cli.reason_of(error)
+        message = str(error) if isinstance(error, UserError | StageError) else reason_of(error)
         if message is None:
             traceback.print_exc()
             return 1

@@ -143,7 +143,7 @@ def _seconds(directory: Path) -> dict[str, float]:
 def _to_wandb(root: Path, settings: Settings, report: dict[str, Any]) -> None:
     """One table a report, in the project of the trainings."""
     from pipelines.run.directory import wandb_id
-    from pipelines.run.tracking import log_image, log_table, wandb_logger
+    from pipelines.run.tracking import Wandb, log_image, log_table, wandb_logger
 
     chosen: dict[str, Any] = dict(settings.trainer.get("wandb") or {})  # type: ignore[attr-defined]
     told = digest_of_values({k: v for k, v in report.items() if k != "seconds"})
@@ -152,14 +152,10 @@ def _to_wandb(root: Path, settings: Settings, report: dict[str, Any]) -> None:
         return  # the same command again; nothing new to tell
     logger = wandb_logger(
         root,
-        mode=chosen.get("mode", "auto"),
-        project=chosen.get("project", "pipelines"),
+        Wandb(**chosen),
         name=f"{root.name}/report",
         run_id=wandb_id(root),
         config={"settings": json.loads((root / "settings.json").read_text())},
-        entity=chosen.get("entity"),
-        group=chosen.get("group"),
-        tags=chosen.get("tags"),
     )
     if logger is None:
         return

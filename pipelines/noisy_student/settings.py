@@ -12,7 +12,8 @@ from typing import Any, Literal
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from pipelines.config.errors import Keys, Mistake, has, place_of, sources
-from pipelines.config.mistakes import Context, check_keys, find_class
+from pipelines.config.mistakes import Context, check_keys
+from pipelines.config.signatures import find_class
 from pipelines.noisy_student.kinds import images
 from pipelines.noisy_student.kinds.protocol import kind_of
 from pipelines.noisy_student.selection import Selection
@@ -126,7 +127,7 @@ def read_settings(args: list[str]) -> Settings:
     source = None
     classes: dict[Keys, type] = {}  # named so far: flags speak of them
     try:
-        found = sources(args)
+        found = sources(args[1:])
         if not any(s.file for s in found):
             raise UserError("noisy-student needs a config: --config FILE, for example noisy_student/digits.")
         for source in found:
@@ -134,7 +135,7 @@ def read_settings(args: list[str]) -> Settings:
             _check_parts(source.values)
             values = merged(values, source.values if source.file else _nested(source.values))
     except Mistake as mistake:
-        where = place_of(source.file, mistake.keys) if source is not None and source.file else ""
+        where = "" if source is None else place_of(source, mistake.keys)
         raise UserError(f"{where}{mistake}") from None
     first = next(s.file for s in found if s.file)
     _check_overruled([s.values["trainer"] for s in found if s.file is None and "trainer" in s.values], values)

@@ -20,14 +20,17 @@ from datamodules.common.errors import UserError
 from datamodules.loaders import Record, available_cores
 from datamodules.readers.digits import digit_scene
 from datamodules.unlabeled import hide_labels, pool_records
+from pipelines import cli
+from pipelines.config.carried import packages_of
+from pipelines.noisy_student.command import main as label_command
 from pipelines.noisy_student.kinds.protocol import kind_of
 from pipelines.noisy_student.labelling import judge, load_teacher, prepare_teacher
 from pipelines.noisy_student.manifest import StageError, digest_of_values, read_json, say, write_json
 from pipelines.noisy_student.selection import Selection, fixed_thresholds
-from pipelines.noisy_student.settings import Settings, trainer_of
-from pipelines.noisy_student.student import export
+from pipelines.noisy_student.settings import Settings, plain, trainer_of
 from pipelines.outputs.sheets import save_png
 from pipelines.run.directory import run_of_checkpoint, runs_of
+from pipelines.run.student import export
 from pipelines.run.tracking import Wandb
 from pipelines.trainer import Trainer
 
@@ -227,7 +230,7 @@ def score(directory: Path, settings: Settings, data: DataModule, checkpoint: Pat
     Raises:
         UserError: If the model knows other classes than the data.
     """
-    teacher = load_teacher(checkpoint)
+    teacher = load_teacher(checkpoint, trust=packages_of(plain(settings)))
     if teacher.data.class_names != data.class_names:
         raise UserError(
             f"teacher.checkpoint {checkpoint} knows the classes {teacher.data.class_names}, but the data has"
@@ -256,9 +259,7 @@ def run_command(words: list[str], launch: Sequence[str] | None) -> None:
         StageError: If it fails; what it said stands above.
     """
     if launch is None:
-        from pipelines import cli
-
-        status = cli.main(words)
+        status = label_command(words[1:]) if words[0] == "pseudo-label" else cli.main(words)
     else:
         program = (
             ["-m", "pipelines"]
@@ -285,6 +286,7 @@ def label(
     flags = [f"--trainer.{k}={trainer[k]}" for k in ("accelerator", "devices", "num_nodes", "strategy") if k in trainer]
     flags += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     flags += ["--soft=true"] if soft else []
+    flags += [f"--trust={package}" for package in packages_of(plain(settings))]
     words = ["pseudo-label", "--ckpt_path", str(teacher), "--source", str(pool)]
     file = f"labels{kind_of(data).LABELS}"
     run_command([*words, "--output", str(directory / file), *flags], settings.launch)

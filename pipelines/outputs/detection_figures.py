@@ -17,7 +17,7 @@ from tasks.detection.evaluation.metrics import Report
 MAX_LEGEND = 12  # classes that the legend of the curves names: with more, the best and the worst ones
 MAX_BARS = 40
 CONFIDENCES = np.linspace(0, 1, 201)
-#: What becomes of annotations and detections, in the order of `error_kinds`, with its colour.
+#: What becomes of annotations and detections, in the order of `error_kinds`, with its color.
 KINDS = {
     "correct": "#54a24b",
     "localisation": "#f2cf5b",
@@ -35,7 +35,7 @@ def detection_figures(report: Report, class_names: Sequence[str], palette: Palet
     Args:
         report: Of K classes.
         class_names: K names, or none.
-        palette: uint8 (256, 3), the classes' colours.
+        palette: uint8 (256, 3), the classes' colors.
     """
     names = list(class_names) or [str(k) for k in range(len(report.curves))]
     found, objects = int(report.confusion.diagonal()[:-1].sum()), int(report.confusion[:-1].sum())

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -77,63 +77,65 @@ def drawable(outputs: Mapping[str, Any], index: int) -> Annotation:
     return annotation
 
 
-def write_coco(
-    directory: Path,
-    lines: Iterable[Line],
-    *,
-    class_names: Sequence[str],
-    class_ids: Sequence[int] | None = None,
-    image_id: Callable[[int], Any] = lambda number: number + 1,
-    folder: str = "",
-    results_only: bool = False,
+def write_coco_results(
+    directory: Path, lines: Iterable[Line], class_ids: Sequence[int], image_id: Callable[[int], Any]
 ) -> None:
-    """Write ``predictions.json``, a list of COCO results, and ``annotations.json``, the same as a data set.
-
-    The data set has images and categories, and a ``score`` beside each object; ``data.source`` and ``convert`` read it,
-    given the ``image_root`` that stands in its ``info``. Masks are run-length encoded. Both are written object by
-    object: memory does not grow with their number.
+    """Write ``predictions.json``, a list of COCO results; masks are run-length encoded.
 
     Args:
         directory: Where to write.
         lines: Of all images; see the module.
-        class_names: K names.
-        class_ids: The K categories' ids; 1 to K by default.
+        class_ids: The K categories' ids.
         image_id: Of an image's number.
-        folder: The folder that all images have in common, below which their names start.
-        results_only: Write no ``annotations.json``.
     """
-    ids = list(range(1, len(class_names) + 1)) if class_ids is None else class_ids
-    with ExitStack() as stack:
-        results = JsonList(stack.enter_context(_new_file(directory / RESULTS)))
-        if results_only:
-            annotations = images = None
-        else:
-            data_set = stack.enter_context(_new_file(directory / ANNOTATIONS))
-            data_set.write('{"annotations": ')
-            annotations = JsonList(data_set)
-            images = JsonList(stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", dir=directory)))
-        count = 0
-        for number, path, _, entry in lines:
-            identity = image_id(number)
-            height, width = entry["size"]
-            if images is not None:
-                name = os.path.relpath(path, folder or None)
-                images.add({"id": identity, "file_name": name, "height": height, "width": width})
-            for result in _results(entry, identity, ids):
-                count += 1
+    with _new_file(directory / RESULTS) as file:
+        results = JsonList(file)
+        for number, _, _, entry in lines:
+            for result in _results(entry, image_id(number), class_ids):
                 results.add(result)
-                if annotations is not None:
-                    annotations.add({"id": count, **result, "area": _area(result), "iscrowd": 0})
         results.end()
-        if annotations is not None and images is not None:
-            annotations.end()
-            images.end()
-            data_set.write(', "images": ')
-            images.file.seek(0)
-            shutil.copyfileobj(images.file, data_set)
-            categories = [{"id": number, "name": name} for number, name in zip(ids, class_names, strict=True)]
-            rest = {"categories": categories, "info": {"image_root": os.path.abspath(folder)}}
-            data_set.write(", " + json.dumps(rest)[1:] + "\n")
+
+
+def write_coco_data_set(
+    directory: Path,
+    lines: Iterable[Line],
+    class_ids: Sequence[int],
+    image_id: Callable[[int], Any],
+    class_names: Sequence[str],
+    folder: str = "",
+) -> None:
+    """Write ``annotations.json``, the results as a data set: images, categories, and a ``score`` beside each object.
+
+    ``data.source`` and ``convert`` read it, given the ``image_root`` that stands in its ``info``.
+
+    Args:
+        directory: Where to write.
+        lines: Of all images; see the module.
+        class_ids: The K categories' ids.
+        image_id: Of an image's number.
+        class_names: K names.
+        folder: The folder that all images have in common, below which their names start.
+    """
+    with (
+        _new_file(directory / ANNOTATIONS) as file,
+        tempfile.TemporaryFile("w+", encoding="utf-8", dir=directory) as later,  # in the file, images follow
+    ):
+        file.write('{"annotations": ')
+        annotations, images = JsonList(file), JsonList(later)
+        for number, path, _, entry in lines:
+            identity, (height, width) = image_id(number), entry["size"]
+            name = os.path.relpath(path, folder or None)
+            images.add({"id": identity, "file_name": name, "height": height, "width": width})
+            for result in _results(entry, identity, class_ids):
+                annotations.add({"id": annotations.count + 1, **result, "area": _area(result), "iscrowd": 0})
+        annotations.end()
+        images.end()
+        file.write(', "images": ')
+        later.seek(0)
+        shutil.copyfileobj(later, file)
+        categories = [{"id": number, "name": name} for number, name in zip(class_ids, class_names, strict=True)]
+        rest = {"categories": categories, "info": {"image_root": os.path.abspath(folder)}}
+        file.write(", " + json.dumps(rest)[1:] + "\n")
 
 
 def _results(entry: Entry, image_id: Any, class_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -153,22 +155,24 @@ def _area(result: Mapping[str, Any]) -> float:
 
 
 class JsonList:
-    """A JSON list that is written item by item, one a line.
+    """A JSON list that is written item by item, one a line: memory does not grow with their number.
 
     Args:
         file: An open text file.
+
+    Attributes:
+        count: Items so far.
     """
 
     def __init__(self, file: TextIO) -> None:
-        self.file = file
-        self._empty = True
+        self.file, self.count = file, 0
         file.write("[")
 
     def add(self, value: Any) -> None:
         """Append one item."""
-        self.file.write("\n" if self._empty else ",\n")
+        self.file.write(",\n" if self.count else "\n")
         self.file.write(json.dumps(value))
-        self._empty = False
+        self.count += 1
 
     def end(self) -> None:
         """Close the list."""

@@ -51,13 +51,13 @@ def drawn(image: NDArray[Any], annotation: Annotation, palette: Palette, class_n
 
 
 def overlay(image: NDArray[Any], mask: NDArray[np.uint8], palette: Palette, alpha: float = ALPHA) -> Picture:
-    """Classes in translucent colours, each region with a thin solid border.
+    """Classes in translucent colors, each region with a thin solid border.
 
     Args:
         image: uint8 (H, W, C) or (H, W).
-        mask: uint8 (H, W), classes; or (K, H, W), 0 / 1 of classes that may overlap. 255 is ignored, light grey.
+        mask: uint8 (H, W), classes; or (K, H, W), 0 / 1 of classes that may overlap. 255 is ignored, light gray.
         palette: uint8 (256, 3).
-        alpha: Opacity of the colours.
+        alpha: Opacity of the colors.
 
     Returns:
         uint8 (H, W, 3).
@@ -77,7 +77,7 @@ def overlay(image: NDArray[Any], mask: NDArray[np.uint8], palette: Palette, alph
 
 
 def _tint(picture: Picture, index: NDArray[np.uint8], colors: Palette, alpha: float) -> None:
-    """Lay ``colors[index]`` over ``picture`` in place, solid at the borders of regions; black is no colour."""
+    """Lay ``colors[index]`` over ``picture`` in place, solid at the borders of regions; black is no color."""
     index = np.ascontiguousarray(index, np.uint8)
     solid = cv2.applyColorMap(index, colors[:, None])  # three times faster than NumPy's indexing
     where = cv2.LUT(index, colors.any(axis=1).astype(np.uint8))
@@ -183,9 +183,9 @@ def _window(box: NDArray[Any], shape: Sequence[int]) -> tuple[slice, slice]:
 
 
 def error_picture(image: NDArray[Any], truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> Picture:
-    """Where a label map is wrong: red; ignored pixels light grey, right ones the dim grey image. uint8 (H, W, 3)."""
-    grey = cv2.cvtColor(rgb(image), cv2.COLOR_RGB2GRAY) // 2 + 24
-    picture = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+    """Where a label map is wrong: red; ignored pixels light gray, right ones the dim gray image. uint8 (H, W, 3)."""
+    gray = cv2.cvtColor(rgb(image), cv2.COLOR_RGB2GRAY) // 2 + 24
+    picture = cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
     wrong, ignored = _wrong(truth, prediction)
     picture[ignored] = IGNORE_COLOR
     picture[wrong] = WRONG_COLOR
@@ -193,7 +193,7 @@ def error_picture(image: NDArray[Any], truth: NDArray[np.uint8], prediction: NDA
 
 
 def _wrong(truth: NDArray[Any], prediction: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Wrong and ignored pixels, (H, W) each; with several labels wrong in any class, ignored in all."""
+    """Wrong and ignored pixels, (H, W) each; with multi-label masks wrong in any class, ignored in all."""
     ignored = truth == IGNORE
     wrong = (truth != prediction) & ~ignored
     return (wrong, ignored) if truth.ndim == 2 else (wrong.any(0), ignored.all(0))

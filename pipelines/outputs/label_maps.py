@@ -26,7 +26,7 @@ def label_png(mask: NDArray[np.uint8], palette: Palette, path: str | Path) -> Pa
 
 
 def label_pngs(mask: NDArray[np.uint8], class_names: Sequence[str], stem: str | Path) -> list[Path]:
-    """Write masks (K, H, W) that may overlap as ``STEM_CLASS.png``, each an 8-bit grey PNG of 0 and 255.
+    """Write masks (K, H, W) that may overlap as ``STEM_CLASS.png``, each an 8-bit gray PNG of 0 and 255.
 
     Raises:
         UserError: If one cannot be written.

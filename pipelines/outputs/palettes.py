@@ -22,17 +22,17 @@ BACKGROUND_NAMES = ("background", "_background_", "__background__", "bg")
 
 
 def default_palette(num_classes: int, background: bool = True) -> Palette:
-    """Colours of which each differs as much as possible from those before it, in CIELAB.
+    """Colors of which each differs as much as possible from those before it, in CIELAB.
 
     The greedy choice of Glasbey et al. 2007, "Colour displays for categorical images"
-    (https://doi.org/10.1002/col.20327), among colours neither dark, pale nor grey.
+    (https://doi.org/10.1002/col.20327), among colors neither dark, pale nor gray.
 
     Args:
         num_classes: Classes, at most 255.
         background: Whether class 0 is background, which is black.
 
     Returns:
-        uint8 (256, 3): a colour a class, black for numbers that are no class, light grey for 255 (ignored).
+        uint8 (256, 3): a color a class, black for numbers that are no class, light gray for 255 (ignored).
 
     Raises:
         UserError: For more than 255 classes.
@@ -47,7 +47,7 @@ def default_palette(num_classes: int, background: bool = True) -> Palette:
 
 
 def class_palette(class_names: Sequence[str], class_colors: Sequence[Sequence[int]] | None = None) -> Palette:
-    """The palette of a data set: its own colours, or the default ones; class 0 is black where it is background."""
+    """The palette of a data set: its own colors, or the default ones; class 0 is black where it is background."""
     if class_colors is None:
         background = not class_names or class_names[0].lower() in BACKGROUND_NAMES
         return default_palette(len(class_names) or IGNORE, background)

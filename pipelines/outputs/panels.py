@@ -64,21 +64,24 @@ def panels(samples: Sequence[Sample], palette: Palette, class_names: Sequence[st
 def _rows(samples: Sequence[Sample], rows: Sequence[dict[str, Picture]]) -> Picture:
     """The tiles below their headers, each row with its sample's caption below it."""
     headers = [name for name in COLUMNS if any(name in row for row in rows)]
-    width = max(tile.shape[1] for row in rows for tile in row.values())
-    lefts = {name: GAP + number * (width + GAP) for number, name in enumerate(headers)}
-    heights = [row["image"].shape[0] for row in rows]
-    below = LINE if any(sample.caption for sample in samples) else 0
-    top = GAP + LINE
-    bottom = top + sum(height + below + GAP for height in heights)
-    canvas = Image.new("RGB", (GAP + len(headers) * (width + GAP), bottom), BACKGROUND)
-    draw, font = ImageDraw.Draw(canvas), text_font()
+    tile = max(picture.shape[1] for row in rows for picture in row.values())
+    lefts = {name: GAP + number * (tile + GAP) for number, name in enumerate(headers)}
+    width = GAP + len(headers) * (tile + GAP)
+    top = Image.new("RGB", (width, GAP + LINE), BACKGROUND)
     for name, left in lefts.items():
-        draw.text((left, GAP - 2), name, fill=INK, font=font)
-    for sample, row, height in zip(samples, rows, heights, strict=True):
-        for name, tile in row.items():
-            canvas.paste(Image.fromarray(tile), (lefts[name], top))
-        draw.text((GAP, top + height + 1), printable(sample.caption), fill=INK, font=font)
-        top += height + below + GAP
+        ImageDraw.Draw(top).text((left, GAP - 2), name, fill=INK, font=text_font())
+    below = GAP + (LINE if any(sample.caption for sample in samples) else 0)
+    strips = [_row(row, lefts, width, below, sample.caption) for sample, row in zip(samples, rows, strict=True)]
+    return np.concatenate([np.asarray(top), *strips])
+
+
+def _row(tiles: dict[str, Picture], lefts: dict[str, int], width: int, below: int, caption: str) -> Picture:
+    """One sample's tiles at their columns, with room for its caption ``below`` them: uint8 (H, width, 3)."""
+    height = tiles["image"].shape[0]
+    canvas = Image.new("RGB", (width, height + below), BACKGROUND)
+    for name, tile in tiles.items():
+        canvas.paste(Image.fromarray(tile), (lefts[name], 0))
+    ImageDraw.Draw(canvas).text((GAP, height + 1), printable(caption), fill=INK, font=text_font())
     return np.asarray(canvas)
 
 

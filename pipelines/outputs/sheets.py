@@ -37,7 +37,7 @@ def image_grid(
     """Put images side by side.
 
     Args:
-        images: uint8 (N, H, W, C) with C = 1 (grey), 3 (RGB) or more (the first three are shown), or (N, H, W).
+        images: uint8 (N, H, W, C) with C = 1 (gray), 3 (RGB) or more (the first three are shown), or (N, H, W).
         captions: One text below each image, wrapped.
         columns: Images in a row; by default about as many as rows.
         max_images: Only so many are shown.
@@ -127,7 +127,7 @@ def text_font() -> Font:
 
 
 def rgb(image: NDArray[Any]) -> Picture:
-    """An image (H, W) or (H, W, C) as C-contiguous (H, W, 3): grey is repeated, of more channels the first three."""
+    """An image (H, W) or (H, W, C) as C-contiguous (H, W, 3): gray is repeated, of more channels the first three."""
     if image.ndim == 2:
         image = image[..., None]
     if image.shape[-1] < 3:

@@ -70,8 +70,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             free = shutil.disk_usage(target.parent).free / 2**20
             older = "the older file of that name is intact" if target.exists() else "nothing was written"
             raise UserError(
-                cause.errno,
-                f"cannot write the checkpoint {target} ({cause.strerror or cause}; {free:.0f} MiB free there); {older}",
+                f"cannot write the checkpoint {target} ({cause.strerror or cause}; {free:.0f} MiB free there); {older}."
+                " Make room there, or choose another place with --runs_dir."
             ) from error
         finally:
             temporary.unlink(missing_ok=True)

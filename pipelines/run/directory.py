@@ -41,6 +41,7 @@ COMMAND_KEYS = (
     "return_predictions",
     "C",
     "config",
+    "trust",
 )
 
 

@@ -66,7 +66,7 @@ class MetricsCSV(Logger):
 
         Args:
             metrics: Numbers, or tensors of one element.
-            step: Optimiser step; by default the one after the last.
+            step: Optimizer step; by default the one after the last.
         """
         self._load()
         last = int(self._last["step"]) if self._last else -1

@@ -2,64 +2,66 @@
 
 from __future__ import annotations
 
-import netrc
 import os
-import re
 import sys
-import threading
-import urllib.error
-import urllib.request
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
-from lightning_fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
 from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers.logger import DummyExperiment, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from datamodules.common.errors import UserError
+from datamodules.common.files import write_text
+from pipelines.run.masking import masked
+from pipelines.run.wandb_server import answers, has_login
 
 if TYPE_CHECKING:
     import numpy as np
 
 Mode = Literal["auto", "online", "offline", "off"]
-# A server that does not answer costs at most the sum of these, and a second or two of start-up.
-PROBE_SECONDS = 5.0
+# A server that does not answer costs at most this and the time of the probe, and a second or two of start-up.
 INIT_SECONDS = 10.0
 # A server lost in mid-run must not hold the process at its end for ever; the data stay on disk for `wandb sync`.
 FINISH_SECONDS = 120.0
-SECRET_WORDS = {"token", "key", "apikey", "password", "passwd", "secret", "credential", "credentials"}
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """The user's settings of Weights & Biases.
+
+    Args:
+        mode: ``auto`` is online with a login and offline without one; ``online`` without a login, or with a server that
+            does not answer, is offline too, with a line that says so; ``off`` writes only ``metrics.csv``.
+        project: The project's name.
+        entity: Team or user; the login's by default.
+        group: A name that several runs share.
+        tags: Words to find the run by.
+        table_rows: Rows of the prediction table.
+    """
+
+    mode: Mode = "auto"
+    project: str = "pipelines"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    table_rows: int = 200
 
 
 def wandb_logger(
-    directory: str | Path,
-    *,
-    mode: Mode,
-    project: str,
-    name: str,
-    run_id: str,
-    config: Mapping[str, Any],
-    entity: str | None = None,
-    group: str | None = None,
-    tags: Sequence[str] | None = None,
+    directory: str | Path, settings: Wandb, *, name: str, run_id: str, config: Mapping[str, Any]
 ) -> WandbRun | None:
     """Make the Weights & Biases logger of a run; nothing is opened before Lightning has set the data up.
 
     Args:
         directory: The run directory; W&B's files go to its folder ``wandb``.
-        mode: ``auto`` follows the environment variable WANDB_MODE where that is set, and otherwise is online with a
-            login and offline without. ``online`` without a login or with a server that does not answer is offline
-            too, with a line that says so. ``off``: no W&B.
-        project: W&B's project.
+        settings: The user's. With the mode ``auto``, the environment variable WANDB_MODE is followed where it is set.
         name: Name shown for the run.
-        run_id: Identity of the run: the same for all sittings of a run that is stopped and continued.
+        run_id: Identity of the run: a resumed run keeps it.
         config: The resolved configuration; values under keys such as token or password are masked.
-        entity: W&B's user or team, by default that of the login.
-        group: W&B's group.
-        tags: W&B's tags.
 
     Returns:
         The logger, None for ``off`` (also by WANDB_MODE=disabled).
@@ -67,34 +69,30 @@ def wandb_logger(
     Raises:
         UserError: For another value of WANDB_MODE.
     """
-    if mode == "auto" and (wanted := os.environ.get("WANDB_MODE", "").lower()):
-        known: dict[str, Mode] = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline"}
-        known["disabled"] = "off"
-        if wanted not in known:
-            raise UserError(f"WANDB_MODE={wanted} is not known: set it to online, offline or disabled, or unset it")
-        mode = known[wanted]
+    mode = _mode_of_environment() if settings.mode == "auto" else settings.mode
     if mode == "off":
         return None
-    return WandbRun(Path(directory), mode, project, name, run_id, masked(dict(config)), entity, group, tags)
+    return WandbRun(Path(directory), replace(settings, mode=mode), name, run_id, masked(dict(config)))
 
 
-def masked(config: Any) -> Any:
-    """Replace secrets of a configuration by ``***``.
+def _mode_of_environment() -> Mode:
+    """What WANDB_MODE asks for; ``auto`` where it is not set.
 
-    Args:
-        config: Nested dicts and lists of plain values.
-
-    Returns:
-        A copy, in which text under a key with a word such as token, key, password or secret is masked (``api_key``,
-        ``accessToken``; not ``num_tokens`` or ``class_token: true``), and so are passwords in URLs.
+    Raises:
+        UserError: For a value that W&B does not know.
     """
-    if isinstance(config, Mapping):
-        return {k: _hidden(v) if _is_secret(str(k)) else masked(v) for k, v in config.items()}
-    if isinstance(config, list | tuple):
-        return [masked(value) for value in config]
-    if isinstance(config, str):
-        return re.sub(r"://[^/@\s]+@", "://***@", config)
-    return config
+    asked = os.environ.get("WANDB_MODE", "").lower()
+    modes: dict[str, Mode] = {
+        "": "auto",
+        "online": "online",
+        "run": "online",
+        "offline": "offline",
+        "dryrun": "offline",
+        "disabled": "off",
+    }
+    if asked not in modes:
+        raise UserError(f"WANDB_MODE={asked} is not known: set it to online, offline or disabled, or unset it")
+    return modes[asked]
 
 
 def log_image(
@@ -106,7 +104,7 @@ def log_image(
         loggers: The trainer's loggers.
         key: Name, as ``val/confusion_matrix``.
         image: PNG file, or uint8 (H, W, 3) or (H, W).
-        step: Optimiser step.
+        step: Optimizer step.
         caption: Text below the picture.
     """
     for logger in loggers:
@@ -127,7 +125,7 @@ def log_table(
         key: Name, as ``test/predictions``.
         columns: Column names.
         rows: One list of plain values per row; the caller keeps to a budget of rows.
-        step: Optimiser step.
+        step: Optimizer step.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
@@ -137,105 +135,26 @@ def log_table(
             logger.log_metrics({key: table}, step)
 
 
-def _is_secret(key: str) -> bool:
-    words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower())
-    return not SECRET_WORDS.isdisjoint(words)
-
-
-def _hidden(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _hidden(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_hidden(v) for v in value]
-    return value if value is None or isinstance(value, bool) else "***"
-
-
-def _answers(url: str) -> bool:
-    """Tell whether an HTTP server answers in time, through the proxy where one is set."""
-    answer: list[bool] = []
-
-    def ask() -> None:
-        try:
-            with urllib.request.urlopen(url, timeout=PROBE_SECONDS):
-                answer.append(True)
-        except urllib.error.HTTPError as error:  # it answers; from 500 on, somebody answers in its place
-            answer.append(error.code < 500)
-        except OSError as error:  # a private certificate authority is W&B's affair: the server is there
-            answer.append("CERTIFICATE_VERIFY_FAILED" in str(error))
-        except Exception:  # whatever else: not a server
-            answer.append(False)
-
-    # A thread, since name resolution knows no time-out.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return bool(answer and answer[0])
-
-
-def _has_login(base_url: str, api_key: str | None) -> bool:
-    if api_key or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    places = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    path = next((p for p in map(Path, map(os.path.expanduser, places)) if p.is_file()), None)
-    try:
-        return path is not None and netrc.netrc(path).authenticators(urlsplit(base_url).hostname or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
 def _say(text: str) -> None:
     print(f"W&B: {text}", file=sys.stderr, flush=True)
 
 
-@dataclass(frozen=True)
-class Wandb:
-    """The user's settings of Weights & Biases.
-
-    Args:
-        mode: ``auto`` is online with a login and offline without one; ``off`` writes only ``metrics.csv``.
-        project: The project's name.
-        entity: Team or user; the login's by default.
-        group: A name that several runs share.
-        tags: Words to find the run by.
-        table_rows: Rows of the prediction table.
-    """
-
-    mode: Mode = "auto"
-    project: str = "pipelines"
-    entity: str | None = None
-    group: str | None = None
-    tags: list[str] = field(default_factory=list)
-    table_rows: int = 200
-
-
 class WandbRun(WandbLogger):
-    """Lightning's W&B logger with an identity that outlives a sitting, and without surprises.
+    """Lightning's W&B logger with an identity that a resumed run keeps, and without surprises.
 
     It never prompts and never hangs, is silent but for one line, saves no code, leaves the process environment's
-    WANDB_MODE alone, and gives every value its optimiser step: the steps of one run strictly grow over all sittings.
-    Steps that an earlier sitting has already recorded (a run continued from an older checkpoint repeats them) only
+    WANDB_MODE alone, and gives every value its optimizer step: the steps of one run strictly grow, also
+    when it is resumed. Steps that were already recorded (a run resumed from an older checkpoint repeats them) only
     update the run's summary. Made by ``wandb_logger``.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        mode: Mode,
-        project: str,
-        name: str,
-        run_id: str,
-        config: dict[str, Any],
-        entity: str | None,
-        group: str | None,
-        tags: Sequence[str] | None,
-    ) -> None:
+    def __init__(self, directory: Path, settings: Wandb, name: str, run_id: str, config: dict[str, Any]) -> None:
         self._experiment: Any
-        super().__init__(name=name, save_dir=str(directory), id=run_id, project=project)
-        self.directory = directory
-        self.mode = mode
-        self._config, self._entity, self._group, self._tags = config, entity, group, list(tags or [])
+        super().__init__(name=name, save_dir=str(directory), id=run_id, project=settings.project)
+        self.directory, self.settings = directory, settings
+        self._title, self._run_id, self._config = name, run_id, config
         self._opened = False
-        self._floor = -1  # last step recorded by earlier sittings
+        self._floor = -1  # last step that earlier processes have recorded
         self._step = -1  # last step logged
 
     @property
@@ -247,7 +166,7 @@ class WandbRun(WandbLogger):
         """
         if self._experiment is None:
             if not self._opened:
-                return _DummyExperiment()
+                return DummyExperiment()
             self._experiment = self._open()
         return self._experiment
 
@@ -260,8 +179,7 @@ class WandbRun(WandbLogger):
         """Open the run, or go on with it; done by whatever is logged first."""
         if not self._opened:
             self._opened = True
-            path = self.directory / "wandb" / "last_step"
-            text = path.read_text().strip() if path.is_file() else ""
+            text = self._last_step.read_text().strip() if self._last_step.is_file() else ""
             self._floor = self._step = int(text) if text.isdigit() else -1
         _ = self.experiment
 
@@ -312,40 +230,43 @@ class WandbRun(WandbLogger):
                 self._remember(self._step)  # W&B keeps a row open until one with a greater step arrives
                 self._step = step
 
+    @property
+    def _last_step(self) -> Path:
+        return self.directory / "wandb" / "last_step"
+
     def _remember(self, step: int) -> None:
         if step > self._floor:
-            path = self.directory / "wandb" / "last_step"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{step}\n")
+            write_text(self._last_step, f"{step}\n")
 
     def _open(self) -> Any:
         # Without this, W&B's own error reports wait 20 s at exit for a server that does not answer.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         if not os.environ.get("WANDB_MODE", "unset"):
             del os.environ["WANDB_MODE"]  # set, but empty: W&B takes that for an error
-        import wandb
-
         self.directory.mkdir(parents=True, exist_ok=True)
-        settings = wandb.setup(wandb.Settings(silent=True)).settings
-        reason = ""
-        if self.mode != "offline":
-            if not _has_login(settings.base_url, settings.api_key):
-                reason = "no login (`wandb login`, or WANDB_API_KEY)"
-            elif not _answers(settings.base_url):
-                reason = f"{settings.base_url} does not answer"
-            else:
-                try:
-                    run = self._init("online")
-                except Exception as error:  # whatever W&B does not like, training goes on
-                    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                    wandb.teardown()  # its service would refuse the run's id from now on: "run ID is in use"
-                    wandb.setup(wandb.Settings(silent=True))
-                else:
-                    _say(f"online, {run.url}")
-                    return run
+        run, reason = (None, "") if self.settings.mode == "offline" else self._open_online()
+        if run is not None:
+            _say(f"online, {run.url}")
+            return run
         run = self._init("offline")
         _say(f"offline{': ' if reason else ''}{reason}; to upload: wandb sync {Path(run.dir).parent}")
         return run
+
+    def _open_online(self) -> tuple[Any, str]:
+        """The run; or None, and why it cannot be online."""
+        import wandb
+
+        server = wandb.setup(wandb.Settings(silent=True)).settings
+        if not has_login(server.base_url, server.api_key):
+            return None, "no login (`wandb login`, or WANDB_API_KEY)"
+        if not answers(server.base_url):
+            return None, f"{server.base_url} does not answer"
+        try:
+            return self._init("online"), ""
+        except Exception as error:  # whatever W&B does not like, training goes on
+            wandb.teardown()  # its service would refuse the run's id from now on: "run ID is in use"
+            wandb.setup(wandb.Settings(silent=True))
+            return None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
     def _init(self, mode: Literal["online", "offline"]) -> Any:
         import wandb
@@ -361,16 +282,16 @@ class WandbRun(WandbLogger):
             x_transaction_log_flush_interval=1.0,  # what a SIGKILL costs; W&B's default is 15 s
         )
         return wandb.init(
-            project=self._project,
-            name=self._name,
-            id=self._id,
-            dir=self._save_dir,
+            project=self.settings.project,
+            name=self._title,
+            id=self._run_id,
+            dir=str(self.directory),
             resume="allow",
             mode=mode,
             reinit="finish_previous",
             settings=settings,
             config=self._config,
-            entity=self._entity,
-            group=self._group,
-            tags=self._tags,
+            entity=self.settings.entity,
+            group=self.settings.group,
+            tags=self.settings.tags,
         )

@@ -182,8 +182,8 @@ def _check_decoder_args(architecture: str, given: dict[str, Any]) -> dict[str, A
     return defaults
 
 
-def _misfit(architecture: str, backbone: str, reason: object, advice: str) -> ValueError:
-    return ValueError(
+def _misfit(architecture: str, backbone: str, reason: object, advice: str) -> UserError:
+    return UserError(
         f"model.architecture '{architecture}' and model.backbone '{backbone}' do not fit: {reason}; {advice}."
     )
 

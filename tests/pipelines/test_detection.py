@@ -22,7 +22,7 @@ from pytorch_lightning.callbacks import Callback
 
 from datamodules.decoding.files import find_images
 from datamodules.decoding.images import read_image
-from pipelines import cli
+from pipelines.__main__ import main
 from tests.conftest import in_child
 from tests.ranks import in_ranks
 
@@ -112,7 +112,7 @@ def write_coco(root: Path, counts: dict[str, int], size: tuple[int, int] = (60, 
 
 
 def run(*words: object) -> int:
-    return in_child(lambda: cli.main([str(w) for w in words]))
+    return in_child(lambda: main([str(w) for w in words]))
 
 
 def write_config(directory: Path, source: Path | str, detector: str, augment: str = "{}") -> Path:
@@ -232,7 +232,7 @@ def test_two_ranks_measure_what_one_measures(tmp_path):
         command += ["--trainer.accelerator", "cpu"]
         for name in ("validate", "test"):
             words = [name, *command]
-            status = in_ranks(lambda words=words: cli.main(words)) if ranks == 2 else [run(*words)]
+            status = in_ranks(lambda words=words: main(words)) if ranks == 2 else [run(*words)]
             assert status == [0] * ranks
             found[name, ranks] = result(name)
     for name in ("validate", "test"):

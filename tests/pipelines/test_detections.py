@@ -18,8 +18,10 @@ from datamodules.annotations.instance_masks import masks_of
 from datamodules.readers.box_sources import read_boxes
 from pipelines.callbacks import pictures as callback
 from pipelines.callbacks.predictions import PredictionWriter
+from pipelines.outputs import detection_figures as figures
 from pipelines.outputs import drawing, panels
 from pipelines.outputs.detection_figures import detection_figures
+from pipelines.outputs.detections import entry_of, write_coco_data_set, write_coco_results, write_csv, write_yolo
 from pipelines.outputs.palettes import class_palette
 from tasks.detection.evaluation.metrics import CocoMetrics
 from tests.detection_cases import encode, expected_values, random_case
@@ -238,6 +240,43 @@ def test_what_test_writes_gives_pycocotools_figures(tmp_path: Path) -> None:
     assert 0 < expected["map"] < 1
 
 
+def test_one_box_by_hand(tmp_path: Path) -> None:
+    """x1 y1 x2 y2 becomes x y width height in COCO, center and size as fractions in YOLO, and corners in the table."""
+    outputs = {
+        "boxes": [torch.zeros(0, 4), torch.tensor([[10.0, 20, 40, 80]])],
+        "scores": [torch.zeros(0), torch.tensor([0.25])],
+        "labels": [torch.zeros(0, dtype=torch.int64), torch.tensor([1])],
+    }
+    lines = [[i, f"/d/{name}.jpg", name, entry_of(outputs, i, (100, 200))] for i, name in enumerate("ab")]
+    ids: Any = ([7, 3], lambda number: number + 40)
+    write_coco_results(tmp_path, lines, *ids)
+    write_coco_data_set(tmp_path, lines, *ids, NAMES, "/d")
+    write_yolo(tmp_path, lines, NAMES)
+    write_csv(tmp_path, lines, NAMES)
+    result = {"image_id": 41, "category_id": 3, "bbox": [10, 20, 30, 60], "score": 0.25}
+    assert read(tmp_path / "predictions.json") == [result]
+    assert read(tmp_path / "annotations.json") == {
+        "annotations": [{"id": 1, **result, "area": 1800, "iscrowd": 0}],
+        "images": [
+            {"id": 40, "file_name": "a.jpg", "height": 100, "width": 200},
+            {"id": 41, "file_name": "b.jpg", "height": 100, "width": 200},
+        ],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}],
+        "info": {"image_root": "/d"},
+    }
+    assert (tmp_path / "labels/a.txt").read_text() == ""
+    assert (tmp_path / "labels/b.txt").read_text() == "1 0.12500000 0.50000000 0.15000000 0.60000000\n"
+    assert (tmp_path / "classes.txt").read_text() == "cat\ndog\n"
+    table = (tmp_path / "boxes.csv").read_text().splitlines()
+    assert table == ["path,class,score,x1,y1,x2,y2", "/d/b.jpg,dog,0.25,10.0,20.0,40.0,80.0"]
+    shape = torch.zeros(100, 200, dtype=torch.uint8)
+    shape[30:40, 10:15] = 1
+    masked = [[1, "/d/b.jpg", "b", entry_of({**outputs, "masks": [[], [encode(shape)]]}, 1, (100, 200))]]
+    write_coco_data_set(tmp_path, masked, *ids, NAMES, "/d")
+    (annotation,) = read(tmp_path / "annotations.json")["annotations"]
+    assert annotation["area"] == 50  # the mask's
+
+
 # Figures and panels.
 
 
@@ -265,6 +304,30 @@ def test_figures_of_a_report() -> None:
         report = empty.report()
         assert report is not None
         assert len(detection_figures(report, ["$x_"] * classes, palette)) == 4
+
+
+def test_what_the_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three objects of two classes: one found, one taken for the other class, one missed; and a box on background."""
+    confusion = np.array([[1, 1, 0], [0, 0, 1], [1, 0, 0]])  # rows are true; the last row and column are background
+    said: list[Any] = []
+    monkeypatch.setattr(figures, "confusion_matrix_figure", lambda matrix, names, title: said.append((names, title)))
+    monkeypatch.setattr(figures, "rendered", lambda figure, tight: figure)
+    curve = lambda values: SimpleNamespace(interpolated=lambda: np.full(101, values))  # noqa: E731
+    curves: Any = [curve(0.5), curve(np.nan), curve(1.0)]
+    line = figures.precision_recall_figure(curves, ["a", "b", "c"], class_palette(["a", "b", "c"])).axes[0]
+    assert line.get_title() == "AP50 0.750, mean of 2 classes"
+    assert [text.get_text() for text in line.get_legend().get_texts()] == ["c 1.000", "a 0.500", "mean"]
+    assert line.lines[-1].get_ydata()[0] == 0.75
+    errors = {kind: np.zeros(2, np.int64) for kind in figures.KINDS}
+    errors["correct"][:], errors["missed"][:] = (9, 0), (1, 2)
+    bars = figures.error_figure(errors, ["many", "worst"]).axes[0]
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["worst", "many"]  # by errors, not by objects
+    assert bars.get_legend().get_texts()[0].get_text() == "correct 9"
+    monkeypatch.setattr(figures, "precision_recall_figure", lambda *args: None)
+    monkeypatch.setattr(figures, "f1_figure", lambda *args: None)
+    report: Any = SimpleNamespace(confusion=confusion, curves=[None] * 2, thresholds=None, errors=errors)
+    figures.detection_figures(report, [], class_palette([]))
+    assert said == [(["0", "1", "background"], "1 of 3 objects found, 2 wrong boxes (IoU 0.5)")]
 
 
 def test_panels_show_what_the_validations_thresholds_let_through(

@@ -14,7 +14,7 @@ import torch
 import yaml
 from pytorch_lightning.callbacks import Callback
 
-from pipelines import cli
+from pipelines.__main__ import main
 from tests.conftest import in_child, offline_records, write_images
 
 CONFIG = """
@@ -43,7 +43,7 @@ def config(tmp_path: Path, folder: Path) -> str:
 
 
 def run(*words: str) -> int:
-    return in_child(lambda: cli.main(list(words)))
+    return in_child(lambda: main(list(words)))
 
 
 def checkpoint(name: str) -> dict:
@@ -95,7 +95,7 @@ def test_folding_the_regression_into_the_head_changes_nothing(folder):
     from sklearn.preprocessing import StandardScaler
 
     from datamodules import ClassificationData
-    from pipelines.probe import features, fit_head
+    from pipelines.commands.probe import features, fit_head
     from pipelines.run.tracking import Wandb
     from pipelines.trainer import Trainer
     from tasks import Classification

@@ -5,10 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
 import timm
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.plugins.layer_sync import LayerSync
 
+from pipelines.defaults import with_own_plugins
 from pipelines.hardware import AveragedWeights, SyncBatchNorm, resolve_precision
 from pipelines.run.tracking import Wandb
 from pipelines.trainer import Trainer
@@ -40,10 +44,86 @@ def test_the_trainer_takes_ours_and_lightning_does_not_mind():
 
 def test_the_average_is_made_where_the_training_is():
     task = Classification("test_resnet", num_classes=2, in_chans=3, image_size=32)
-    callback = AveragedWeights(0.9)
-    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
-    callback.setup(trainer, task, "fit")
+    callback = AveragedWeights(0.9, torch.device("meta"))
+    callback.setup(SimpleNamespace(), task, "fit")
     assert {p.device.type for p in callback._average_model.parameters()} == {"meta"}
+
+
+def test_the_trainer_tells_the_average_its_device_and_leaves_checkpoints_last():
+    own = ModelCheckpoint()
+    trainer = Trainer(ema_decay=0.9, callbacks=[own], **QUIET)
+    (average,) = [callback for callback in trainer.callbacks if isinstance(callback, AveragedWeights)]
+    assert average._device == trainer.strategy.root_device
+    assert trainer.callbacks[-1] is own
+
+
+def test_the_average_keeps_the_decay_and_takes_the_rest_of_the_new_weights():
+    """Closed form: after n steps of w = 1, starting from 0, the average is 1 - decay ** n."""
+
+    class Weight(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(()))
+
+        def configure_model(self) -> None:
+            pass
+
+    decay, module = 0.9, Weight()
+    callback = AveragedWeights(decay, torch.device("cpu"))
+    callback.setup(SimpleNamespace(), module, "fit")
+    module.w.data.fill_(1.0)
+    for step in range(1, 4):
+        callback.on_train_batch_end(SimpleNamespace(global_step=step, current_epoch=0), module, None, None, step - 1)
+    # The first update copies the weights as they are, by definition of torch's AveragedModel.
+    assert callback._average_model.module.w.item() == pytest.approx(1.0)
+    module.w.data.fill_(3.0)
+    callback.on_train_batch_end(SimpleNamespace(global_step=4, current_epoch=0), module, None, None, 3)
+    assert callback._average_model.module.w.item() == pytest.approx(decay * 1.0 + (1 - decay) * 3.0)
+    callback.on_train_batch_end(SimpleNamespace(global_step=5, current_epoch=0), module, None, None, 4)
+    assert callback._average_model.module.w.item() == pytest.approx(3 - 2 * decay**2)
+
+
+SLURM = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_NTASKS": "1",
+    "SLURM_NTASKS_PER_NODE": "1",
+    "SLURM_NODELIST": "localhost",
+    "SLURM_NODEID": "0",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+
+
+def has_slurm(plugins):
+    return any(isinstance(plugin, SLURMEnvironment) for plugin in plugins)
+
+
+def test_lightning_does_not_requeue_unless_it_is_asked_to(monkeypatch):
+    assert not any(
+        isinstance(plugin, SLURMEnvironment) for plugin in with_own_plugins(None, None, sync_batchnorm=False)
+    )
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    trainer = Trainer(**QUIET)
+    environment = trainer._accelerator_connector.cluster_environment  # what Lightning's signal handlers look at
+    assert isinstance(environment, SLURMEnvironment)
+    assert not environment.auto_requeue
+    assert trainer.handles_signals
+    asked = Trainer(plugins=[SLURMEnvironment(auto_requeue=True)], **QUIET)
+    assert asked._accelerator_connector.cluster_environment.auto_requeue
+    assert not asked.handles_signals
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("GROUP_RANK", "0")
+    assert not any(
+        isinstance(plugin, SLURMEnvironment) for plugin in with_own_plugins(None, None, sync_batchnorm=False)
+    )
+
+
+def test_nothing_is_looked_for_in_the_working_directory():
+    """In a SLURM job Lightning starts from any hpc_ckpt_*.ckpt in `default_root_dir`."""
+    assert Trainer(**QUIET).default_root_dir == "runs"
+    assert Trainer(default_root_dir="else", **QUIET).default_root_dir == "else"
 
 
 def test_sums_of_a_checkpoint_go_where_the_model_is():

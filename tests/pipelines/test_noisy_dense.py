@@ -20,7 +20,7 @@ from datamodules.annotations.mask_files import load_mask
 from datamodules.annotations.soft_masks import read_soft_mask
 from datamodules.transforms.augment import Augment, DetectionAugment
 from datamodules.unlabeled import pool_records
-from pipelines import cli
+from pipelines.__main__ import main
 from pipelines.noisy_student import labelling, selection
 from pipelines.noisy_student import manifest as machine
 from pipelines.noisy_student.configs import student_config
@@ -143,8 +143,8 @@ def test_scores_are_those_of_the_test_command_and_labels_are_ordinary_data(world
 
     def work() -> int:
         return max(
-            cli.main(["test", "--ckpt_path", str(student), "--name", "t", *QUIET]),
-            cli.main(["fit", "--config", "again.yaml", "--trainer.max_steps=1"]),
+            main(["test", "--ckpt_path", str(student), "--name", "t", *QUIET]),
+            main(["fit", "--config", "again.yaml", "--trainer.max_steps=1"]),
         )
 
     assert in_child(work) == 0
@@ -246,7 +246,7 @@ def test_two_ranks_label_exactly_as_one(world):
     def label(folder: str, *flags: str) -> int:
         labelling.CHUNK_BATCHES = 2
         words = ["pseudo-label", "--ckpt_path", str(teacher), "--source", "pool", "--batch_size", "2"]
-        return cli.main([*words, "--output", f"{folder}/labels{suffix}", *QUIET, *flags])
+        return main([*words, "--output", f"{folder}/labels{suffix}", *QUIET, *flags])
 
     assert in_child(quick(lambda: label("one"))) == 0
     two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
@@ -537,8 +537,8 @@ def test_wrong_flags_of_pseudo_label_end_with_one_message(world, capfd):
 
     def work() -> int:
         statuses = [
-            cli.main([*words, "--output", f"labels{wrong}"]),
-            cli.main([*words, "--output", f"labels{right}", "--teachers", "[other.ckpt]"]),
+            main([*words, "--output", f"labels{wrong}"]),
+            main([*words, "--output", f"labels{right}", "--teachers", "[other.ckpt]"]),
         ]
         return min(statuses)
 
@@ -561,11 +561,11 @@ def test_labels_of_several_teachers_are_averaged(world):
     def work() -> int:
         words = ["pseudo-label", "--ckpt_path", str(teacher), "--source", "pool", *QUIET]
         more = {"one": "[]", "twice": f"[{teacher}]", "two": f"[{student}]"}
-        ends = [cli.main([*words, "--output", f"{n}/labels{suffix}", "--teachers", t]) for n, t in more.items()]
+        ends = [main([*words, "--output", f"{n}/labels{suffix}", "--teachers", t]) for n, t in more.items()]
         others = ["--model.nms_iou", "0.3"] if suffix == ".json" else ["--model.tta", "[hflip]"]
         written = []
         for flags in ([], [], others):
-            ends.append(cli.main([*words, "--output", f"again/labels{suffix}", *flags]))
+            ends.append(main([*words, "--output", f"again/labels{suffix}", *flags]))
             written.append(Path(f"again/labels{suffix}").stat().st_mtime_ns)
         assert written[0] == written[1] != written[2]
         return max(ends)

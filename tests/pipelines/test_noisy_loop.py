@@ -19,7 +19,7 @@ import yaml
 from datamodules import ClassificationData
 from datamodules.common.errors import UserError
 from datamodules.readers.lists import read_paths
-from pipelines import cli
+from pipelines.__main__ import main
 from pipelines.noisy_student import manifest as machine
 from pipelines.noisy_student import stages
 from pipelines.noisy_student.kinds import images
@@ -150,7 +150,7 @@ def test_fit_with_the_loops_config_runs_one_generation_that_the_loop_takes_as_it
     for name in ("student1", "labels_only", "no_noise", "relabelled"):
         shutil.rmtree(stage("fitted", name))
     words = ["fit", "--config", str(world / "loop.yaml"), "--runs_dir", "fitted", "--name", "loop"]
-    assert in_child(lambda: cli.main([*words, "--seeds", "[0, 1]"])) == 0
+    assert in_child(lambda: main([*words, "--seeds", "[0, 1]"])) == 0
     whole = digests(world / "whole")
     assert digests("fitted") == {name: whole[name] for name in STAGES if name not in ("labels_only", "no_noise")}
     assert capfd.readouterr().out.count("done before") == 4
@@ -230,9 +230,9 @@ def test_a_students_checkpoint_is_an_ordinary_one(world):
     def work() -> int:
         pool = str(world / "pictures" / "test" / "ant")
         statuses = [
-            cli.main(["test", "--ckpt_path", str(student), "--name", "t", *quiet]),
-            cli.main(["predict", "--ckpt_path", str(student), "--source", pool, "--output", "p", *quiet]),
-            cli.main(["probe", "--ckpt_path", str(student), "--name", "probe", *quiet, *off]),
+            main(["test", "--ckpt_path", str(student), "--name", "t", *quiet]),
+            main(["predict", "--ckpt_path", str(student), "--source", pool, "--output", "p", *quiet]),
+            main(["probe", "--ckpt_path", str(student), "--name", "probe", *quiet, *off]),
         ]
         return sum(statuses)
 
@@ -250,7 +250,7 @@ def test_no_student_starts_from_its_teacher(world, capfd):
     assert "teacher" not in config.read_text()
     teacher = stage(world / "whole", "teacher") / "teacher.ckpt"
     words = ["fit", "--config", str(config), "--name", "warm", "--ckpt_path", str(teacher)]
-    assert in_child(lambda: cli.main(words)) == 2
+    assert in_child(lambda: main(words)) == 2
     assert "a noisy student starts from scratch" in capfd.readouterr().err
     # The net as it starts is that of the run's seed alone, whatever the teacher's weights are.
     first, student = (

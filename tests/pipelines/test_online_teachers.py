@@ -13,7 +13,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from pipelines import cli
+from pipelines.__main__ import main
 from tests.conftest import in_child
 from tests.ranks import in_ranks
 
@@ -79,7 +79,7 @@ class Keep(Callback):
 
 
 def fit(config: Path, runs: str, *flags: str) -> int:
-    return in_child(lambda: cli.main(["fit", "--config", str(config), "--runs_dir", runs, *flags]))
+    return in_child(lambda: main(["fit", "--config", str(config), "--runs_dir", runs, *flags]))
 
 
 def checkpoint(runs: str, name: str = "last") -> dict:
@@ -111,7 +111,7 @@ def test_killed_and_continued_equals_undisturbed_and_its_checkpoints_are_ordinar
 
     quiet = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
     files = [str(Path("cut/config/0/checkpoints") / f"{name}.ckpt") for name in ("student", "last")]
-    assert in_child(lambda: sum(cli.main(["test", "--ckpt_path", file, *quiet]) for file in files)) == 0
+    assert in_child(lambda: sum(main(["test", "--ckpt_path", file, *quiet]) for file in files)) == 0
     assert "test/miou" in json.loads(Path("cut/config/0/test.json").read_text())
 
 
@@ -119,7 +119,7 @@ def test_two_ranks_hold_one_teacher_and_see_other_images(config):
     config.write_text(CONFIG.format(student=DETECTION, data="DetectionData"))
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", f"--trainer.callbacks={__name__}.Keep"]
     short = ["--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0", "--trainer.enable_checkpointing", "false"]
-    assert in_ranks(lambda: cli.main(["fit", "--config", str(config), *two, *short])) == [0, 0]
+    assert in_ranks(lambda: main(["fit", "--config", str(config), *two, *short])) == [0, 0]
     first, second = (torch.load(f"teacher.{rank}.pt", weights_only=True)["state_dict"] for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     student = torch.load("student.0.pt", weights_only=True)
@@ -177,7 +177,7 @@ def test_the_ready_config_runs(path):
     flags, sizes = ONLINE_SIZES[path.stem]
     short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.accelerator=cpu", *flags]
     short.append("--model.threshold=0.05")
-    assert in_child(lambda: cli.main([*command, *short, "--trainer.wandb.mode=off"])) == 0
+    assert in_child(lambda: main([*command, *short, "--trainer.wandb.mode=off"])) == 0
     run = Path("runs") / path.stem / "0"
     with open(run / "metrics.csv", newline="") as file:
         losses = {name: float(value) for name, value in list(csv.DictReader(file))[-1].items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cli
+from pipelines.__main__ import main
 from tests.conftest import in_child
 
 QUIET = [
@@ -30,7 +30,7 @@ TWELVE += [
 
 def losses(*flags: str) -> list[float]:
     """Training loss of every step."""
-    status = in_child(lambda: cli.main(["fit", "--config", "classification/overfit", *QUIET, *flags]), seconds=900)
+    status = in_child(lambda: main(["fit", "--config", "classification/overfit", *QUIET, *flags]), seconds=900)
     assert status == 0
     with open(Path("runs") / "overfit" / "0" / "metrics.csv", newline="") as file:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from pipelines.callbacks import pictures as callback
+from pipelines.callbacks.originals import Original
 from pipelines.outputs import figures, sheets
 from pipelines.outputs.drawing import overlay
 from pipelines.outputs.palettes import WRONG_COLOR, class_palette
@@ -171,6 +172,47 @@ def test_iou_bars_without_any_class_and_wrong_numbers() -> None:
         assert figures.iou_bars([np.nan, np.nan], ["a", "b"]).size
     with pytest.raises(ValueError, match=r"\(2,\) wanted for 2 class names, got \(3,\)"):
         figures.iou_bars([0.1, 0.2, 0.3], ["a", "b"])
+
+
+def test_what_the_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "rendered", lambda figure, tight=False: figure)
+    matrix: Any = figures.confusion_matrix_figure([[6, 2], [1, 1]], ["a", "b"])
+    assert matrix.axes[0].get_title() == "70.0% of 10 correct"
+    assert matrix.axes[0].images[0].get_array().tolist() == [[0.75, 0.25], [0.5, 0.5]]  # of each true class
+    assert [text.get_text() for text in matrix.axes[0].texts] == ["6", "2", "1", "1"]
+    assert [label.get_text() for label in matrix.axes[0].get_yticklabels()] == ["a", "b"]
+    # Bins of 30 and 10 samples, off by 0.1 and 0.2; the empty one counts for nothing.
+    diagram: Any = figures.reliability_diagram([0.3, 0.9, np.nan], [0.4, 0.7, 0.0], [30, 10, 0])
+    assert diagram.axes[0].get_title() == "calibration error 0.125 (40 samples)"
+    assert [bar.get_height() for bar in diagram.axes[1].patches] == [0.75, 0.25, 0]
+    bars: Any = figures.iou_bars([0.5, np.nan, 0.75], ["a", "b", "c"])
+    assert bars.axes[0].get_title() == "mean IoU 0.625 of 2 classes"
+    assert [text.get_text() for text in bars.axes[0].texts] == ["0.750", "0.500", "does not occur"]
+
+
+# Pixels.
+
+
+def test_batches_as_pictures() -> None:
+    values = torch.tensor([0.0, 0.5, 0.999, 2.0, -1.0])
+    picture = callback.as_pictures(values.reshape(1, 1, 1, 5).repeat(1, 3, 1, 1))
+    assert picture.shape == (1, 1, 5, 3)
+    assert picture[0, 0, :, 0].tolist() == [0, 128, 255, 255, 0]
+    several = torch.arange(4, dtype=torch.uint8).reshape(1, 4, 1, 1)
+    assert callback.as_pictures(several).tolist() == [[[[0]]]]  # not RGB: the first channel
+
+
+def test_original_pixels_come_from_a_file_of_the_right_size_or_from_the_canvas(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(np.full((4, 6, 3), 50, np.uint8)).save(path)
+    canvas = np.full((4, 4, 3), 90, np.uint8)
+    own = Original(str(path), canvas, np.array([4, 6, 1, 1, 0, 0], np.float32))
+    assert own.size == (4, 6)
+    assert np.array_equal(own.pixels(), np.full((4, 6, 3), 50, np.uint8))  # type: ignore[arg-type]
+    other = Original(str(path), canvas, np.array([4, 8, 1, 1, 0, 0], np.float32)).pixels()
+    assert other is not None
+    assert other[..., 0].tolist() == [[90] * 4 + [238] * 4] * 4  # the right half was cropped away
+    assert Original(str(path), None, np.array([4, 8, 1, 1, 0, 0], np.float32)).pixels() is None
 
 
 # The callback.
@@ -352,6 +394,15 @@ def test_classification_has_its_grid(tmp_path: Path, logged: list[Any]) -> None:
     assert [key for key, *_ in logged] == ["val_predictions", "val_confusion_matrix"]
     expected = sheets.image_grid(callback.as_pictures(images[:32]), ["0.5"] * 32)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "val_predictions.png")), expected)
+
+
+def test_the_table_has_the_first_rows_only(tmp_path: Path, logged: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[Any] = []
+    monkeypatch.setattr(callback, "log_table", lambda loggers, *table: tables.append(table))
+    watcher, trainer = callback.Pictures(tmp_path, 4), stub_trainer("validate")
+    validate(watcher, trainer, SquareTask())
+    rows = [[f"squares#{i}"] for i in range(4)]
+    assert tables == [("val_predictions_table", ["path"], rows, 0)]
 
 
 def test_other_ranks_draw_nothing(tmp_path: Path, logged: list[Any]) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import cli
+from pipelines.__main__ import main
 from tests.conftest import in_child, write_images
 
 CONFIG = """
@@ -36,7 +36,7 @@ def run(*words: str) -> int:
     def work() -> int:
         warnings.simplefilter("default")  # pytest keeps them
         warnings.showwarning = lambda message, *_, **__: print(message, file=sys.stderr)
-        return cli.main([str(w) for w in words])
+        return main([str(w) for w in words])
 
     return in_child(work)
 

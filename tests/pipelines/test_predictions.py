@@ -18,7 +18,7 @@ from PIL import Image
 
 from datamodules.common.errors import UserError
 from datamodules.readers.digits import digit_scene
-from pipelines.callbacks import predictions
+from pipelines.callbacks import overlays, predictions
 from pipelines.callbacks.originals import Original
 from pipelines.callbacks.overlays import ImageFiles
 from pipelines.callbacks.predictions import PredictionWriter
@@ -150,6 +150,20 @@ def test_predict_writes_masks_overlays_and_table(tmp_path: Path, source: Any) ->
     assert all((directory / p).read_bytes() == (tmp_path / "out" / p).read_bytes() for p in files)
 
 
+def test_only_the_first_images_are_on_the_contact_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sheets: list[Any] = []
+    monkeypatch.setattr(predictions, "contact_sheet", lambda *sheet: sheets.append(sheet))
+    paths = []
+    for i in range(predictions.SHEET_IMAGES + 2):
+        paths.append(str(tmp_path / f"{i:02d}.png"))
+        Image.fromarray(np.zeros((2, 2), np.uint8)).save(paths[-1])
+    canvas, masks = np.zeros((len(paths), 2, 2, 3), np.uint8), [np.zeros((2, 2), np.uint8)] * len(paths)
+    batch = batch_of(paths, list(range(len(paths))), canvas, [(2, 2)] * len(paths))
+    predict(tmp_path / "out", stub_trainer(paths, NAMES, fn="test"), [batch], [masks])
+    first = paths[: predictions.SHEET_IMAGES]
+    assert sheets == [(first, [f"no {i}" for i in range(len(first))], tmp_path / "out/contact_sheet.png")]
+
+
 def test_test_writes_the_table_only(tmp_path: Path, source: Any) -> None:
     paths, masks = source
     batch = batch_of(paths, list(range(5)), np.zeros((5, 8, 8, 3), np.uint8), [m.shape for m in masks])
@@ -173,6 +187,18 @@ def test_predict_of_a_set_in_memory(tmp_path: Path) -> None:
     assert np.abs(read(tmp_path / "out/overlays/1.jpg") - plain).mean() < 8
     assert read(tmp_path / "out/contact_sheet.png").shape[1] == GAP + 2 * (176 + GAP)
     assert Original(paths[0], np.zeros((4, 4, 3), np.uint8), np.zeros(6, np.float32)).pixels() is None
+
+
+def test_large_overlays_are_reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlays, "MAX_OVERLAY_SIDE", 40)
+    monkeypatch.setattr(overlays, "JPEG_QUALITY", 100)
+    original = Original("m#0", np.full((20, 80, 3), 100, np.uint8), np.array([20, 80, 1, 1, 0, 0], np.float32))
+    files = ImageFiles(tmp_path, "a/b", original, class_palette(["x"]), ["x"])
+    files.write_overlay({"boxes": np.array([[40.0, 0, 80, 20]]), "labels": np.array([0])})
+    picture = read(tmp_path / "overlays/a/b.jpg").astype(int)
+    assert picture.shape == (10, 40, 3)
+    assert np.abs(picture[:, :16] - 100).max() < 20  # left of the box
+    assert np.abs(picture[2:8, 39] - 100).max() > 40  # its right side
 
 
 def test_predict_of_several_labels(tmp_path: Path) -> None:

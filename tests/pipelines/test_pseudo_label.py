@@ -13,7 +13,7 @@ import torch
 from datamodules import ClassificationData
 from datamodules.readers.lists import read_list
 from datamodules.unlabeled import pool_records
-from pipelines import cli
+from pipelines.__main__ import main
 from pipelines.noisy_student import labelling
 from pipelines.noisy_student.kinds.images import Labels, read_labels, write_labels
 from pipelines.noisy_student.labelling import load_teacher
@@ -50,7 +50,7 @@ def world(tmp_path_factory) -> Path:
 
     def train() -> int:
         words = ["fit", "--config", str(root / "run.yaml"), "--runs_dir", str(root / "runs")]
-        return max(cli.main([*words, "--name", name, "--seed_everything", str(i)]) for i, name in enumerate("ab"))
+        return max(main([*words, "--name", name, "--seed_everything", str(i)]) for i, name in enumerate("ab"))
 
     assert in_child(train) == 0
     for name in "ab":
@@ -61,7 +61,7 @@ def world(tmp_path_factory) -> Path:
 def label(world: Path, output: str, *flags: str, source: str = "pool") -> int:
     labelling.CHUNK_BATCHES = SMALL_CHUNKS
     words = ["pseudo-label", "--ckpt_path", str(world / "a.ckpt"), "--source", str(world / source)]
-    return cli.main([*words, "--output", output, "--batch_size", "4", *QUIET, *flags])
+    return main([*words, "--output", output, "--batch_size", "4", *QUIET, *flags])
 
 
 def test_labels_are_the_evaluated_networks_and_any_run_can_read_them(world):

@@ -22,7 +22,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from datamodules import ClassificationData
-from pipelines import cli
+from pipelines.__main__ import main
 from tests.conftest import in_child, write_images
 from tests.ranks import free_port, in_ranks
 
@@ -134,11 +134,11 @@ def devices_2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def one(command: str, config: Path, *flags: str) -> None:
-    assert in_child(lambda: cli.main([command, "--config", str(config), *flags])) == 0
+    assert in_child(lambda: main([command, "--config", str(config), *flags])) == 0
 
 
 def two(command: str, config: Path, *flags: str) -> None:
-    assert in_ranks(lambda: cli.main([command, "--config", str(config), *TWO, *flags])) == [0, 0]
+    assert in_ranks(lambda: main([command, "--config", str(config), *TWO, *flags])) == [0, 0]
 
 
 def rows(runs: str) -> list[dict[str, str]]:
@@ -194,7 +194,7 @@ def test_metrics_and_predictions_of_odd_sets_equal_one_process(config):
     # A checkpoint that was copied elsewhere: rank 1 learns from rank 0 where to write.
     Path("copied.ckpt").write_bytes(Path("runs/config/0/checkpoints/best.ckpt").read_bytes())
     flags = ["--ckpt_path", "copied.ckpt", "--trainer.accelerator", "cpu", *TWO]
-    assert in_ranks(lambda: cli.main(["test", *flags])) == [0, 0]
+    assert in_ranks(lambda: main(["test", *flags])) == [0, 0]
     assert Path("runs/config/1/predictions.csv").read_bytes() == predictions
 
 
@@ -232,7 +232,7 @@ def test_training_equals_one_process_and_goes_on_with_one(config):
     killed = [-signal.SIGKILL] * 2
     flags = [*net, "--runs_dir", "cut", "--trainer.save_every_n_steps", "1", "--trainer.log_every_n_steps", "3"]
     killer = f"--trainer.callbacks={__name__}.KillAt"
-    assert in_ranks(lambda: cli.main(["fit", "--config", str(config), *TWO, *flags, killer])) == killed
+    assert in_ranks(lambda: main(["fit", "--config", str(config), *TWO, *flags, killer])) == killed
     one("fit", config, *net, "--runs_dir", "cut", "--resume", "auto", "--data.batch_size", "8")
     assert_close(rows("cut")[-1:], rows("one")[-1:])
     assert_close_states(last("cut"), last("one"))
@@ -259,9 +259,9 @@ def test_killed_and_continued_on_two_ranks_equals_undisturbed(config):
     two("fit", config, *flags, "--runs_dir", "whole")
     killer = f"--trainer.callbacks={__name__}.KillAt"
     cut = ["fit", "--config", str(config), *TWO, *flags, "--runs_dir", "cut"]
-    assert in_ranks(lambda: cli.main([*cut, killer])) == [-signal.SIGKILL] * 2
+    assert in_ranks(lambda: main([*cut, killer])) == [-signal.SIGKILL] * 2
     assert (last("cut")["epoch"], last("cut")["global_step"]) == (1, 4)  # inside the epoch
-    assert in_ranks(lambda: cli.main([*cut, "--resume", "auto"])) == [0, 0]
+    assert in_ranks(lambda: main([*cut, "--resume", "auto"])) == [0, 0]
     assert [d.name for d in Path("cut/config").iterdir()] == ["0"]
     for name, value in last("whole")["state_dict"].items():
         assert torch.equal(value, last("cut")["state_dict"][name]), name

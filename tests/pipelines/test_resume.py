@@ -11,7 +11,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from pipelines import cli
+from pipelines.__main__ import main
 from tests.conftest import in_child, write_images
 from tests.ranks import in_ranks
 
@@ -61,7 +61,7 @@ class KillAt(Callback):
 
 
 def fit(config: Path, runs: str, *flags: str) -> int:
-    return in_child(lambda: cli.main(["fit", "--config", str(config), "--runs_dir", runs, *flags]))
+    return in_child(lambda: main(["fit", "--config", str(config), "--runs_dir", runs, *flags]))
 
 
 def last_state(runs: str) -> dict:
@@ -154,7 +154,7 @@ def test_one_signalled_rank_stops_all(tmp_path, folder):
     SignalAt.batch = 0
     try:
         words = ["fit", "--config", str(config), "--runs_dir", "runs", *flags]
-        assert in_ranks(lambda: cli.main(words)) == [128 + signal.SIGTERM] * 2
+        assert in_ranks(lambda: main(words)) == [128 + signal.SIGTERM] * 2
     finally:
         SignalAt.batch = 4
     assert last_state("runs")["epoch"] == 1

@@ -16,7 +16,7 @@ from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from sklearn.metrics import confusion_matrix
 
-from pipelines import cli
+from pipelines.__main__ import main
 from tests.conftest import in_child
 from tests.ranks import in_ranks
 
@@ -82,7 +82,7 @@ def write_pairs(root: Path, counts: dict[str, int], size: tuple[int, int] = (40,
 
 
 def run(*words: object) -> int:
-    return in_child(lambda: cli.main([str(w) for w in words]))
+    return in_child(lambda: main([str(w) for w in words]))
 
 
 def write_config(directory: Path, source: Path, workers: int = 0) -> Path:
@@ -194,7 +194,7 @@ def test_two_ranks_measure_what_one_measures(tmp_path):
         command += ["--trainer.accelerator", "cpu"]
         for name in ("validate", "test"):
             words = [name, *command]
-            status = in_ranks(lambda words=words: cli.main(words)) if ranks == 2 else [run(*words)]
+            status = in_ranks(lambda words=words: main(words)) if ranks == 2 else [run(*words)]
             assert status == [0] * ranks
             found[name, ranks] = json.loads(Path(f"runs/run/0/{name}.json").read_text())
         found["table", ranks] = Path("runs/run/0/predictions.csv").read_text()

@@ -1,16 +1,78 @@
-"""A linear probe: scikit-learn's logistic regression on frozen features, folded into the network's own head."""
+"""``probe``: scikit-learn's logistic regression on frozen features, folded into the network's own head."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 
 from datamodules.common.errors import UserError
+from pipelines import cli
+from pipelines.preparation import prepare, print_metrics, start_run
+from pipelines.run.checkpoints import check_fits, open_checkpoint
+from pipelines.run.directory import find_checkpoint
+from pipelines.trainer import Trainer
+
+
+def main(words: list[str]) -> int:
+    """The command ``probe``.
+
+    Args:
+        words: Its flags.
+
+    Returns:
+        The exit status, see ``cli.execute``.
+    """
+    return cli.execute(cli.Command("probe", probe, optionally=True), words)
+
+
+def probe(
+    trainer: Trainer,
+    model: pl.LightningModule,
+    datamodule: pl.LightningDataModule,
+    C: float = 0.1,
+    ckpt_path: str | None = None,
+) -> list[Mapping[str, float]]:
+    """Fit a logistic regression on frozen features, fold it into the head, evaluate and save it.
+
+    Args:
+        trainer: Where to run, on one device.
+        model: A classification task, usually with pretrained weights.
+        datamodule: The data; its training images are taken without augmentation.
+        C: Inverse of the regularization's strength, scikit-learn's.
+        ckpt_path: Take the features of this checkpoint, such as a ``student.ckpt``; the model's own by default.
+
+    Returns:
+        The metrics of the validation split, as Lightning returns them.
+    """
+    if trainer.world_size > 1:
+        raise UserError(
+            f"probe runs on one device, but there are {trainer.world_size} (trainer.devices times num_nodes). Add"
+            " --trainer.devices 1 --trainer.num_nodes 1."
+        )
+    checkpoint = None if ckpt_path is None else find_checkpoint(trainer.runs_dir, trainer.run_name, ckpt_path)
+    prepare(trainer, model, datamodule, "probe", weights_follow=checkpoint is not None)
+    if checkpoint is not None:
+        check_fits(checkpoint, model)
+        model.load_state_dict(open_checkpoint(checkpoint)["state_dict"])
+    with trainer.one_command():
+        files = start_run(trainer, model, datamodule, None, None)
+        fit_head(trainer, model, datamodule, C)
+        # Lightning's own: ours of that name evaluates a checkpoint.
+        results: list[Mapping[str, float]] = pl.Trainer.validate(trainer, model, datamodule=datamodule, verbose=False)
+        print_metrics(trainer)
+        assert trainer.run_dir is not None
+        (trainer.run_dir / "checkpoints").mkdir(exist_ok=True)
+        for name in ("best", "last"):
+            trainer.save_checkpoint(trainer.run_dir / "checkpoints" / f"{name}.ckpt")
+        files.summary(trainer)
+    return results
 
 
 @torch.inference_mode()

@@ -1,0 +1,71 @@
+"""What the Trainer refuses among its arguments, and what it adds to those of Lightning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.plugins import CheckpointIO
+from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+from datamodules.common.errors import UserError
+from pipelines.callbacks.progress import ProgressBar as OwnProgressBar
+from pipelines.hardware import SyncBatchNorm
+from pipelines.run.checkpoints import AtomicCheckpointIO
+
+
+def check_arguments(
+    *, ema_decay: float | None, save_every_n_steps: int | None, log_every_n_steps: int, use_distributed_sampler: bool
+) -> None:
+    """Refuse values out of range.
+
+    Raises:
+        UserError: Naming the key, its value and the fix.
+    """
+    if ema_decay is not None and not 0 < ema_decay < 1:
+        raise UserError(f"trainer.ema_decay is {ema_decay}; it must lie between 0 and 1, for example 0.999.")
+    if save_every_n_steps is not None and save_every_n_steps < 1:
+        raise UserError(f"trainer.save_every_n_steps is {save_every_n_steps}; it must be at least 1.")
+    if log_every_n_steps < 1:
+        raise UserError(f"trainer.log_every_n_steps is {log_every_n_steps}; it must be at least 1.")
+    if use_distributed_sampler:
+        raise UserError(
+            "trainer.use_distributed_sampler is true: Lightning's sampler repeats samples to even out the ranks."
+            " Leave it out; the datamodule shares the samples among the ranks itself."
+        )
+
+
+def with_own_callbacks(given: list[Callback] | Callback | None, *, progress_bar: bool) -> list[Callback]:
+    """The given callbacks, and our progress bar unless there is one or none is wanted."""
+    callbacks = [given] if isinstance(given, Callback) else list(given or [])
+    has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    if progress_bar and not has_bar:
+        callbacks.append(OwnProgressBar())
+    return callbacks
+
+
+def with_own_plugins(given: Any, strategy: Any, *, sync_batchnorm: bool) -> list[Any]:
+    """The given plugins, and ours for what none of them does: checkpoint files, batch norms over ranks, SLURM."""
+    plugins = list(given) if isinstance(given, list | tuple) else [given] if given else []
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(AtomicCheckpointIO())
+    if sync_batchnorm:
+        plugins.append(SyncBatchNorm())
+    # Lightning's requeueing saves wherever each rank happens to be, into the working directory, and any later run that
+    # starts there would go on from that file. Continuing is the affair of --resume auto. The order of the two questions
+    # is Lightning's: torchrun may also be used inside a SLURM job.
+    if not _environments(plugins, strategy) and not TorchElasticEnvironment.detect() and SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return plugins
+
+
+def requeues(plugins: list[Any], strategy: Any) -> bool:
+    """Whether the user asked for Lightning's requeueing, with a ``SLURMEnvironment`` among the plugins."""
+    environments = _environments(plugins, strategy)
+    return any(isinstance(found, SLURMEnvironment) and found.auto_requeue for found in environments)
+
+
+def _environments(plugins: list[Any], strategy: Any) -> list[Any]:
+    of_strategy = getattr(strategy, "cluster_environment", None)
+    found = [plugin for plugin in plugins if isinstance(plugin, ClusterEnvironment)]
+    return found if of_strategy is None else [*found, of_strategy]

@@ -1,0 +1,251 @@
+"""What a command does before Lightning starts: checks, the run directory, and what writes into it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities.model_helpers import is_overridden
+
+from datamodules.common.errors import UserError
+from pipelines.callbacks.checkpoints import KeepBest, SaveLast
+from pipelines.callbacks.pictures import Pictures
+from pipelines.callbacks.run_files import RunFiles
+from pipelines.callbacks.student import WriteStudent
+from pipelines.run.checkpoints import check_data, check_fits, global_step_of
+from pipelines.run.directory import (
+    checkpoint_config,
+    find_checkpoint,
+    new_run,
+    run_config,
+    run_of_checkpoint,
+    wandb_id,
+    write_config,
+    write_data_files,
+    write_environment,
+)
+from pipelines.run.metrics_file import MetricsCSV
+from pipelines.run.student import task_config
+from pipelines.run.tracking import Wandb, wandb_logger
+from tasks.noisy_student import NoisyStudent
+
+
+class RunTrainer(pl.Trainer):
+    """What the Trainer knows of its run, beside what Lightning's knows; ``pipelines.trainer`` sets it.
+
+    Attributes:
+        run_name: Of the run.
+        runs_dir: Folder of all runs.
+        run_dir: The run directory, once a command has chosen it; on rank 0 only.
+        config: The parsed config, where the command line made this trainer.
+        trust: Packages whose classes further checkpoints may name.
+        adds_checkpoints: Whether ``best.ckpt`` and ``last.ckpt`` are written.
+        handles_signals: Whether ``last.ckpt`` is written on SIGTERM and SIGUSR1.
+        save_every_minutes: Of ``last.ckpt``.
+        save_every_n_steps: Of ``last.ckpt``.
+        wandb: Weights & Biases.
+        wandb_mode: Of Weights & Biases, ``off`` without loggers.
+        user_loggers: Those beside ours.
+    """
+
+    run_name: str
+    runs_dir: Path
+    run_dir: Path | None
+    config: dict[str, Any] | None
+    trust: list[str]
+    adds_checkpoints: bool
+    handles_signals: bool
+    save_every_minutes: float
+    save_every_n_steps: int | None
+    wandb: Wandb
+    wandb_mode: Literal["auto", "online", "offline", "off"]
+    user_loggers: list[Logger]
+
+
+def prepare(
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    datamodule: pl.LightningDataModule | None,
+    stage: str,
+    *,
+    weights_follow: bool,
+) -> None:
+    """Read the data and build the model before anything is written or any rank started: mistakes end here.
+
+    Args:
+        trainer: Where it will run.
+        model: The task.
+        datamodule: The data.
+        stage: As in ``LightningDataModule.setup``, or ``probe``.
+        weights_follow: A checkpoint's weights will be loaded, so pretrained ones are not needed.
+
+    Raises:
+        UserError: If model and data do not fit together, or the data cannot be used.
+    """
+    if weights_follow and hasattr(model, "load_pretrained"):
+        model.load_pretrained = False
+    if datamodule is not None:
+        _refuse_batch_hooks(datamodule)
+        datamodule.trainer = trainer  # Lightning attaches it later; the number of ranks decides what a batch needs
+        datamodule.setup(stage)
+        if isinstance(getattr(datamodule, "class_names", None), list) and hasattr(model, "resolve"):
+            source = str(getattr(datamodule, "source", type(datamodule).__name__))
+            model.resolve(datamodule.spec(), source)  # type: ignore[attr-defined]
+    model.configure_model()
+
+
+def check_training(trainer: RunTrainer, model: pl.LightningModule, datamodule: pl.LightningDataModule | None) -> None:
+    """Ask the task whether it can be trained with these settings.
+
+    Raises:
+        UserError: Naming the setting that does not fit.
+    """
+    if not hasattr(model, "check_training"):
+        return
+    monitors = [getattr(callback, "monitor", None) for callback in trainer.callbacks]
+    model.check_training(  # type: ignore[operator]
+        batch_size=getattr(datamodule, "batch_size", None),
+        has_validation=_has_validation(datamodule),
+        has_end=trainer.max_epochs != -1 or trainer.max_steps != -1,
+        monitors=[monitor for monitor in monitors if isinstance(monitor, str)],
+    )
+
+
+def start_evaluation(
+    trainer: RunTrainer,
+    model: pl.LightningModule,
+    datamodule: pl.LightningDataModule | None,
+    ckpt_path: str | None,
+    command: str,
+    output: str | None = None,
+) -> Path:
+    """Find the checkpoint, see that it fits model and data, and add what writes the results.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        UserError: If there is none, or it is of another model or other classes.
+    """
+    checkpoint = find_checkpoint(trainer.runs_dir, trainer.run_name, ckpt_path)
+    prepare(trainer, model, datamodule, command, weights_follow=True)
+    check_fits(checkpoint, model)
+    check_data(checkpoint, datamodule)
+    trainer.run_dir = run_of_checkpoint(checkpoint) or (Path(output) if output else _new_run(trainer))
+    rank_zero_info(f"Using {checkpoint}.")
+    trainer.callbacks[:0] = [RunFiles(trainer.run_dir, trainer.config)]
+    if command != "predict" and trainer.run_dir is not None:
+        trainer.callbacks.append(Pictures(trainer.run_dir / "pictures", 0))
+    return checkpoint
+
+
+def start_run(
+    trainer: RunTrainer,
+    model: pl.LightningModule,
+    datamodule: pl.LightningDataModule | None,
+    run: Path | None,
+    checkpoint: Path | None,
+) -> RunFiles:
+    """Choose the run directory and add what writes into it.
+
+    Args:
+        trainer: Gets callbacks and loggers.
+        model: The task, prepared.
+        datamodule: The data, set up.
+        run: The run that is continued; None for a new one.
+        checkpoint: What training starts from, if anything.
+    """
+    trainer.run_dir = directory = run or _new_run(trainer)
+    config = _resolved_config(trainer, model, datamodule)
+    carried = None if config is None else checkpoint_config(task_config(config, model, datamodule))
+    files = RunFiles(directory, carried)
+    trainer.callbacks[:0] = [files]
+    # Ranks above 0 learn the directory from rank 0 once the ranks are connected; until then nothing is written.
+    _add_checkpoints(trainer, model, datamodule, (directory or Path(trainer.runs_dir)) / "checkpoints")
+    if directory is None:
+        return files
+    if config is not None:
+        write_config(directory, config)
+    write_environment(directory)
+    write_data_files(directory, datamodule)
+    resumes_at = None if checkpoint is None or run is None else global_step_of(checkpoint)
+    _open_loggers(trainer, directory, config or dict(model.hparams), resumes_at)
+    trainer.callbacks.append(Pictures(directory / "pictures", trainer.wandb.table_rows))
+    return files
+
+
+@rank_zero_only
+def print_metrics(trainer: RunTrainer) -> None:
+    """Print what an evaluation measured, and where it is written."""
+    lines = [f"  {name:<20}  {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items())]
+    print("\n".join([*lines, f"  {'written to':<20}  {trainer.run_dir}"]), flush=True)
+
+
+def _refuse_batch_hooks(datamodule: pl.LightningDataModule) -> None:
+    for hook in ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device"):
+        if is_overridden(hook, datamodule):
+            raise UserError(
+                f"{type(datamodule).__name__} overrides {hook}; Lightning would then skip the model's, which"
+                " seeds and augments the batch. Move that work into the datamodule's transforms."
+            )
+
+
+def _new_run(trainer: RunTrainer) -> Path | None:
+    return new_run(trainer.runs_dir, trainer.run_name) if rank_zero_only.rank == 0 else None
+
+
+def _resolved_config(trainer: RunTrainer, model: Any, datamodule: Any) -> dict[str, Any] | None:
+    """The parsed config with the values that came from the data; None outside the command line."""
+    if trainer.config is None:
+        return None
+    resolved = datamodule.resolved() if hasattr(datamodule, "resolved") else {}
+    return run_config(trainer.config, dict(model.hparams), resolved)
+
+
+def _add_checkpoints(
+    trainer: RunTrainer, model: pl.LightningModule, datamodule: pl.LightningDataModule | None, folder: Path
+) -> None:
+    if trainer.adds_checkpoints:
+        best = KeepBest(
+            dirpath=folder,
+            filename="best",
+            monitor=getattr(model, "monitor", None) if _has_validation(datamodule) else None,
+            mode=getattr(model, "mode", "min"),
+            enable_version_counter=False,
+        )
+        last = SaveLast(
+            folder,
+            trainer.save_every_minutes,
+            trainer.save_every_n_steps,
+            handle_signals=trainer.handles_signals,
+        )
+        trainer.callbacks += [best, last]
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(folder)
+    if isinstance(model, NoisyStudent):
+        trainer.callbacks.append(WriteStudent(folder))
+
+
+def _open_loggers(trainer: RunTrainer, directory: Path, config: dict[str, Any], resumes_at: int | None) -> None:
+    csv = MetricsCSV(directory)
+    if resumes_at is not None:
+        csv.resume(resumes_at - 1)
+    tracker = wandb_logger(
+        directory,
+        replace(trainer.wandb, mode=trainer.wandb_mode),
+        name=f"{trainer.run_name}/{directory.name}",
+        run_id=wandb_id(directory),
+        config=config,
+    )
+    trainer.loggers = [csv, *([tracker] if tracker else []), *trainer.user_loggers]
+
+
+def _has_validation(datamodule: pl.LightningDataModule | None) -> bool:
+    records = getattr(datamodule, "records", None)
+    return records is None or bool(records.get("val"))
