@@ -18,7 +18,7 @@ COMMANDS = {
     "predict": "write the predictions of a checkpoint for a folder of pictures or a data set",
     "probe": "train scikit-learn's logistic regression on frozen features",
     "pseudo-label": "label a pool of images with a trained teacher, for noisy student",
-    "noisy-student": "train teacher and students over generations, and say what the unlabelled images were worth",
+    "noisy-student": "train teacher and students over generations, and say what the unlabeled images were worth",
     "convert": "convert boxes and masks between COCO JSON, VOC XML and YOLO text",
     "list": "show commands, tasks, datamodules and ready configs; `list backbones PATTERN` network names",
 }

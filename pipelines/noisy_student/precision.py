@@ -56,7 +56,7 @@ def strictest_down(
     Args:
         levels: Thresholds.
         confidence: Of the validation samples, (V,).
-        right: Whether each was labelled rightly, (V,).
+        right: Whether each was labeled correctly, (V,).
         precision: The target.
         level: Probability with which it is kept.
     """

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from datamodules.annotations.records import Record
 from datamodules.base import DataModule
 from datamodules.common.files import write_json
-from pipelines.fusion import Model
 from pipelines.noisy_student.selection import Selection
+from pipelines.run.loading import Loaded
 
 Floats = NDArray[np.float64]
 
@@ -73,6 +73,7 @@ class Kind(ABC):
         REPLICATES: Of the bootstrap.
         TILE: Width of a doubtful label's picture in the sheet, in pixels.
         SOFT_FILES: Whether soft labels are files of their own, written where asked for.
+        ONE_LABEL: Whether an image has one label, given as class probabilities.
         SOURCE_ARGUMENTS: Arguments of the labeled data that say where it comes from; the pseudo-labels come from their
             own file.
     """
@@ -85,6 +86,7 @@ class Kind(ABC):
     REPLICATES: ClassVar[int] = 10_000
     TILE: ClassVar[int] = 320  # two pictures side by side
     SOFT_FILES: ClassVar[bool] = False
+    ONE_LABEL: ClassVar[bool] = False
     SOURCE_ARGUMENTS: ClassVar[tuple[str, ...]]
 
     # What is refused.
@@ -124,7 +126,7 @@ class Kind(ABC):
     def prepare(self, task: Any, *, soft: bool) -> None:  # noqa: B027 - not every kind has something to do
         """Make a teacher give what labels need, where asked for soft ones."""
 
-    def together(self, teachers: Sequence[Model]) -> AbstractContextManager[Sequence[Model]]:
+    def together(self, teachers: Sequence[Loaded]) -> AbstractContextManager[Sequence[Loaded]]:
         """Those that label: each teacher, whose labels ``merge`` joins, or one that gives what all say."""
         return nullcontext(teachers)
 

@@ -16,6 +16,7 @@ from datamodules.common.files import write_text
 from pipelines.noisy_student.paths import listed, resolved
 from tasks.detection.evaluation.objects import Objects
 
+
 class Boxes(NamedTuple):
     """A file's boxes.
 

@@ -103,7 +103,7 @@ class BoxKind(Dense):
         return [entry_of(outputs, i, size) for i, size in enumerate(sizes)]
 
     def merge(self, output: Path, pools: Sequence[Chunks], class_names: list[str], digest: str, *, every: bool) -> None:
-        """Write the boxes with a score of at least ``LEAST_SCORE``, or ``every`` one; those of several teachers fused."""
+        """Write the boxes of a score of at least ``LEAST_SCORE``, or ``every`` one; several teachers' are fused."""
         each = [self.read_chunks(pool) for pool in pools]
         entries = each[0] if len(each) == 1 else [fused(of_image) for of_image in zip(*each, strict=True)]
         found = boxes_of_entries([record["path"] for record in pools[0].records], entries)
@@ -235,9 +235,7 @@ def _thresholds(
         with np.load(validation) as known:
             # Boxes that found a crowd are neither right nor wrong. The first row is of an IoU of 0.5.
             taking_part = ~known["ignored"][0] & (known["scores"] >= ignore)
-            seen = Evaluated(
-                known["labels"][taking_part], known["scores"][taking_part], known["hit"][0][taking_part]
-            )
+            seen = Evaluated(known["labels"][taking_part], known["scores"][taking_part], known["hit"][0][taking_part])
     sure = found.scores >= ignore
     thresholds, report = thresholds_of(selection, found.labels[sure], found.scores[sure], names, seen)
     if isinstance(selection.threshold, dict):  # a class that is not named is not taught

@@ -48,6 +48,7 @@ class Images(Kind):
     LABELS = EVALUATION = ".parquet"
     CHUNK = ".npy"
     TILE = 96
+    ONE_LABEL = True
     SOURCE_ARGUMENTS = ("source", "image_root", "columns", "val_fraction", "test_fraction", "split_seed", "split_file")
 
     def check_data(self, data: Any) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from datamodules.annotations.records import Record
 from datamodules.common.batch import IGNORE
 from datamodules.common.errors import UserError
-from pipelines.fusion import Model, averaged_scores
+from pipelines.fusion import averaged_scores
 from pipelines.noisy_student.kinds.base import Chunks, Floats
 from pipelines.noisy_student.kinds.dense import Agreement, Dense, annotated
 from pipelines.noisy_student.kinds.pixel_files import (
@@ -37,6 +37,7 @@ from pipelines.noisy_student.selection import Selection, fixed_thresholds
 from pipelines.noisy_student.tally import Correct, Tally, precision_report
 from pipelines.outputs.label_maps import label_png
 from pipelines.outputs.palettes import class_palette
+from pipelines.run.loading import Loaded
 from pipelines.scorers import mean_iou
 
 THREADS = 4
@@ -109,7 +110,7 @@ class Pixels(Dense):
         task.with_confidence = 2 if soft else 1
 
     @contextmanager
-    def together(self, teachers: Sequence[Model]) -> Iterator[Sequence[Model]]:
+    def together(self, teachers: Sequence[Loaded]) -> Iterator[Sequence[Loaded]]:
         """One teacher gives the mean of all: maps of every class's probability are too large to be kept for it."""
         with averaged_scores(teachers) as mean:
             yield [mean]

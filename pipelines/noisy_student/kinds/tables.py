@@ -1,4 +1,4 @@
-"""Lists of pseudo-labels: parquet files that carry the digest of what they were made from, and arrays of evaluations."""
+"""Lists of pseudo-labels, which carry the digest of what they were made from, and the arrays of evaluations."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def digest_of_table(file: Path) -> str | None:
     return digest
 
 
-def write_arrays(output: Path, **arrays: NDArray[Any]) -> None:
+def write_arrays(output: Path, **arrays: Any) -> None:
     """Write an ``.npz`` file in one step."""
     with atomic_path(output) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
