@@ -1,37 +1,11 @@
-"""The datamodule that all tasks share: splits, checks, caches, keyed loaders.
+"""The datamodule that all tasks share: splits, checks, caches, keyed loaders."""
 
-The batch that it gives (a plain dict; B images, C channels, H x W pixels, K classes):
+# No `from __future__ import annotations`: jsonargparse looks types up from the modules of the subclasses.
 
-========== ================================= ====================================================================
-key        dtype and shape                   meaning
-========== ================================= ====================================================================
-image      uint8 (B, C, H, W), channels_last not normalised; float32 in [0, 1] where ``dtype: float32`` is asked
-label      int64 (B,) or float32 (B, K)      class, or multi-label / soft labels
-mask       uint8 (B, H, W), 255 = ignore     class of each pixel; (B, K, H, W) of 0, 1, 255 for several labels a pixel
-soft_mask  float16 (B, K, H, W), optional    class probabilities of each pixel, beside ``mask``
-boxes      float32 (B, M, 4)                 x1 y1 x2 y2, pixel edges of the batch image; zeros behind an image's last
-labels     int64 (B, M)                      class of each box, -1 where there is none
-masks      int16 (B, L, H, W)                number of the object (its box's place, from 1) at each pixel, 0 for none
-iscrowd    uint8 (B, M)                      boxes of groups, which evaluation forgives
-weight     float32 (B,), optional            scales each image's loss, in every task
-geometry   float32 (B, 6)                    original height, width, scale_x, scale_y, offset_x, offset_y
-target     list of B dicts, evaluation only  the annotations above as they are in the original picture
-tiles      list of B int64 (T, 4), optional  y1 x1 y2 x2 of the windows that a large picture is evaluated by
-path, id   list of B str, int64 (B,)         where a sample came from
-========== ================================= ====================================================================
-
-Objects of one layer of ``masks`` do not overlap; most data sets need one layer.
-"""
-
-from __future__ import annotations
-
-import hashlib
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -40,27 +14,19 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from datamodules.annotations.records import Listing
+from datamodules.arguments import Cache
 from datamodules.cache import DecodedCache, readable_images
+from datamodules.collate import collate
 from datamodules.common.errors import UserError
 from datamodules.decoding.files import find_images
 from datamodules.decoding.video import is_frame
-from datamodules.loaders import (
-    EvalSampler,
-    Record,
-    RecordDataset,
-    TensorLoader,
-    TrainLoader,
-    TrainSampler,
-    available_cores,
-    collate,
-    make_loader,
-)
-from datamodules.splits import common_folder
+from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, available_cores, make_loader
+from datamodules.memory import choose_cache, read_whole
+from datamodules.samplers import EvalSampler, TrainSampler
+from datamodules.splits import split_digest
 from datamodules.transforms.augment import Augment
-from datamodules.transforms.pipeline import Transform, batch_transform
-
-Cache = Literal["auto", "none", "decoded", "tensor"]
-TENSOR_CACHE_BYTES = 1 << 30
+from datamodules.transforms.batched import batch_transform
+from datamodules.transforms.pipeline import Transform
 
 
 class DataModule(LightningDataModule, ABC):
@@ -70,36 +36,25 @@ class DataModule(LightningDataModule, ABC):
     directory or a W&B run exists.
     """
 
-    def __init__(
-        self,
-        *,
-        batch_size: int,
-        eval_batch_size: int | None,
-        num_workers: int | None,
-        cache: Cache,
-        cache_dir: str | None,
-        on_corrupt: Literal["error", "skip"],
-        seed: int | None,
-    ) -> None:
+    # What the machinery asks of every datamodule; those that read files take these as arguments (`arguments.Loading`).
+    batch_size: int
+    eval_batch_size: int | None
+    num_workers: int | None
+    cache: Cache
+    cache_dir: str | None
+    on_corrupt: Literal["error", "skip"]
+    seed: int | None
+    class_names: list[str] | None = None
+    #: The training augmentation's settings.
+    augment: Augment
+
+    def __init__(self) -> None:
         super().__init__()
-        for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value is not None and value < 1:
-                raise UserError(f"data.{key} is {value}; it must be at least 1.")
-        if num_workers is not None and num_workers < 0:
-            raise UserError(f"data.num_workers is {num_workers}; it must be 0 (load in the training process) or more.")
-        if cache_dir is not None and cache in ("none", "tensor"):
-            raise UserError(f"data.cache_dir is set, but data.cache is '{cache}', which keeps nothing on the disk.")
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
-        self.num_workers = num_workers
-        self.cache: Cache = cache
-        self.cache_dir = cache_dir
-        self.on_corrupt = on_corrupt
-        self.seed = seed
-        self.class_names: list[str] | None = None
         self.predict_source: str | None = None
         self.evaluates = False  # whether it was set up to evaluate or predict only
         self._listed: list[str] | None = None  # the files to predict
+        # Set by `SemiSupervised`: from all training images to those that keep their labels, and the others.
+        self.hide_labels: Callable[[list[Record]], tuple[list[Record], list[Record]]] | None = None
         self.passes_per_epoch = 1.0  # more or less where another datamodule draws an epoch's batches from this one
         self.skipped: list[tuple[str, str]] = []
         self.records: dict[str, list[Record]] = {}
@@ -121,13 +76,8 @@ class DataModule(LightningDataModule, ABC):
     def make_transform(self, *, train: bool) -> Transform:
         """The training or the evaluation transform."""
 
-    @property
-    @abstractmethod
-    def augment(self) -> Augment:
-        """The training augmentation's settings."""
-
     def check_annotations(self, records: list[Record]) -> list[Record]:
-        """Judge the annotations of records whose images can be read; what it raises ends ``setup``."""
+        """Check the annotations of records whose images can be read; what it raises ends ``setup``."""
         return records
 
     def make_dataset(self, split: str, read: Callable[[Record], Record], *, train: bool) -> RecordDataset:
@@ -159,22 +109,28 @@ class DataModule(LightningDataModule, ABC):
         """
         self.evaluates = stage in ("validate", "test", "predict")
         if self.predict_source is not None:
-            paths = find_images(self.predict_source)
-            if paths == self._listed:
-                return  # checked already
-            found: list[Record] = [{"image": path, "path": path} for path in paths]
-            self.records["predict"], self.skipped = readable_images(found, self.on_corrupt)
-            if self.skipped:
-                path, reason = self.skipped[0]
-                rank_zero_warn(f"{len(self.skipped)} unreadable image(s) are left out; the first is {path}: {reason}")
-            self._listed = paths
-            return
-        if self.records:
-            return
+            self._setup_predict(self.predict_source)
+        elif not self.records:
+            self._setup_splits(stage)
+
+    def _setup_predict(self, source: str) -> None:
+        paths = find_images(source)
+        if paths == self._listed:
+            return  # checked already
+        found: list[Record] = [{"image": path, "path": path} for path in paths]
+        self.records["predict"], self.skipped = readable_images(found, self.on_corrupt)
+        if self.skipped:
+            path, reason = self.skipped[0]
+            rank_zero_warn(f"{len(self.skipped)} unreadable image(s) are left out; the first is {path}: {reason}")
+        self._listed = paths
+
+    def _setup_splits(self, stage: str | None) -> None:
         listing = self.list_records()
         records, self.skipped = readable_images(listing.records, self.on_corrupt)
         records = self.check_annotations(records)
         self.records = {s: [r for r in records if r["split"] == s] for s in ("train", "val", "test")}
+        if self.hide_labels is not None:  # before any class is counted: hidden labels must not count
+            self.records["train"], self.records["pool"] = self.hide_labels(self.records["train"])
         if not self.records["train"] and stage in ("fit", "probe"):
             raise UserError("The training split holds no images.")
         if stage == "fit":
@@ -187,11 +143,8 @@ class DataModule(LightningDataModule, ABC):
 
     @cached_property
     def split_digest(self) -> str:
-        """A digest of which image is in which split, wherever the folder lies; it tells whether it changed."""
-        paths = [(split, r["path"]) for split, rs in self.records.items() for r in rs if split != "predict"]
-        top = common_folder(path for _, path in paths)
-        names = sorted((split, path.removeprefix(top)) for split, path in paths)
-        return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+        """A digest of which image is in which split."""
+        return split_digest(self.records)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data: the digest of the splits, and how far the training stream has come.
@@ -217,8 +170,8 @@ class DataModule(LightningDataModule, ABC):
         sampler = self._train_sampler()
         loader: TrainLoader | TensorLoader
         if self._resolve_cache() == "tensor":
-            batch = self._whole_split("train")
-            loader = TensorLoader(batch, sampler, batch_transform(self.augment, self.canvas()), self.run_seed())
+            augment = batch_transform(self.augment, self.canvas())
+            loader = TensorLoader(self._whole_split("train"), sampler, augment, self.run_seed())
         else:
             loader = self._loader("train", sampler, train=True)
         if self._restored is not None:
@@ -262,6 +215,11 @@ class DataModule(LightningDataModule, ABC):
     def canvas(self) -> tuple[int, int]:
         """Height and width of the images of a batch."""
 
+    @property
+    def eval_batch(self) -> int:
+        """Images a device and step in validation, test and prediction."""
+        return self.eval_batch_size or self.batch_size
+
     def run_seed(self) -> int:
         """``data.seed``, or the run's ``seed_everything``, which Lightning keeps in the environment."""
         return self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
@@ -284,7 +242,7 @@ class DataModule(LightningDataModule, ABC):
     def _eval_loader(self, split: str) -> Any:
         if not self.records[split]:
             return []
-        sampler = EvalSampler(len(self.records[split]), self.eval_batch_size, *self._rank())
+        sampler = EvalSampler(len(self.records[split]), self.eval_batch, *self._rank())
         if not len(sampler):
             return self._empty_batch(split)
         if split != "predict" and self._resolve_cache() == "tensor":
@@ -308,12 +266,8 @@ class DataModule(LightningDataModule, ABC):
                 self._decoded[split] = DecodedCache.build(self.records[split], read, self.cache_dir)
             read = self._decoded[split].read
         dataset = self.make_dataset(split, read, train=train)
-        return make_loader(
-            dataset,
-            sampler,
-            num_workers=self._loader_workers(split),
-            pin_memory=torch.cuda.is_available(),
-        )
+        workers = self._loader_workers(split)
+        return make_loader(dataset, sampler, num_workers=workers, pin_memory=torch.cuda.is_available())
 
     def _loader_workers(self, split: str) -> int:
         records = self.records[split]
@@ -328,36 +282,12 @@ class DataModule(LightningDataModule, ABC):
         return 0 if num_images <= self.batch_size else min(8, max(1, available_cores() // local))
 
     def _resolve_cache(self) -> Cache:
-        """``auto``: ``tensor`` for few and small images whose augmentation has a batched form, else ``none``."""
-        dense = any("mask" in r or "boxes" in r for r in self.records["train"][:1])
-        if self.cache == "tensor" and dense:
-            raise UserError("data.cache is 'tensor', which is for whole images only: use data.cache: decoded or none.")
-        batched = batch_transform(self.augment, self.canvas()) is not None and not dense
-        if self.cache == "tensor" and not batched:
-            preset = "transforms" if self.augment.transforms is not None else f"preset: {self.augment.preset}"
-            raise UserError(
-                f"data.cache is 'tensor', but augment.{preset} (or its crop) has no form for whole batches. Use"
-                " augment.preset: none, or light with augment.crop: pad; or data.cache: decoded."
-            )
-        if self.cache != "auto":
-            return self.cache
-        height, width = self.canvas()
-        size = len(self.records["train"]) * height * width * 3
-        arrays = all(not isinstance(r["image"], str | Path) for r in self.records["train"][:1])
-        return "tensor" if batched and size <= TENSOR_CACHE_BYTES and (arrays or height * width <= 64 * 64) else "none"
+        """The cache in use; see ``choose_cache``."""
+        return choose_cache(self.cache, self.augment, self.canvas(), self.records["train"])
 
     def _whole_split(self, split: str) -> dict[str, Any]:
-        transform = self.make_transform(train=False)
-        dataset = RecordDataset(self.records[split], self.make_reader(), transform)
-        loader = make_loader(
-            dataset, EvalSampler(len(dataset), 256), num_workers=self._decode_workers(split), pin_memory=False
-        )
-        parts = list(loader)
-        whole: dict[str, Any] = {"path": [p for part in parts for p in part["path"]]}
-        for key in parts[0]:
-            if key != "path":
-                whole[key] = torch.cat([part[key] for part in parts])
-        return whole
+        dataset = RecordDataset(self.records[split], self.make_reader(), self.make_transform(train=False))
+        return read_whole(dataset, self._decode_workers(split))
 
     def _decode_workers(self, split: str) -> int:
         """Workers pay for themselves only where files are decoded, and many of them."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import mmap
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.common.errors import UserError
+from datamodules.common.files import read_json, write_json
+from datamodules.common.locks import only_one_builds
 from datamodules.decoding.headers import ImageError
 from datamodules.decoding.images import check_image, read_image
 from datamodules.decoding.video import is_frame
@@ -73,23 +75,24 @@ def readable_images(records: Sequence[Record], on_corrupt: str) -> tuple[list[Re
 
 
 class DecodedCache:
-    """Decoded images, in their original size, in one memory-mapped uint8 file that all workers share.
+    """Decoded images, in their original size, in one memory-mapped file that all workers share.
 
     The samples are bit for bit those that decoding gives; only the time differs. The file is named by a digest of the
     images' paths, sizes and modification times, so a changed image is decoded again, and it is renamed into place when
-    complete, so a killed run leaves none that is half written.
+    complete, so a killed run leaves none that is half written. Of several processes one decodes, and the others wait.
+
+    Args:
+        path: The file of pixels; beside it lies the index, ``.json``: ``dtype``, and of each image offset and shape.
+        records: The records whose images it holds, in the order of the index.
+        read: Record -> sample with ``image`` (H, W, C).
     """
 
-    def __init__(
-        self,
-        path: Path,
-        records: Sequence[Record],
-        offsets: list[tuple[int, tuple[int, ...]]],
-        read: Callable[[Record], Record],
-    ) -> None:
+    def __init__(self, path: Path, records: Sequence[Record], read: Callable[[Record], Record]) -> None:
+        index = read_json(path.with_suffix(".json"))
         self.path = path
+        self.dtype = np.dtype(index["dtype"])
         self._read = read
-        self._offsets = {r["path"]: o for r, o in zip(records, offsets, strict=True)}
+        self._places = {r["path"]: place for r, place in zip(records, index["offsets"], strict=True)}
         self._map: mmap.mmap | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,56 +107,85 @@ class DecodedCache:
         Args:
             records: Plain records.
             read: Record -> sample with ``image`` uint8 (H, W, C).
-            directory: Where to keep it; the system's folder for temporary files by default.
+            directory: Where to keep it; `user_folder` by default.
 
         Raises:
             UserError: If the disk has too little room, with what is needed and what is free.
+            UserError: If the default folder is another user's.
         """
-        folder = Path(directory) if directory else Path(tempfile.gettempdir()) / "pipelines-cache"
+        folder = Path(directory) if directory else _private(user_folder())
         folder.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256()
-        for record in records:
-            stat = os.stat(record["image"]) if isinstance(record["image"], str) else None
-            state = (stat.st_size, stat.st_mtime_ns) if stat else hashlib.sha1(record["image"].tobytes()).hexdigest()
-            digest.update(repr((record["path"], state)).encode())
         # The decoder's settings are part of what is stored: a first image read through `read` carries them.
         first = read(records[0])["image"]
-        digest.update(repr((first.dtype.str, first.shape[2:])).encode())
-        path = folder / f"{digest.hexdigest()[:24]}.bin"
-        index = path.with_suffix(".json")
-        if not index.exists():
-            needed = int(np.mean([read(r)["image"].nbytes for r in records[:: max(1, len(records) // 20)]]))
-            needed *= len(records)
-            free = shutil.disk_usage(folder).free
-            if needed > 0.9 * free:
-                raise UserError(
-                    f"data.cache: decoded needs about {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are"
-                    " free. Set data.cache_dir to a larger disk, or data.cache: none."
-                )
-            offsets: list[tuple[int, tuple[int, ...]]] = []
-            # Random names: ranks on several nodes may have one process id and one folder.
-            part = path.with_suffix(f".{secrets.token_hex(4)}.part")
-            with open(part, "wb") as file, ThreadPoolExecutor(max_workers=8) as pool:
-                for sample in pool.map(read, records):
-                    offsets.append((file.tell(), sample["image"].shape))
-                    file.write(np.ascontiguousarray(sample["image"]).data)
-            os.replace(part, path)
-            index_part = index.with_suffix(f".{secrets.token_hex(4)}.part")
-            index_part.write_text(json.dumps({"dtype": first.dtype.str, "offsets": offsets}))
-            os.replace(index_part, index)
-        stored = json.loads(index.read_text())
-        cache = cls(path, records, [(o, tuple(s)) for o, s in stored["offsets"]], read)
-        cache.dtype = np.dtype(stored["dtype"])
-        return cache
-
-    dtype: np.dtype[Any] = np.dtype(np.uint8)
+        path = folder / f"{_digest(records, first)[:24]}.bin"
+        with only_one_builds(path.with_suffix(".lock"), path.with_suffix(".json").exists) as mine:
+            if mine:
+                _check_room(folder, records, read)
+                _decode(path, records, read, first.dtype)
+        return cls(path, records, read)
 
     def read(self, record: Record) -> Record:
         """The record's sample, its image a copy out of the memory map; annotations are read as ever."""
         if self._map is None:
             with open(self.path, "rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        offset, shape = self._offsets[record["path"]]
-        count = int(np.prod(shape))
-        image = np.frombuffer(self._map, self.dtype, count, offset).reshape(shape).copy()
+        offset, shape = self._places[record["path"]]
+        image = np.frombuffer(self._map, self.dtype, math.prod(shape), offset).reshape(shape).copy()
         return self._read({**record, "image": image})
+
+
+def user_folder() -> Path:
+    """Where decoded images are kept by default: a place of the user's own, not the temporary folder of all users."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "pipelines" / "decoded"
+
+
+def _private(folder: Path) -> Path:
+    """The folder, made where it is missing, and closed to others: what is read from it is trusted."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if hasattr(os, "getuid"):  # not on Windows
+        if folder.stat().st_uid != os.getuid():
+            raise UserError(
+                f"The folder of decoded images, {folder}, belongs to another user. Set data.cache_dir to a folder of"
+                " your own."
+            )
+        folder.chmod(0o700)
+    return folder
+
+
+def _digest(records: Sequence[Record], first: NDArray[Any]) -> str:
+    """Of all that the decoded pixels depend on: the files' paths, sizes and times, type and channels."""
+    digest = hashlib.sha256()
+    for record in records:
+        stat = os.stat(record["image"]) if isinstance(record["image"], str) else None
+        state = (stat.st_size, stat.st_mtime_ns) if stat else hashlib.sha1(record["image"].tobytes()).hexdigest()
+        digest.update(repr((record["path"], state)).encode())
+    digest.update(repr((first.dtype.str, first.shape[2:])).encode())
+    return digest.hexdigest()
+
+
+def _check_room(folder: Path, records: Sequence[Record], read: Callable[[Record], Record]) -> None:
+    some = records[:: max(1, len(records) // 20)]
+    needed = len(records) * int(np.mean([read(record)["image"].nbytes for record in some]))
+    free = shutil.disk_usage(folder).free
+    if needed > 0.9 * free:
+        raise UserError(
+            f"data.cache: decoded needs about {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are"
+            " free. Set data.cache_dir to a larger disk, or data.cache: none."
+        )
+
+
+def _decode(path: Path, records: Sequence[Record], read: Callable[[Record], Record], dtype: np.dtype[Any]) -> None:
+    """Write the pixels, then the index; who sees the index finds the pixels complete."""
+    offsets: list[tuple[int, tuple[int, ...]]] = []
+    # Random names: a builder that was taken for dead may go on, on another machine with the same process id.
+    part = path.with_suffix(f".{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "wb") as file, ThreadPoolExecutor(max_workers=8) as pool:
+            for sample in pool.map(read, records):
+                offsets.append((file.tell(), sample["image"].shape))
+                file.write(np.ascontiguousarray(sample["image"]).data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    write_json(path.with_suffix(".json"), {"dtype": dtype.str, "offsets": offsets})

@@ -1,8 +1,9 @@
-"""Images with one label, several labels, or soft labels."""
+"""Images with one label, multi-label or soft labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.annotations.records import Listing
-from datamodules.base import Cache, DataModule
+from datamodules.arguments import Interpolation, Loading, Pixels, Splits, refuse_set
+from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.loaders import Record, read_record
 from datamodules.readers.arrays import read_arrays
@@ -23,7 +25,8 @@ from datamodules.transforms.augment import Augment
 from datamodules.transforms.pipeline import Transform
 
 
-class ClassificationData(DataModule):
+@dataclass(kw_only=True, eq=False, repr=False)
+class ClassificationData(Pixels, Splits, Loading, DataModule):
     """Image classification from a folder, a CSV or parquet list, a .npz file, a torchvision set, or the digits.
 
     Args:
@@ -33,98 +36,39 @@ class ClassificationData(DataModule):
             ``torchvision:NAME`` the folder that holds the set.
         columns: Names of a list's columns where they are not ``path``, ``label`` and ``split``.
         class_names: Only these classes, in this order; all classes, sorted, by default.
-        val_fraction: Part of the training images held out for validation where the source has no validation split.
-        test_fraction: The same for a test split.
-        split_seed: Seed of the held-out parts, which are stratified by class.
-        split_file: ``split.json`` of an earlier run: its splits are used again.
-        image_size: Height and width of the batch (one number for a square); the arrays' own size, or 224 for files.
-        in_chans: Channels of the batch: 3 (RGB), 1 (grey), or as many as the files hold.
-        dtype: ``float32`` keeps the full depth of 16-bit and float images.
-        resize: ``crop`` (shorter side to ``image_size / crop_pct``, then the centre), ``letterbox`` or ``stretch``.
-        crop_pct: Part of the resized shorter side that the centre crop keeps; 0.875 by default, and all of it (1) for
-            images of at most 64 pixels.
-        interpolation: How images are resized.
+        resize: ``crop`` (shorter side to ``image_size / crop_pct``, then the center), ``letterbox`` or ``stretch``.
+        crop_pct: Fraction of the resized shorter side that the center crop keeps; 0.875 by default, and all of it (1)
+            for images of at most 64 pixels.
         augment: Augmentation of the training images on the CPU; mixup, cutmix, erasing and jitter are the model's.
         balance: ``sampler`` draws every class equally often; ``loss`` weights each class's loss by its rarity.
-        batch_size: Images a device and step.
-        eval_batch_size: The same in validation, test and prediction; ``batch_size`` by default.
-        num_workers: Loader processes a device; the cores shared among the devices, at most 8, by default.
-        cache: ``decoded`` keeps decoded images on disk, ``tensor`` the whole set in memory; ``auto`` takes ``tensor``
-            for small sets whose augmentation has a batched form.
-        cache_dir: Folder of the decoded images.
-        on_corrupt: ``error`` refuses unreadable files, naming them; ``skip`` decodes all files first and leaves the
-            bad ones out, counted and listed.
-        seed: Seed of order and augmentation; the run's ``seed_everything`` by default.
     """
 
-    def __init__(
-        self,
-        source: str = "digits",
-        image_root: str | None = None,
-        columns: dict[str, str] | None = None,
-        class_names: list[str] | None = None,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.0,
-        split_seed: int = 0,
-        split_file: str | None = None,
-        image_size: int | tuple[int, int] | None = None,
-        in_chans: int = 3,
-        dtype: Literal["uint8", "float32"] = "uint8",
-        resize: Literal["crop", "letterbox", "stretch"] = "crop",
-        crop_pct: float | None = None,
-        interpolation: Literal["bilinear", "bicubic", "area", "nearest"] = "bicubic",
-        augment: Augment = Augment(),  # noqa: B008 - frozen
-        balance: Literal["none", "sampler", "loss"] = "none",
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        cache: Cache = "auto",
-        cache_dir: str | None = None,
-        on_corrupt: Literal["error", "skip"] = "error",
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            cache=cache,
-            cache_dir=cache_dir,
-            on_corrupt=on_corrupt,
-            seed=seed,
-        )
-        for key, part in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if not 0 <= part < 1:
-                raise UserError(f"data.{key} is {part}; it is a part of the images, at least 0 and below 1.")
-        if crop_pct is not None and not 0 < crop_pct <= 1:
-            raise UserError(f"data.crop_pct is {crop_pct}; it must be above 0 and at most 1.")
-        if crop_pct is not None and resize != "crop":
-            raise UserError(
-                f"data.crop_pct is {crop_pct}, but data.resize is '{resize}': only crop has it; leave it out."
-            )
-        is_list = source.endswith((".csv", ".parquet"))
-        if columns is not None and not is_list:
-            raise UserError(f"data.columns is set, but data.source is '{source}', not a .csv or .parquet list.")
-        if image_root is not None and not is_list and not source.startswith("torchvision:"):
-            raise UserError(f"data.image_root is set, but data.source is '{source}', which needs none.")
-        self.source = source
-        self.image_root = image_root
-        self.columns = columns
-        self.class_names = class_names
-        self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
-        self.split_file = split_file
-        self.image_size = image_size
-        self.in_chans = in_chans
-        self.dtype: Literal["uint8", "float32"] = dtype
-        self.resize: Literal["crop", "letterbox", "stretch"] = resize
-        self.crop_pct = crop_pct
-        self.interpolation: Literal["bilinear", "bicubic", "area", "nearest"] = interpolation
-        self._augment = augment
-        self.balance = balance
+    source: str = field(default="digits", kw_only=False)
+    image_root: str | None = None
+    columns: dict[str, str] | None = None
+    class_names: list[str] | None = None
+    resize: Literal["crop", "letterbox", "stretch"] = "crop"
+    crop_pct: float | None = None
+    interpolation: Interpolation = "bicubic"
+    augment: Augment = Augment()  # noqa: RUF009 - frozen
+    balance: Literal["none", "sampler", "loss"] = "none"
 
-    @property
-    def augment(self) -> Augment:
-        """The training augmentation's settings."""
-        return self._augment
+    def __post_init__(self) -> None:
+        """Refuse values out of range, and values that would have no effect."""
+        DataModule.__init__(self)
+        self._check_loading()
+        self._check_splits()
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise UserError(f"data.crop_pct is {self.crop_pct}; it must be above 0 and at most 1.")
+        if self.crop_pct is not None and self.resize != "crop":
+            raise UserError(
+                f"data.crop_pct is {self.crop_pct}, but data.resize is '{self.resize}': only crop has it; leave it out."
+            )
+        is_list = self.source.endswith((".csv", ".parquet"))
+        if not is_list:
+            refuse_set(self, ["columns"], f"data.source is '{self.source}', not a .csv or .parquet list.")
+        if not is_list and not self.source.startswith("torchvision:"):
+            refuse_set(self, ["image_root"], f"data.source is '{self.source}', which needs none.")
 
     def list_records(self) -> Listing:
         """Read the source, keep the asked classes, hold out what the source does not split off."""
@@ -163,7 +107,7 @@ class ClassificationData(DataModule):
         """The training or the evaluation transform."""
         return Transform(
             self.canvas(),
-            augment=self._augment if train else None,
+            augment=self.augment if train else None,
             resize=self.resize,
             crop_pct=self.crop_pct or (1.0 if min(self.canvas()) <= 64 else 0.875),
             interpolation=self.interpolation,
@@ -204,22 +148,30 @@ class ClassificationData(DataModule):
 
         No weights to evaluate a checkpoint, which may have been trained on other images.
         """
-        label = self.records["train"][0]["label"] if self.records.get("train") else 0
         spec: dict[str, Any] = {
             "num_classes": len(self.class_names or ()),
             "in_chans": self.in_chans,
             "image_size": list(self.canvas()),
         }
-        if self.records.get("train"):
-            sums = () if isinstance(label, int) else [float(np.sum(r["label"])) for r in self.records["train"]]
-            spec["multi_label"] = bool(len(sums)) and not np.allclose(sums, 1.0, atol=1e-3)
-        if self.balance == "loss" and self.records.get("train") and not self.evaluates:
-            counts = np.maximum(self.class_counts, 1)
-            total = len(self.records["train"])
-            # One label: the mean over the images is 1. Several: as many negatives as positives count.
-            weights = (total - counts) / counts if spec["multi_label"] else counts.sum() / (len(counts) * counts)
-            spec["class_weights"] = [float(w) for w in np.maximum(weights, 1e-3)]
+        if not self.records.get("train"):
+            return spec
+        spec["multi_label"] = self._is_multi_label()
+        if self.balance == "loss" and not self.evaluates:
+            spec["class_weights"] = self._class_weights(spec["multi_label"])
         return spec
+
+    def _is_multi_label(self) -> bool:
+        """Whether labels are lists that do not all sum to 1, as soft labels do."""
+        labels = [record["label"] for record in self.records["train"]]
+        return not isinstance(labels[0], int) and not np.allclose([np.sum(own) for own in labels], 1.0, atol=1e-3)
+
+    def _class_weights(self, multi_label: bool) -> list[float]:
+        counts = np.maximum(self.class_counts, 1)
+        if multi_label:  # as many negatives as positives count
+            weights = (len(self.records["train"]) - counts) / counts
+        else:  # the mean over the images is 1
+            weights = counts.sum() / (len(counts) * counts)
+        return [float(weight) for weight in np.maximum(weights, 1e-3)]
 
     def resolved(self) -> dict[str, Any]:
         """Class names and image size as they turned out."""
@@ -234,14 +186,12 @@ def _keep_classes(listing: Listing, names: list[str]) -> Listing:
         )
     if names == listing.class_names:
         return listing
-    order = [listing.class_names.index(n) for n in names]
-    new_id = {old: new for new, old in enumerate(order)}
+    order = [listing.class_names.index(name) for name in names]
     kept: list[Record] = []
     for record in listing.records:
         label = record["label"]
-        if isinstance(label, int):
-            if label in new_id:
-                kept.append({**record, "label": new_id[label]})
-        else:
+        if not isinstance(label, int):
             kept.append({**record, "label": [label[old] for old in order]})
+        elif label in order:
+            kept.append({**record, "label": order.index(label)})
     return Listing(kept, list(names))

@@ -1,12 +1,13 @@
 """What the datamodules of pictures with masks or boxes share: digit scenes, canvas, native sizes, tiles."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: jsonargparse looks types up from the modules of the subclasses.
 
-from typing import Literal
+from dataclasses import dataclass, field
 
 from datamodules.annotations.mask_checks import two_sizes
 from datamodules.annotations.records import Record
-from datamodules.base import Cache, DataModule
+from datamodules.arguments import Cache, Loading, Pixels, Scenes, Splits, refuse_set
+from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.splits import hold_out
 from datamodules.transforms.tiles import check_tile
@@ -14,60 +15,49 @@ from datamodules.transforms.tiles import check_tile
 NUM_SCENES = {"train": 1000, "val": 200, "test": 200}
 
 
-class DenseData(DataModule):
-    """Base of the datamodules whose annotations lie in the picture. Its subclasses' arguments are these attributes.
+@dataclass(kw_only=True, eq=False, repr=False)
+class DenseData(Scenes, Pixels, Splits, Loading, DataModule):
+    """Base of the datamodules whose annotations lie in the picture."""
 
-    Attributes:
-        source: ``digits``, or where the files are.
-        num_scenes: Digit scenes of each split, where they differ from ``NUM_SCENES``.
-        val_fraction: Part held out for validation.
-        test_fraction: Part held out for test.
-        split_file: ``split.json`` of an earlier run.
-        image_size: Height and width of the canvas, as given.
-        resize: Evaluation's view.
-        tile: Height and width of the tiles of evaluation.
-        tile_overlap: Part of a tile that neighbours share.
-    """
+    source: str = field(default="digits", kw_only=False)
+    class_names: list[str] | None = None
+    batch_size: int = 16
 
-    source: str
-    num_scenes: dict[str, int] | None
-    val_fraction: float
-    test_fraction: float
-    split_file: str | None
-    image_size: int | tuple[int, int] | None
-    resize: Literal["letterbox", "stretch", "native"]
-    tile: tuple[int, int] | None
-    tile_overlap: float
-    _asked_eval_batch: int | None
     _side = 256  # of the canvas for files, by default
 
-    def _check_common(self) -> None:
-        for key in ("val_fraction", "test_fraction"):
-            if not 0 <= getattr(self, key) < 1:
-                raise UserError(
-                    f"data.{key} is {getattr(self, key)}; it is a part of the images, at least 0 and below 1."
-                )
+    def _check_shared(self) -> None:
+        """Refuse values out of range, and values that would have no effect."""
+        self._asked_eval_batch = self.eval_batch_size
+        self._check_loading()
+        self._check_splits()
         if self.image_size is not None and min(self.canvas()) < 1:
             raise UserError(f"data.image_size is {self.image_size}; height and width are at least 1 pixel.")
+        self._check_scenes()
+        if self.cache == "tensor":
+            raise UserError("data.cache is 'tensor', which is for whole images only: use data.cache: decoded or none.")
+        self._check_tiles()
+
+    def _check_scenes(self) -> None:
         if self.source == "digits":
             if self.cache == "decoded":
                 raise UserError("data.cache is 'decoded', but the digit scenes are drawn, not decoded: leave it out.")
             if len(set(self.canvas())) > 1:
                 raise UserError(f"data.image_size is {self.image_size}; digit scenes are square: give one number.")
-        elif self.num_scenes is not None:
-            raise UserError(f"data.num_scenes is set, but data.source is '{self.source}', not 'digits'.")
+        else:
+            refuse_set(self, ["num_scenes"], f"data.source is '{self.source}', not 'digits'.")
         for split, number in (self.num_scenes or {}).items():
             if split not in NUM_SCENES or number < (1 if split == "train" else 0):
                 raise UserError(
                     f"data.num_scenes has '{split}: {number}'; it takes train (1 or more), val and test (0 or more)."
                 )
-        if self.cache == "tensor":
-            raise UserError("data.cache is 'tensor', which is for whole images only: use data.cache: decoded or none.")
-        if self.tile is None:
+
+    def _check_tiles(self) -> None:
+        tile = self.tile_size
+        if tile is None:
             if self.tile_overlap != 0.25:
                 raise UserError(f"data.tile_overlap is {self.tile_overlap}, but data.tile is not set.")
             return
-        check_tile(self.tile, self.tile_overlap)
+        check_tile(tile, self.tile_overlap)
         if self.resize != "native":
             raise UserError(f"data.tile is set, but data.resize is '{self.resize}': tiles need data.resize: native.")
         if self._asked_eval_batch not in (None, 1):
@@ -117,6 +107,11 @@ class DenseData(DataModule):
         if self.split_file is not None:
             hold_out(scenes, 0.0, 0.0, 0, self.split_file)
         return scenes
+
+    @property
+    def tile_size(self) -> tuple[int, int] | None:
+        """Height and width of evaluation's tiles."""
+        return (self.tile, self.tile) if isinstance(self.tile, int) else self.tile
 
     def canvas(self) -> tuple[int, int]:
         """Height and width of a training batch, and of evaluation's unless ``resize`` is ``native``."""

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_warn
 
-from datamodules.annotations.boxes import Policy, check_boxes, check_sizes
+from datamodules.annotations.boxes import check_boxes, check_sizes
 from datamodules.annotations.objects import repeat_factors, require_masks, select_classes
 from datamodules.annotations.records import Listing, Record
-from datamodules.base import Cache
+from datamodules.arguments import refuse_set
+from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.dense import DenseData
 from datamodules.loaders import RecordDataset
 from datamodules.readers.box_sources import Format, find_format, read_boxes
 from datamodules.readers.digits import MAX_DIGITS
 from datamodules.readers.samples import read_objects
-from datamodules.readers.voc_boxes import Difficult
 from datamodules.splits import hold_out
 from datamodules.transforms.augment import DetectionAugment
 from datamodules.transforms.mixing import MixedDataset
@@ -30,11 +32,12 @@ from datamodules.transforms.pipeline import Transform
 DIGIT_CLASSES = [str(k) for k in range(10)]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DetectionData(DenseData):
     """Images and boxes from COCO's, VOC's or YOLO's files, or the digit scenes.
 
-    Images without boxes are kept: nothing in them is to be found. Boxes with ``iscrowd`` (groups of objects, VOC's
-    difficult ones) are in the batch with that mark; they are not learnt, and forgiven in evaluation.
+    Images without boxes are kept: they hold nothing to be found. Boxes with ``iscrowd`` (groups of objects, VOC's
+    difficult ones) are in the batch with that mark; they are not learned, and ignored in evaluation.
 
     Args:
         source: ``digits`` (embedded scenes), a COCO ``.json`` file or a folder with ``annotations/*.json``, a folder of
@@ -51,144 +54,69 @@ class DetectionData(DenseData):
         check_boxes: What is done with boxes that cannot be right (outside the image, without area, inverted, NaN):
             ``error`` refuses them, naming file and box, ``fix`` clips and swaps, and drops what cannot be fixed,
             ``drop`` drops them all.
-        num_scenes: Digit scenes of each split; 1,000, 200 and 200 by default.
         scene_digits: Most digits of a scene, which has at least one; 6 by default.
-        val_fraction: Part of the training images held out for validation where the source has no validation split.
-        test_fraction: The same for a test split.
-        split_seed: Seed of the held-out parts.
-        split_file: ``split.json`` of an earlier run: its splits are used again.
-        image_size: Height and width of the batch's canvas (one number for a square); 128 for the digits, the tile where
-            there is one, 512 for files by default. With ``resize: native`` it is training's only.
-        in_chans: Channels of the batch: 3 (RGB), 1 (grey), or as many as the files hold.
-        dtype: ``float32`` keeps the full depth of 16-bit and float images.
-        resize: How a picture comes onto the canvas: ``letterbox`` (all of it, its proportions kept, the rest filled),
-            ``stretch``, or ``native``: training cuts the canvas out of the picture as it is, evaluation sees each
-            picture in its own size.
-        tile: Evaluate by overlapping tiles of this height and width, for pictures too large for one pass; needs
-            ``resize: native``.
-        tile_overlap: Part of a tile that neighbours share; objects should fit into it.
-        interpolation: How images are resized; masks are never interpolated.
         augment: Augmentation of the training images on the CPU.
         balance: ``sampler`` draws images of rare classes more often, by LVIS's repeat factors; see
             ``repeat_threshold``.
-        repeat_threshold: Part of the training images below which a class is rare, for ``balance: sampler``; LVIS, with
-            a thousand classes, takes 0.001. A class in a part f of the images is drawn sqrt(threshold / f) times as
-            often.
-        batch_size: Images a device and step.
-        eval_batch_size: The same in validation, test and prediction; ``batch_size`` by default, 1 with tiles or where
-            ``native`` pictures differ in size.
-        num_workers: Loader processes a device; the cores shared among the devices, at most 8, by default.
-        cache: ``decoded`` keeps decoded images on disk; ``auto`` is ``none``, and ``tensor`` has no form for boxes.
-        cache_dir: Folder of the decoded images.
-        on_corrupt: ``error`` refuses unreadable files, naming them; ``skip`` decodes all files first and leaves the
-            bad ones out, counted and listed.
-        seed: Seed of order and augmentation; the run's ``seed_everything`` by default.
+        repeat_threshold: Fraction of the training images below which a class is rare, for ``balance: sampler``; LVIS,
+            with a thousand classes, takes 0.001. A class in a fraction f of the images is drawn sqrt(threshold / f)
+            times as often.
     """
+
+    format: Literal["coco", "voc", "yolo"] | None = None
+    image_root: str | None = None
+    class_ids: list[int] | None = None
+    voc_one_based: bool = True
+    voc_difficult: Literal["ignore", "keep", "drop"] = "ignore"
+    masks: bool = False
+    check_boxes: Literal["error", "fix", "drop"] = "error"
+    scene_digits: int | None = None
+    augment: DetectionAugment = DetectionAugment()  # noqa: RUF009 - frozen
+    balance: Literal["none", "sampler"] = "none"
+    repeat_threshold: float = 0.1
 
     _side = 512
 
-    def __init__(
-        self,
-        source: str = "digits",
-        format: Literal["coco", "voc", "yolo"] | None = None,
-        image_root: str | None = None,
-        class_names: list[str] | None = None,
-        class_ids: list[int] | None = None,
-        voc_one_based: bool = True,
-        voc_difficult: Literal["ignore", "keep", "drop"] = "ignore",
-        masks: bool = False,
-        check_boxes: Literal["error", "fix", "drop"] = "error",
-        num_scenes: dict[str, int] | None = None,
-        scene_digits: int | None = None,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.0,
-        split_seed: int = 0,
-        split_file: str | None = None,
-        image_size: int | tuple[int, int] | None = None,
-        in_chans: int = 3,
-        dtype: Literal["uint8", "float32"] = "uint8",
-        resize: Literal["letterbox", "stretch", "native"] = "letterbox",
-        tile: int | tuple[int, int] | None = None,
-        tile_overlap: float = 0.25,
-        interpolation: Literal["bilinear", "bicubic", "area", "nearest"] = "bilinear",
-        augment: DetectionAugment = DetectionAugment(),  # noqa: B008 - frozen
-        balance: Literal["none", "sampler"] = "none",
-        repeat_threshold: float = 0.1,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        cache: Cache = "auto",
-        cache_dir: str | None = None,
-        on_corrupt: Literal["error", "skip"] = "error",
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            cache=cache,
-            cache_dir=cache_dir,
-            on_corrupt=on_corrupt,
-            seed=seed,
-        )
-        self.source, self.format, self.image_root = source, format, image_root
-        self.class_names, self.class_ids = class_names, class_ids
-        self.voc_one_based = voc_one_based
-        self.voc_difficult: Difficult = voc_difficult
-        self.masks = masks
-        self.check_boxes: Policy = check_boxes
-        self.num_scenes, self.scene_digits = num_scenes, scene_digits
-        self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
-        self.split_file = split_file
-        self.image_size = image_size
-        self.in_chans = in_chans
-        self.dtype: Literal["uint8", "float32"] = dtype
-        self.resize: Literal["letterbox", "stretch", "native"] = resize
-        self.tile = (tile, tile) if isinstance(tile, int) else tile
-        self.tile_overlap = tile_overlap
-        self.interpolation: Literal["bilinear", "bicubic", "area", "nearest"] = interpolation
-        self._augment = augment
-        self.balance = balance
-        self.repeat_threshold = repeat_threshold
-        self._asked_eval_batch = eval_batch_size
-        self._check_arguments()
-
-    def _check_arguments(self) -> None:
-        if self.class_names is not None and len(set(self.class_names)) < max(1, len(self.class_names)):
-            raise UserError(f"data.class_names is {self.class_names}; name each class once, and at least one.")
-        if self.class_ids is not None and len(self.class_ids) != len(self.class_names or self.class_ids):
+    def __post_init__(self) -> None:
+        """Refuse values out of range, and values that would have no effect."""
+        DataModule.__init__(self)
+        self._check_classes()
+        self._check_balance()
+        if self.augment.copy_paste and not self.masks:
             raise UserError(
-                f"data.class_ids has {len(self.class_ids)} numbers, data.class_names {len(self.class_names or ())}"
-                " names; each class has one number."
+                f"data.augment.copy_paste is {self.augment.copy_paste}, but data.masks is false: objects are cropped by"
+                " their masks. Set data.masks: true, or leave it out."
             )
-        if self.source == "digits":
-            for key in ("format", "image_root", "class_ids"):
-                if getattr(self, key) is not None:
-                    raise UserError(f"data.{key} is set, but data.source is 'digits', which needs none.")
-            if self.class_names not in (None, DIGIT_CLASSES):
-                raise UserError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
-        elif self.scene_digits is not None:
-            raise UserError(f"data.scene_digits is set, but data.source is '{self.source}', not 'digits'.")
+        self._check_shared()
+
+    def _check_classes(self) -> None:
+        names, ids = self.class_names, self.class_ids
+        if names is not None and len(set(names)) < max(1, len(names)):
+            raise UserError(f"data.class_names is {names}; name each class once, and at least one.")
+        if ids is not None and len(ids) != len(names or ids):
+            raise UserError(
+                f"data.class_ids has {len(ids)} numbers, data.class_names {len(names or ())} names; each class has one"
+                " number."
+            )
+        if self.source != "digits":
+            refuse_set(self, ["scene_digits"], f"data.source is '{self.source}', not 'digits'.")
+            return
+        refuse_set(self, ("format", "image_root", "class_ids"), "data.source is 'digits', which needs none.")
+        if names not in (None, DIGIT_CLASSES):
+            raise UserError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
         if self.scene_digits is not None and self.scene_digits < 1:
             raise UserError(f"data.scene_digits is {self.scene_digits}; a scene has at least 1 digit.")
+
+    def _check_balance(self) -> None:
         if not 0 < self.repeat_threshold <= 1:
-            raise UserError(f"data.repeat_threshold is {self.repeat_threshold}; it is a part of the images, 0 to 1.")
+            raise UserError(
+                f"data.repeat_threshold is {self.repeat_threshold}; it is a fraction of the images, 0 to 1."
+            )
         if self.repeat_threshold != 0.1 and self.balance != "sampler":
             raise UserError(
                 f"data.repeat_threshold is {self.repeat_threshold}, but data.balance is '{self.balance}': set"
                 " data.balance: sampler, or leave it out."
             )
-        if self._augment.copy_paste and not self.masks:
-            raise UserError(
-                f"data.augment.copy_paste is {self._augment.copy_paste}, but data.masks is false: objects are cut out"
-                " by their masks. Set data.masks: true, or leave it out."
-            )
-        self._check_common()
-
-    @property
-    def augment(self) -> DetectionAugment:
-        """The training augmentation's settings."""
-        return self._augment
 
     # Listing and checking.
 
@@ -210,11 +138,7 @@ class DetectionData(DenseData):
                 " set --data.source to a folder in the layout of COCO, VOC or YOLO, a COCO .json or a YOLO .yaml file."
             )
         format: Format = self.format or find_format(path)
-        if format != "voc" and (not self.voc_one_based or self.voc_difficult != "ignore"):
-            key = "voc_one_based" if not self.voc_one_based else "voc_difficult"
-            raise UserError(f"data.{key} is set, but data.source '{self.source}' is read as {format}; leave it out.")
-        if format != "coco" and self.image_root is not None:
-            raise UserError(f"data.image_root is set, but data.source '{self.source}' is read as {format}, not coco.")
+        self._check_format(format)
         listing = read_boxes(
             path,
             format,
@@ -234,8 +158,18 @@ class DetectionData(DenseData):
         hold_out(listing.records, self.val_fraction, self.test_fraction, self.split_seed, self.split_file)
         return listing
 
+    def _check_format(self, format: Format) -> None:
+        """Refuse arguments of another format."""
+        changed = {"voc_one_based": not self.voc_one_based, "voc_difficult": self.voc_difficult != "ignore"}
+        for key, is_set in changed.items():
+            if is_set and format != "voc":
+                reason = f"data.source '{self.source}' is read as {format}; leave it out."
+                raise UserError(f"data.{key} is set, but {reason}")
+        if format != "coco":
+            refuse_set(self, ["image_root"], f"data.source '{self.source}' is read as {format}, not coco.")
+
     def check_annotations(self, records: list[Record]) -> list[Record]:
-        """Compare the images' sizes with the annotations', and judge each box by ``check_boxes``."""
+        """Compare the images' sizes with the annotations', and check each box, see ``check_boxes``."""
         if self.source == "digits":
             return records
         records, report = check_boxes(check_sizes(records), self.check_boxes, len(self.class_names or ()))
@@ -245,16 +179,20 @@ class DetectionData(DenseData):
         if self.masks:
             require_masks(records)
         single = [r["labels"][r["iscrowd"] == 0] for r in records if r["split"] == "train"]
-        present = np.unique(np.concatenate([np.zeros(0, np.int64), *single]))
-        absent = [name for i, name in enumerate(self.class_names or ()) if i not in present]
-        if single and len(absent) == len(self.class_names or ()):
-            raise UserError(f"None of the {len(single)} training images of '{self.source}' has an object to learn.")
-        if single and absent:
-            rank_zero_warn(
-                f"The training images hold no object of {len(absent)} of {len(self.class_names or ())} classes:"
-                f" {absent[:20]}."
-            )
+        if single:
+            self._check_present(single)
         return records
+
+    def _check_present(self, labels: list[NDArray[np.int64]]) -> None:
+        """Say which classes the training images do not hold; without any object there is nothing to learn."""
+        names = self.class_names or []
+        present = np.unique(np.concatenate(labels))
+        absent = [name for i, name in enumerate(names) if i not in present]
+        if len(absent) == len(names):
+            raise UserError(f"None of the {len(labels)} training images of '{self.source}' has an object to learn.")
+        if absent:
+            count = f"{len(absent)} of {len(names)} classes"
+            rank_zero_warn(f"The training images hold no object of {count}: {absent[:20]}.")
 
     # What the loaders take.
 
@@ -266,18 +204,18 @@ class DetectionData(DenseData):
         """The training or the evaluation transform; ``canvas`` in place of the data's own."""
         return Transform(
             canvas or self.canvas(),
-            augment=self._augment if train else None,
+            augment=self.augment if train else None,
             resize=self.resize,
             interpolation=self.interpolation,
             dense=True,
-            tile=self.tile,
+            tile=self.tile_size,
             tile_overlap=self.tile_overlap,
-            min_visibility=self._augment.min_visibility,
+            min_visibility=self.augment.min_visibility,
         )
 
     def make_dataset(self, split: str, read: Callable[[Record], Record], *, train: bool) -> RecordDataset:
         """A split's samples; in training mixed from several images, on canvases of several sizes, where asked for."""
-        augment = self._augment
+        augment = self.augment
         if not train or not (augment.mixes or augment.canvas_sizes):
             return super().make_dataset(split, read, train=train)
         world_size = self.trainer.world_size if self.trainer is not None else 1
@@ -295,15 +233,9 @@ class DetectionData(DenseData):
 
     def _mixed_passes(self) -> int | None:
         """How many passes mix pictures; None for all of them."""
-        close, trainer = self._augment.close_mosaic_epochs, self.trainer
-        epochs: int | None = None
-        if trainer is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
-            epochs = trainer.max_epochs
-        elif trainer is not None and trainer.max_steps > 0:
-            steps = len(self._train_sampler()) * self.passes_per_epoch
-            epochs = math.ceil(trainer.max_steps * trainer.accumulate_grad_batches / steps)
+        close, epochs = self.augment.close_mosaic_epochs, self._num_epochs()
         if epochs is None:
-            if close and trainer is not None:
+            if close and self.trainer is not None:
                 raise UserError(
                     f"data.augment.close_mosaic_epochs is {close}, but the run has no last epoch: set"
                     " trainer.max_epochs, or data.augment.close_mosaic_epochs: 0."
@@ -313,12 +245,24 @@ class DetectionData(DenseData):
             rank_zero_warn(
                 f"data.augment.close_mosaic_epochs is {close} and the run has {epochs} epochs: no pictures are mixed."
             )
-        mixed = max(0, epochs - (min(15, epochs // 10) if close is None else close))
-        return round(mixed * self.passes_per_epoch)
+        if close is None:
+            close = min(15, epochs // 10)
+        return round(max(0, epochs - close) * self.passes_per_epoch)
+
+    def _num_epochs(self) -> int | None:
+        """Epochs of the run, the last one counted where steps end it; None where it has no end."""
+        trainer = self.trainer
+        epochs: int | None = None
+        if trainer is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
+            epochs = trainer.max_epochs
+        elif trainer is not None and trainer.max_steps > 0:
+            batches = trainer.max_steps * trainer.accumulate_grad_batches
+            epochs = math.ceil(batches / (len(self._train_sampler()) * self.passes_per_epoch))
+        return epochs
 
     def canvas(self) -> tuple[int, int]:
         """Height and width of a batch; of a training batch alone where ``resize`` is ``native``."""
-        return self.tile if self.image_size is None and self.tile is not None else super().canvas()
+        return self.tile_size if self.image_size is None and self.tile_size is not None else super().canvas()
 
     # Frequencies.
 

@@ -1,30 +1,24 @@
-"""Keyed randomness between records and batches: samplers, the dataset, the loaders.
+"""The data set and the loaders; randomness is keyed, see ``datamodules.samplers``.
 
 Nothing here imports Lightning or timm, so that a worker that is spawned starts quickly.
-Every random choice is a function of ``(seed, stream, pass, position)``: a run has no hidden random state and resumes
-bit for bit at any batch, with any number of workers and the same global batch on any number of ranks.
 """
 
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from datamodules.common.errors import UserError
+from datamodules.collate import collate
+from datamodules.common.batch import ANNOTATIONS
 from datamodules.decoding.images import read_image
+from datamodules.samplers import EvalSampler, Key, TrainSampler, key_seed
 
 Record = dict[str, Any]
-#: What evaluation also keeps as it is in the original picture (``target``); see ``datamodules.base``.
-ANNOTATIONS = ("mask", "boxes", "labels", "masks", "iscrowd", "area")
-Key = tuple[int, int, int]
-"""``(index, pass, position)`` of one draw; pass is -1 in evaluation, where nothing is random."""
 
 
 def available_cores() -> int:
@@ -32,105 +26,9 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def key_seed(seed: int, stream: str, *key: int) -> int:
-    """A 32-bit seed that depends on the run's seed, the stream's name and the numbers of ``key``."""
-    words = [seed & 0xFFFFFFFF, zlib.crc32(stream.encode()), *key]
-    return int(np.random.SeedSequence(words).generate_state(1)[0])
-
-
 def read_record(record: Record, channels: int, dtype: Literal["uint8", "float32"]) -> Record:
     """The record with its image decoded: (H, W, C) in original pixels; see ``decoding.images.read_image``."""
     return {**record, "image": read_image(record["image"], channels, dtype)}
-
-
-class TrainSampler(Sampler[list[Key]]):
-    """Batches of ``(index, pass, position)`` for one rank; the order is a function of seed, stream and pass.
-
-    A global batch is ``batch_size * world_size`` consecutive positions; rank r takes the r-th part of it, so that the
-    union over ranks is the batch that one process would have drawn. An incomplete last batch is dropped.
-
-    Args:
-        num_samples: Number of samples in the data set.
-        batch_size: Samples a rank and step.
-        weights: One weight a sample, to draw with replacement (class balancing); None draws each sample once a pass.
-        seed: The run's seed.
-        stream: Name of the stream; two streams of one run are independent.
-        rank: This process's number among ``world_size``.
-        world_size: Number of processes.
-        same_pass: Each epoch repeats the first pass, order and augmentation: to overfit a few batches on purpose.
-
-    Raises:
-        UserError: If the data set is smaller than one global batch.
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        *,
-        weights: Sequence[float] | None = None,
-        seed: int = 0,
-        stream: str = "train",
-        rank: int = 0,
-        world_size: int = 1,
-        same_pass: bool = False,
-    ) -> None:
-        self.num_samples, self.batch_size, self.seed, self.stream = num_samples, batch_size, seed, stream
-        self.same_pass = same_pass
-        self.rank, self.world_size = rank, world_size
-        self.weights = None if weights is None else np.asarray(weights, np.float64) / np.sum(weights)
-        self.epoch = 0
-        self.start = 0
-        if len(self) == 0:
-            raise UserError(
-                f"data.batch_size is {batch_size}{f' on {world_size} devices' if world_size > 1 else ''}, but the"
-                f" training set has only {num_samples} images. Set it to at most {max(1, num_samples // world_size)}."
-            )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the pass; Lightning calls this before each epoch."""
-        self.epoch = epoch
-
-    @property
-    def sampler(self) -> TrainSampler:
-        """Itself: Lightning looks for ``set_epoch`` on a loader's ``batch_sampler.sampler``."""
-        return self
-
-    def order(self, pass_: int) -> NDArray[np.int64]:
-        """The whole order of a pass, over all ranks: int64 (num_samples,)."""
-        rng = np.random.default_rng(key_seed(self.seed, self.stream, pass_))
-        if self.weights is not None:
-            return rng.choice(self.num_samples, self.num_samples, p=self.weights)
-        return rng.permutation(self.num_samples)
-
-    def __len__(self) -> int:
-        return self.num_samples // (self.batch_size * self.world_size)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        pass_ = 0 if self.same_pass else self.epoch
-        order, start = self.order(pass_), self.start
-        self.start = 0
-        for batch in range(start, len(self)):
-            first = (batch * self.world_size + self.rank) * self.batch_size
-            yield [(int(order[p]), pass_, p) for p in range(first, first + self.batch_size)]
-
-
-class EvalSampler(Sampler[list[Key]]):
-    """Every sample exactly once over all ranks, in order, without padding: rank r takes samples r, r + world, ...
-
-    A padded sampler (torch's DistributedSampler) counts some samples twice: metrics then differ from one process's.
-    """
-
-    def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, num_samples, world_size)
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for first in range(0, len(self.indices), self.batch_size):
-            yield [(i, -1, i) for i in self.indices[first : first + self.batch_size]]
 
 
 class RecordDataset(Dataset[Record]):
@@ -165,77 +63,11 @@ class RecordDataset(Dataset[Record]):
         seed = None if pass_ < 0 else key_seed(self.seed, self.stream, pass_, position)
         original = self.read(record)
         sample = {**self.transform(original, seed), "path": record["path"], "id": index}
-        if seed is None and any(key in original for key in ANNOTATIONS):
-            sample["target"] = {key: original[key] for key in ANNOTATIONS if key in original}
+        if seed is None:
+            target = {key: original[key] for key in ANNOTATIONS if key in original}
+            if target:
+                sample["target"] = target
         return sample
-
-
-def collate(samples: list[Record]) -> dict[str, Any]:
-    """Stack samples into a batch (see ``datamodules.base``); images become a (B, C, H, W) view of B x H x W x C memory.
-
-    Args:
-        samples: What ``RecordDataset`` returns; ``image`` (H, W, C) of one size, ``geometry`` float32 (6,),
-            ``label`` int or a list of K floats, ``weight`` float, ``mask`` (H, W) or, for several labels a pixel,
-            (H, W, K), ``soft_mask`` (K, H, W), ``boxes`` (N, 4), ``labels`` (N,), ``iscrowd`` (N,), ``masks``
-            (L, H, W), and in evaluation ``target`` (a dict of arrays) and ``tiles`` (T, 4).
-
-    Raises:
-        UserError: If the images differ in size, naming two of the files.
-    """
-    batch: dict[str, Any] = {"path": [s["path"] for s in samples], "id": torch.tensor([s["id"] for s in samples])}
-    first = samples[0]["image"].shape
-    for sample in samples:
-        if sample["image"].shape != first:
-            raise UserError(
-                f"Images of different size in one batch: {samples[0]['path']} is {first}, {sample['path']} is"
-                f" {sample['image'].shape} (height, width, channels). Set data.image_size."
-            )
-    batch["image"] = torch.from_numpy(np.stack([s["image"] for s in samples])).permute(0, 3, 1, 2)
-    batch["geometry"] = torch.from_numpy(np.stack([s["geometry"] for s in samples]))
-    if "label" in samples[0]:
-        soft = isinstance(samples[0]["label"], list | tuple | np.ndarray)
-        dtype = torch.float32 if soft else torch.int64
-        batch["label"] = torch.from_numpy(np.asarray([s["label"] for s in samples])).to(dtype)
-    if any("weight" in s for s in samples):
-        batch["weight"] = torch.tensor([float(s.get("weight", 1.0)) for s in samples])
-    if "mask" in samples[0]:
-        mask = torch.from_numpy(np.stack([s["mask"] for s in samples]))
-        batch["mask"] = mask if mask.ndim == 3 else mask.permute(0, 3, 1, 2)
-    if "soft_mask" in samples[0]:
-        batch["soft_mask"] = torch.from_numpy(np.stack([s["soft_mask"] for s in samples])).to(torch.float16)
-    for key, fill, dtype in PADDED:
-        if key in samples[0]:
-            batch[key] = _padded([np.asarray(s[key]) for s in samples], fill, dtype)
-    if "target" in samples[0]:
-        batch["target"] = [
-            {k: torch.from_numpy(np.ascontiguousarray(_layers_first(k, v))) for k, v in s["target"].items()}
-            for s in samples
-        ]
-    if "tiles" in samples[0]:
-        batch["tiles"] = [torch.from_numpy(s["tiles"]) for s in samples]
-    return batch
-
-
-#: Annotations whose number differs between images: what fills them up to the largest number, and their type.
-PADDED = (
-    ("boxes", 0, torch.float32),
-    ("labels", -1, torch.int64),
-    ("iscrowd", 0, torch.uint8),
-    ("masks", 0, torch.int16),
-)
-
-
-def _padded(arrays: list[NDArray[Any]], fill: int, dtype: torch.dtype) -> torch.Tensor:
-    most = max(len(a) for a in arrays)
-    out = torch.full((len(arrays), most, *arrays[0].shape[1:]), fill, dtype=dtype)
-    for row, array in zip(out, arrays, strict=True):
-        row[: len(array)] = torch.from_numpy(array)
-    return out
-
-
-def _layers_first(key: str, array: NDArray[Any]) -> NDArray[Any]:
-    """A mask of several labels, (H, W, K), as (K, H, W), like in a batch."""
-    return np.moveaxis(array, 2, 0) if key == "mask" and array.ndim == 3 else array
 
 
 def _init_worker(_: int) -> None:
@@ -294,7 +126,8 @@ class TensorLoader(Resumable):
     Args:
         batch: The whole set as one collated batch (images (N, C, H, W), labels, geometry, path, id).
         sampler: Order and batches.
-        augment: Batched augmentation ``(uint8 (B, H, W, C), seed) -> the same``, or None.
+        augment: Batched augmentation ``(uint8 (B, H, W, C), seed, place of the first in the batch of all ranks, images
+            of that batch) -> the same``, or None.
         seed: The run's seed.
     """
 
@@ -302,7 +135,7 @@ class TensorLoader(Resumable):
         self,
         batch: dict[str, Any],
         sampler: TrainSampler | EvalSampler,
-        augment: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+        augment: Callable[[torch.Tensor, int, int, int], torch.Tensor] | None = None,
         seed: int = 0,
     ) -> None:
         self.batch_sampler, self.augment, self.seed = sampler, augment, seed
@@ -317,15 +150,18 @@ class TensorLoader(Resumable):
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        training = isinstance(self.batch_sampler, TrainSampler)
+        sampler = self.batch_sampler
         start = self._first_batch()
-        if isinstance(self.batch_sampler, TrainSampler):
-            self.batch_sampler.start = start
-        for keys in self.batch_sampler:
+        if isinstance(sampler, TrainSampler):
+            sampler.start = start
+        for keys in sampler:
             index = torch.tensor([k[0] for k in keys])
             images = self._images[index]
-            if training and self.augment is not None:
-                images = self.augment(images, key_seed(self.seed, "batch", keys[0][1], keys[0][2]))
+            if isinstance(sampler, TrainSampler) and self.augment is not None:
+                _, pass_, position = keys[0]
+                place = sampler.rank * sampler.batch_size
+                seed = key_seed(self.seed, "batch", pass_, position - place)  # of the batch of all ranks
+                images = self.augment(images, seed, place, sampler.world_size * sampler.batch_size)
             self._done += 1
             yield {
                 "image": images.permute(0, 3, 1, 2),

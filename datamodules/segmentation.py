@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -16,7 +17,8 @@ from datamodules.annotations.mask_records import decode_mask
 from datamodules.annotations.masks import MaskFormat
 from datamodules.annotations.records import Listing, Record
 from datamodules.annotations.soft_masks import read_with_soft_mask
-from datamodules.base import Cache
+from datamodules.arguments import refuse_set
+from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.dense import DenseData
 from datamodules.readers.mask_sources import is_coco_source, read_mask_source
@@ -29,6 +31,7 @@ from datamodules.transforms.soft_masks import SoftMaskTransform
 DIGIT_CLASSES = ["background", *(str(k) for k in range(10))]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class SegmentationData(DenseData):
     """Images and masks from folders, path patterns, VOC's or COCO's files, or the digit scenes.
 
@@ -43,136 +46,65 @@ class SegmentationData(DenseData):
         class_names: The classes in their order. By default those of the source, the keys of ``class_values`` or
             ``colors``, the lines of a ``classes.txt`` in ``source``, or numbers.
         mask_format: What mask files hold: ``index`` (one number a pixel), ``rgb`` (one of ``colors``) or ``binary``
-            (0, and 1 or 255). ``auto`` looks at the files: colour pictures are ``rgb``, nothing but 0 and 255 is
+            (0, and 1 or 255). ``auto`` looks at the files: color pictures are ``rgb``, nothing but 0 and 255 is
             ``binary``, the rest is ``index``.
-        colors: The colour of each class, [r, g, b]; several colours as a list of them. With index masks they only
-            colour what is written.
+        colors: The color of each class, [r, g, b]; several colors as a list of them. With index masks they only
+            color what is written.
         class_values: What index masks hold for each class where that is not its place in ``class_names``: a number or
             a list of them, ``{road: 7, car: [26, 27]}``.
-        ignore_values: Values (for ``rgb``: colours) of pixels that count neither in the loss nor in any score; [255]
+        ignore_values: Values (for ``rgb``: colors) of pixels that count neither in the loss nor in any score; [255]
             for index masks by default, none for the others. With [0] class 0 is stored as 1, and so on.
         multi_label: Several classes a pixel, one channel each: COCO's overlapping objects, or one binary mask a class,
             where ``{class}`` in ``masks`` sets it anyway. A single binary mask becomes one channel.
-        num_scenes: Digit scenes of each split; 1,000, 200 and 200 by default.
-        val_fraction: Part of the training images held out for validation where the source has no validation split.
-        test_fraction: The same for a test split.
-        split_seed: Seed of the held-out parts.
-        split_file: ``split.json`` of an earlier run: its splits are used again.
-        image_size: Height and width of the training canvas (one number for a square), and of evaluation's unless
-            ``resize`` is ``native``; 128 for the digits, 256 for files by default.
-        in_chans: Channels of the batch: 3 (RGB), 1 (grey), or as many as the files hold.
-        dtype: ``float32`` keeps the full depth of 16-bit and float images.
-        resize: Evaluation's view: ``native`` (each picture in its own size), ``letterbox`` or ``stretch``.
-        tile: Evaluate by overlapping tiles of this height and width, for pictures too large for the memory.
-        tile_overlap: Part of a tile that neighbours share.
-        interpolation: How images are resized; masks are never interpolated.
         augment: Augmentation of the training images on the CPU.
         balance: ``sampler`` draws a class at random and then one of the images that hold it, so that images with rare
             classes come more often; ``loss`` weights each class's loss by its rarity, see ``spec``.
         check_masks: Read every mask before training, so that values, sizes and damaged files are known at once.
-        batch_size: Images a device and step.
-        eval_batch_size: The same in validation, test and prediction; ``batch_size`` by default, 1 with tiles or where
-            ``native`` pictures differ in size.
-        num_workers: Loader processes a device; the cores shared among the devices, at most 8, by default.
-        cache: ``decoded`` keeps decoded images on disk; ``auto`` is ``none``, and ``tensor`` has no form for masks.
-        cache_dir: Folder of the decoded images.
-        on_corrupt: ``error`` refuses unreadable files, naming them; ``skip`` decodes all files first and leaves the
-            bad ones out, counted and listed.
-        seed: Seed of order and augmentation; the run's ``seed_everything`` by default.
 
     Attributes:
-        class_colors: [r, g, b] of each class where the source has colours: ``colors``, or the palette of the first
+        class_colors: [r, g, b] of each class where the source has colors: ``colors``, or the palette of the first
             palette mask; else None. Known after ``setup``, and from a saved config.
     """
 
-    def __init__(
-        self,
-        source: str = "digits",
-        images: str | None = None,
-        masks: str | None = None,
-        class_names: list[str] | None = None,
-        mask_format: Literal["auto", "index", "rgb", "binary"] = "auto",
-        colors: dict[str, list[int] | list[list[int]]] | None = None,
-        class_values: dict[str, int | list[int]] | None = None,
-        ignore_values: list[int] | list[list[int]] | None = None,
-        multi_label: bool = False,
-        num_scenes: dict[str, int] | None = None,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.0,
-        split_seed: int = 0,
-        split_file: str | None = None,
-        image_size: int | tuple[int, int] | None = None,
-        in_chans: int = 3,
-        dtype: Literal["uint8", "float32"] = "uint8",
-        resize: Literal["native", "letterbox", "stretch"] = "native",
-        tile: int | tuple[int, int] | None = None,
-        tile_overlap: float = 0.25,
-        interpolation: Literal["bilinear", "bicubic", "area", "nearest"] = "bilinear",
-        augment: Augment = Augment(),  # noqa: B008 - frozen
-        balance: Literal["none", "sampler", "loss"] = "none",
-        check_masks: bool = True,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        cache: Cache = "auto",
-        cache_dir: str | None = None,
-        on_corrupt: Literal["error", "skip"] = "error",
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            cache=cache,
-            cache_dir=cache_dir,
-            on_corrupt=on_corrupt,
-            seed=seed,
-        )
-        self.source, self.images, self.masks = source, images, masks
-        self.class_names = class_names
-        self.mask_format: Literal["auto", "index", "rgb", "binary"] = mask_format
-        self.colors = None if colors is None else {name: _nested(color, list) for name, color in colors.items()}
-        self.class_values = None if class_values is None else {n: _nested(v, int) for n, v in class_values.items()}
-        self.ignore_values = ignore_values
-        self.multi_label = multi_label
-        self.num_scenes = num_scenes
-        self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
-        self.split_file = split_file
-        self.image_size = image_size
-        self.in_chans = in_chans
-        self.dtype: Literal["uint8", "float32"] = dtype
-        self.resize: Literal["native", "letterbox", "stretch"] = resize
-        self.tile = (tile, tile) if isinstance(tile, int) else tile
-        self.tile_overlap = tile_overlap
-        self.interpolation: Literal["bilinear", "bicubic", "area", "nearest"] = interpolation
-        self._augment = augment
-        self.balance = balance
-        self.check_masks = check_masks
-        self._asked_eval_batch = eval_batch_size
+    images: str | None = None
+    masks: str | None = None
+    mask_format: Literal["auto", "index", "rgb", "binary"] = "auto"
+    colors: dict[str, list[int] | list[list[int]]] | None = None
+    class_values: dict[str, int | list[int]] | None = None
+    ignore_values: list[int] | list[list[int]] | None = None
+    multi_label: bool = False
+    resize: Literal["letterbox", "stretch", "native"] = "native"
+    augment: Augment = Augment()  # noqa: RUF009 - frozen
+    balance: Literal["none", "sampler", "loss"] = "none"
+    check_masks: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, and values that would have no effect."""
+        DataModule.__init__(self)
         self._format: MaskFormat | None = None
         self._checks: dict[str, MaskCheck] = {}
         self._bad_masks: list[tuple[str, str]] = []
+        colors, values = self.colors, self.class_values
         self._settings = MaskSettings(
-            mask_format, class_names, self.colors, self.class_values, ignore_values, multi_label
+            self.mask_format,
+            self.class_names,
+            None if colors is None else {name: _nested(color, list) for name, color in colors.items()},
+            None if values is None else {name: _nested(value, int) for name, value in values.items()},
+            self.ignore_values,
+            self.multi_label,
         )
         self.class_colors = class_palette(Settled(MaskFormat("rgb"), self._settings.names(), None), self._settings, 0)
         self._check_arguments()
 
     def _check_arguments(self) -> None:
         if self.source == "digits":
-            for key in ("images", "masks", "colors", "class_values", "ignore_values"):
-                if getattr(self, key) is not None:
-                    raise UserError(f"data.{key} is set, but data.source is 'digits', which needs none.")
+            keys = ("images", "masks", "colors", "class_values", "ignore_values")
+            refuse_set(self, keys, "data.source is 'digits', which needs none.")
             if self.class_names not in (None, DIGIT_CLASSES):
                 raise UserError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
             if self.multi_label or self.mask_format != "auto":
                 raise UserError("data.multi_label and data.mask_format are for files; leave them out for the digits.")
-        self._check_common()
-
-    @property
-    def augment(self) -> Augment:
-        """The training augmentation's settings."""
-        return self._augment
+        self._check_shared()
 
     # Listing and checking.
 
@@ -202,17 +134,12 @@ class SegmentationData(DenseData):
         for record in listing.records:
             if record["split"] != "train":
                 record.pop("soft_mask", None)  # scores compare classes
-        settled = Settled(MaskFormat("index"), listing.class_names, None)
-        first = listing.records[0]["mask"]
-        if not isinstance(first, dict):
-            by_class = isinstance(first, list)
-            self.multi_label = self.multi_label or by_class
-            train_first = sorted(listing.records, key=lambda r: bool(r["split"] != "train"))
-            paths = [p for r in train_first for p in (r["mask"] if by_class else [r["mask"]]) if p is not None]
-            settled = settle_format(self._settings, paths, listing.class_names, by_class=by_class)
-            self.mask_format = settled.fmt.kind
         checked = check_records(
-            listing.records, settled, self.multi_label, every=self.check_masks, skip=self.on_corrupt == "skip"
+            listing.records,
+            self._settle(listing),
+            self.multi_label,
+            every=self.check_masks,
+            skip=self.on_corrupt == "skip",
         )
         self._checks, self._bad_masks, self._format = checked.checks, checked.unreadable, checked.settled.fmt
         self.class_names = checked.settled.class_names or []
@@ -223,6 +150,21 @@ class SegmentationData(DenseData):
             )
         self.class_colors = class_palette(checked.settled, self._settings, len(self.class_names))
         return Listing(checked.records, self.class_names)
+
+    def _settle(self, listing: Listing) -> Settled:
+        """Find out what the masks hold, from the training images first; COCO's are drawn as class numbers."""
+        first = listing.records[0]["mask"]
+        if isinstance(first, dict):
+            return Settled(MaskFormat("index"), listing.class_names, None)
+        by_class = isinstance(first, list)
+        self.multi_label = self.multi_label or by_class
+        paths: list[str] = []
+        for record in sorted(listing.records, key=lambda r: bool(r["split"] != "train")):
+            own = record["mask"] if by_class else [record["mask"]]
+            paths += [path for path in own if path is not None]
+        settled = settle_format(self._settings, paths, listing.class_names, by_class=by_class)
+        self.mask_format = settled.fmt.kind
+        return settled
 
     # What the loaders take.
 
@@ -243,11 +185,11 @@ class SegmentationData(DenseData):
         soft = partial(SoftMaskTransform, num_classes=len(self.class_names or ()))
         return (soft if self._has_soft_masks() else Transform)(
             self.canvas(),
-            augment=self._augment if train else None,
+            augment=self.augment if train else None,
             resize=self.resize,
             interpolation=self.interpolation,
             dense=True,
-            tile=self.tile,
+            tile=self.tile_size,
             tile_overlap=self.tile_overlap,
         )
 
@@ -289,10 +231,10 @@ class SegmentationData(DenseData):
         return [float(w) for w in (present / images).sum(1)]
 
     def spec(self) -> dict[str, Any]:
-        """Number of classes, channels, canvas, whether a pixel has several labels, and class weights.
+        """Number of classes, channels, canvas, whether masks are multi-label, and class weights.
 
-        The weights, for ``balance: loss``: one class a pixel, ``median_frequency``; several, pixels without the class
-        over pixels with it, so that as many negatives as positives count.
+        The weights, for ``balance: loss``: one class a pixel, ``median_frequency``; multi-label, pixels without the
+        class over pixels with it, so that as many negatives as positives count.
         None to evaluate a checkpoint, which may have been trained on other images.
         """
         spec: dict[str, Any] = {
@@ -312,7 +254,7 @@ class SegmentationData(DenseData):
         return spec
 
     def resolved(self) -> dict[str, Any]:
-        """What was found out: classes and their colours, canvas, format of the masks, number of labels."""
+        """What was found out: classes and their colors, canvas, format of the masks, number of labels."""
         resolved: dict[str, Any] = {
             "class_names": self.class_names,
             "image_size": list(self.canvas()),

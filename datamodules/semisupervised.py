@@ -1,4 +1,4 @@
-"""Two datamodules in one: labelled images, and unlabelled ones, with or without a teacher's labels."""
+"""Two datamodules in one: labeled images, and unlabeled ones, with or without a teacher's labels."""
 
 from __future__ import annotations
 
@@ -9,39 +9,40 @@ from typing import Any, cast
 from datamodules.annotations.records import Listing
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
-from datamodules.loaders import Record, Resumable, TensorLoader, TrainLoader, key_seed
+from datamodules.loaders import Record, Resumable, TensorLoader, TrainLoader
+from datamodules.samplers import key_seed
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.pipeline import Transform
 from datamodules.unlabeled import UnlabeledImages, hide_labels
 
 
 class SemiSupervised(DataModule):
-    """Labelled and unlabelled images side by side: training batches are ``{"labeled": batch, "unlabeled": batch}``.
+    """Labeled and unlabeled images side by side: training batches are ``{"labeled": batch, "unlabeled": batch}``.
 
-    Everything but training (validation, test, prediction, class names, image size) is the labelled datamodule's.
-    For the offline teacher the unlabelled one is any datamodule over images with pseudo-labels in the ordinary form,
+    Everything but training (validation, test, prediction, class names, image size) is the labeled datamodule's.
+    For the offline teacher the unlabeled one is any datamodule over images with pseudo-labels in the ordinary form,
     for example the parquet list of ``pseudo-label``; its validation and test splits are not used. For the online
     teachers ``pool`` and the like say which images have no labels; they come as two views, a weak one
-    (``weak_image``) with the augmentation of the labelled images and a strong one (``image``), and no label of theirs
-    is in a batch. Unlabelled images are shuffled and augmented from keys of their own, so that neither stream
+    (``weak_image``) with the augmentation of the labeled images and a strong one (``image``), and no label of theirs
+    is in a batch. Unlabeled images are shuffled and augmented from keys of their own, so that neither stream
     disturbs the other.
 
     Args:
-        labeled: The labelled images.
+        labeled: The labeled images.
         unlabeled: The images with pseudo-labels; classes and image size must be those of ``labeled``. Left out, there
             is no such half: for a control that trains on labels only, for as many steps.
-        ratio: Unlabelled images for each labelled one of a batch (mu in FixMatch); in place of
+        ratio: Unlabeled images for each labeled one of a batch (mu in FixMatch); in place of
             ``unlabeled.batch_size``.
-        steps_per_epoch: Optimiser batches an epoch; one pass over the unlabelled images (the labelled ones without
+        steps_per_epoch: Optimizer batches an epoch; one pass over the unlabeled images (the labeled ones without
             them) by default. A stream that ends before the epoch does goes on to its next pass.
         pool: Images without labels, for the online teachers: a folder, or a ``.csv`` or ``.parquet`` list with a column
-            ``path``. They are read and resized as the labelled ones are.
+            ``path``. They are read and resized as the labeled ones are.
         labels_per_class: Only so many training images of each class keep their labels, the others join the pool; to see
-            on a labelled set what unlabelled images would be worth. Drawn by the run's seed.
+            on a labeled set what unlabeled images would be worth. Drawn by the run's seed.
         labeled_images: In place of it, for all tasks: only so many training images keep their annotations.
-        strong: Augmentation of the pool's strong view. Of whole images by default that of the labelled ones with
-            ``preset: rand``. Where masks or boxes are learnt it comes on top of the weak view and may not move pixels:
-            a list of ``transforms`` of colours; jitter, grey and blur by default.
+        strong: Augmentation of the pool's strong view. Of whole images by default that of the labeled ones with
+            ``preset: rand``. Where masks or boxes are learned it comes on top of the weak view and may not move pixels:
+            a list of ``transforms`` of colors; jitter, gray and blur by default.
     """
 
     def __init__(
@@ -55,15 +56,10 @@ class SemiSupervised(DataModule):
         labeled_images: int | None = None,
         strong: Augment | None = None,
     ) -> None:
-        super().__init__(
-            batch_size=labeled.batch_size,
-            eval_batch_size=labeled.eval_batch_size,
-            num_workers=labeled.num_workers,
-            cache="none",
-            cache_dir=None,
-            on_corrupt="error",
-            seed=labeled.seed,
-        )
+        super().__init__()
+        self.batch_size, self.eval_batch_size = labeled.batch_size, labeled.eval_batch_size
+        self.num_workers, self.seed, self.augment = labeled.num_workers, labeled.seed, labeled.augment
+        self.cache, self.cache_dir, self.on_corrupt = "none", None, "error"
         if ratio < 1:
             raise UserError(f"data.ratio is {ratio}; it must be a whole number of at least 1.")
         if steps_per_epoch is not None and steps_per_epoch < 1:
@@ -79,7 +75,7 @@ class SemiSupervised(DataModule):
             self.unlabeled = UnlabeledImages(labeled, pool, strong, ratio)
         self.source = getattr(labeled, "source", type(labeled).__name__)
 
-    # All but training is the labelled datamodule's.
+    # All but training is the labeled datamodule's.
 
     def setup(self, stage: str | None = None) -> None:
         """Set both up; a second call does nothing.
@@ -90,33 +86,31 @@ class SemiSupervised(DataModule):
         for part in self._parts().values():
             part.trainer = self.trainer
         self.labeled.predict_source = self.predict_source
+        if any(self._hiding.values()):
+            self.labeled.hide_labels = self._hide_labels
         self.labeled.setup(stage)
-        if any(self._hiding.values()) and self.predict_source is None and "pool" not in self.labeled.records:
-            self._hide_labels(stage)
         self.records, self.skipped = self.labeled.records, self.labeled.skipped
         self.class_names = self.labeled.class_names
         if self.predict_source is None and self.unlabeled is not None and stage in ("fit", "probe", None):
             self._setup_unlabeled(self.unlabeled, stage)
 
-    def _hide_labels(self, stage: str | None) -> None:
-        """Leave the labelled half what it may see; the others are its split ``pool``, also in ``split.json``."""
-        found = self.labeled.records
-        found["train"], found["pool"] = hide_labels(
-            found["train"],
+    def _hide_labels(self, records: list[Record]) -> tuple[list[Record], list[Record]]:
+        """Of the labeled half's training images those that keep their labels; the others are its split ``pool``."""
+        seen, hidden = hide_labels(
+            records,
             self.labeled.class_names or [],
             self.labeled.run_seed(),
             per_class=self._hiding["labels_per_class"],
             images=self._hiding["labeled_images"],
         )
-        cast(UnlabeledImages, self.unlabeled).hidden = found["pool"]
-        if stage == "fit":
-            self.labeled._train_sampler()  # fewer labels than a batch are refused here
+        cast(UnlabeledImages, self.unlabeled).hidden = hidden
+        return seen, hidden
 
     def _setup_unlabeled(self, unlabeled: DataModule, stage: str | None) -> None:
         if unlabeled.seed is None:
             unlabeled.seed = key_seed(self.labeled.run_seed(), "unlabeled")
         if unlabeled.class_names is None:
-            # In the order of the labelled classes, whatever the order in the file.
+            # In the order of the labeled classes, whatever the order in the file.
             unlabeled.class_names = copy.copy(self.class_names)
         unlabeled.setup(stage)
         mine, theirs = self.labeled.spec(), unlabeled.spec()
@@ -137,28 +131,23 @@ class SemiSupervised(DataModule):
         return {name: part for name, part in parts.items() if part is not None}
 
     def list_records(self) -> Listing:
-        """The labelled images."""
+        """The labeled images."""
         return self.labeled.list_records()
 
     def make_reader(self) -> Callable[[Record], Record]:
-        """The labelled datamodule's."""
+        """The labeled datamodule's."""
         return self.labeled.make_reader()
 
     def make_transform(self, *, train: bool) -> Transform:
-        """The labelled datamodule's."""
+        """The labeled datamodule's."""
         return self.labeled.make_transform(train=train)
-
-    @property
-    def augment(self) -> Augment:
-        """The labelled datamodule's."""
-        return self.labeled.augment
 
     def canvas(self) -> tuple[int, int]:
         """Height and width of a batch."""
         return self.labeled.canvas()
 
     def spec(self) -> dict[str, Any]:
-        """What the model takes from the data, and whether unlabelled images come as two views."""
+        """What the model takes from the data, and whether unlabeled images come as two views."""
         return {**self.labeled.spec(), "two_views": isinstance(self.unlabeled, UnlabeledImages)}
 
     def resolved(self) -> dict[str, Any]:
@@ -166,19 +155,19 @@ class SemiSupervised(DataModule):
         return {}
 
     def val_dataloader(self) -> Any:
-        """The labelled datamodule's."""
+        """The labeled datamodule's."""
         return self.labeled.val_dataloader()
 
     def test_dataloader(self) -> Any:
-        """The labelled datamodule's."""
+        """The labeled datamodule's."""
         return self.labeled.test_dataloader()
 
     def train_features_dataloader(self) -> Any:
-        """The labelled training images."""
+        """The labeled training images."""
         return self.labeled.train_features_dataloader()
 
     def predict_dataloader(self) -> Any:
-        """The labelled datamodule's."""
+        """The labeled datamodule's."""
         return self.labeled.predict_dataloader()
 
     # Training.
@@ -232,7 +221,7 @@ def _check_halves(unlabeled: DataModule | None, bare: dict[str, Any], strong: Au
     given = {key: value for key, value in bare.items() if value is not None}
     if unlabeled is not None and given:
         raise UserError(
-            f"data.unlabeled and data.{next(iter(given))} are both set: unlabelled images come with a teacher's labels"
+            f"data.unlabeled and data.{next(iter(given))} are both set: unlabeled images come with a teacher's labels"
             " (data.unlabeled) or without. Leave one of them out."
         )
     if len(given.keys() - {"pool"}) > 1:

@@ -7,7 +7,8 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 from datamodules.annotations.records import Record
@@ -23,54 +24,77 @@ def common_folder(paths: Iterable[str]) -> str:
 
 
 def split_records(records: list[Record], val: float, test: float, seed: int) -> None:
-    """Give each record whose ``split`` is None one: ``val`` and ``test`` get these parts, ``train`` the rest.
+    """Give each record whose ``split`` is None one: fractions of them are ``val`` and ``test``, the rest ``train``.
 
     Stratified by class where labels are ints; other records are one stratum. Which image goes
     where depends on the seed and on the paths below the images' common folder only: not on the records' order, nor on
     where the folder lies. A class with two images or more keeps at least one for training; small classes take turns,
-    so that the whole parts come out right.
+    so that the fractions of the whole come out right.
 
     Args:
         records: Plain records; changed in place.
-        val: Part for validation, in [0, 1).
-        test: Part for test, in [0, 1).
+        val: Fraction for validation, in [0, 1).
+        test: Fraction for test, in [0, 1).
         seed: Seed of the draw.
 
     Raises:
-        UserError: If the parts are not in range, or a part that is asked for gets no image.
+        UserError: If the fractions are not in range, or one that is asked for gets no image.
     """
     if val < 0 or test < 0 or val + test >= 1:
         raise UserError(
-            f"The parts for validation ({val:g}) and test ({test:g}) must be at least 0 and sum to below 1."
+            f"The fractions for validation ({val:g}) and test ({test:g}) must be at least 0 and sum to below 1."
         )
     todo = [r for r in records if r["split"] is None]
     if not todo:
         return
     top = common_folder(r["path"] for r in todo)
+    rounding = _Rounding(val, test)
+    for members in _strata(todo):
+        members.sort(key=partial(_order, seed, top))
+        num_val, num_test = rounding.counts(len(members))
+        splits = ["test"] * num_test + ["val"] * num_val + ["train"] * (len(members) - num_test - num_val)
+        for record, split in zip(members, splits, strict=True):
+            record["split"] = split
+    drawn = {record["split"] for record in records}
+    for fraction, name in ((val, "val"), (test, "test")):
+        if fraction > 0 and name not in drawn:
+            raise UserError(
+                f"A {name} fraction of {fraction:g} of {len(todo)} images holds no image; raise it or add images."
+            )
 
-    def order(record: Record) -> tuple[bytes, str]:
-        name = record["path"].removeprefix(top).lstrip(os.sep).replace(os.sep, "/")
-        return hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest(), name
 
+def _strata(records: list[Record]) -> list[list[Record]]:
+    """The records of each class, in the order of their numbers; all others together, first."""
     strata: dict[int, list[Record]] = defaultdict(list)
-    for record in todo:
+    for record in records:
         label = record.get("label")
         strata[label if isinstance(label, int) else -1].append(record)
-    val_debt = test_debt = 0.5  # what rounding owes; it is passed on from class to class
-    for label in sorted(strata):
-        members = sorted(strata[label], key=order)
-        val_debt += val * len(members)
-        test_debt += test * len(members)
-        spare = len(members) - 1  # one stays for training
-        num_test = min(int(test_debt), math.ceil(test * len(members)), spare)
-        num_val = min(int(val_debt), math.ceil(val * len(members)), spare - num_test)
-        val_debt -= num_val
-        test_debt -= num_test
-        for i, record in enumerate(members):
-            record["split"] = "test" if i < num_test else "val" if i < num_test + num_val else "train"
-    for part, name in ((val, "val"), (test, "test")):
-        if part > 0 and all(r["split"] != name for r in records):
-            raise UserError(f"A {name} part of {part:g} of {len(todo)} images holds no image; raise it or add images.")
+    return [strata[label] for label in sorted(strata)]
+
+
+def _order(seed: int, top: str, record: Record) -> tuple[bytes, str]:
+    """What images are sorted by: a digest of the seed and of the path below the folder ``top``."""
+    name = record["path"].removeprefix(top).lstrip(os.sep).replace(os.sep, "/")
+    return hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest(), name
+
+
+class _Rounding:
+    """Whole numbers for fractions of classes: what rounding owes is passed on from class to class."""
+
+    def __init__(self, val: float, test: float) -> None:
+        self._val, self._test = val, test
+        self._val_debt = self._test_debt = 0.5
+
+    def counts(self, members: int) -> tuple[int, int]:
+        """Images for validation and test of a class with so many; one stays for training."""
+        self._val_debt += self._val * members
+        self._test_debt += self._test * members
+        spare = members - 1
+        num_test = min(int(self._test_debt), math.ceil(self._test * members), spare)
+        num_val = min(int(self._val_debt), math.ceil(self._val * members), spare - num_test)
+        self._val_debt -= num_val
+        self._test_debt -= num_test
+        return num_val, num_test
 
 
 def hold_out(records: list[Record], val: float, test: float, seed: int, split_file: str | None) -> None:
@@ -78,7 +102,7 @@ def hold_out(records: list[Record], val: float, test: float, seed: int, split_fi
 
     Args:
         records: Plain records; changed in place.
-        val: Part for validation where no record is in ``val``.
+        val: Fraction for validation where no record is in ``val``.
         test: The same for ``test``.
         seed: Seed of the draw.
         split_file: ``split.json`` of an earlier run, or None.
@@ -110,3 +134,11 @@ def _apply_split_file(records: list[Record], file: str) -> None:
         )
     for record in records:
         record["split"] = split_of[record["path"]]
+
+
+def split_digest(records: Mapping[str, list[Record]]) -> str:
+    """A digest of which image is in which split, wherever the folder lies; it tells whether it changed."""
+    paths = [(split, record["path"]) for split, own in records.items() for record in own if split != "predict"]
+    top = common_folder(path for _, path in paths)
+    names = sorted((split, path.removeprefix(top)) for split, path in paths)
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Unlabelled images for the online teachers: a folder, a list, or training images whose labels are hidden."""
+"""Unlabeled images for the online teachers: a folder, a list, or training images whose labels are hidden."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from datamodules.annotations.records import Listing
-from datamodules.base import Cache, DataModule
+from datamodules.arguments import Cache
+from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.decoding.files import find_images
 from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, read_record
@@ -20,37 +21,29 @@ from datamodules.readers.lists import read_paths
 from datamodules.segmentation import SegmentationData
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.pipeline import Transform
-from datamodules.transforms.views import TwoViews, check_still, collate_views, image_only, randomised, still
+from datamodules.transforms.views import TwoViews, check_still, collate_views, image_only, randomized, still
 
 
 class UnlabeledImages(DataModule):
-    """The unlabelled half of `SemiSupervised` for online teachers; its settings are the labelled datamodule's.
+    """The unlabeled half of `SemiSupervised` for online teachers; its settings are the labeled datamodule's.
 
     A batch has ``image``, the strong view, and ``weak_image`` of the same type and shape; there are no labels in it.
-    Where masks are learnt, ``mask`` is 0 on the picture and 255 on the canvas around it.
+    Where masks are learned, ``mask`` is 0 on the picture and 255 on the canvas around it.
 
-    Whole images: each view is made from the original by keys of its own. Where masks or boxes are learnt, labels found
+    Whole images: each view is made from the original by keys of its own. Where masks or boxes are learned, labels found
     on the weak view must lie right on the strong one: that is the weak view with noise that moves no pixel.
     """
 
     def __init__(self, labeled: DataModule, source: str | None, strong: Augment | None, ratio: int) -> None:
-        super().__init__(
-            batch_size=ratio * labeled.batch_size,
-            eval_batch_size=None,
-            num_workers=labeled.num_workers,
-            cache="decoded" if labeled.cache == "decoded" else "none",
-            cache_dir=labeled.cache_dir if labeled.cache == "decoded" else None,
-            on_corrupt=labeled.on_corrupt,
-            seed=None,
-        )
+        super().__init__()
+        self.batch_size, self.eval_batch_size = ratio * labeled.batch_size, None
+        self.num_workers, self.on_corrupt = labeled.num_workers, labeled.on_corrupt
+        self.cache, self.cache_dir = "none" if labeled.cache != "decoded" else "decoded", labeled.cache_dir
+        self.seed = None
+        self.augment = labeled.augment  # that of the weak view
         self.labeled, self.source, self.ratio = labeled, source, ratio
         self._strong = strong
         self.hidden: list[Record] = []  # training images whose labels are not to be seen
-
-    @property
-    def augment(self) -> Augment:
-        """That of the weak view."""
-        return self.labeled.augment
 
     def list_records(self) -> Listing:
         """The images of the pool, all for training.
@@ -63,7 +56,7 @@ class UnlabeledImages(DataModule):
         world_size = self._rank()[1]
         if len(records) < self.batch_size * world_size:
             raise UserError(
-                f"There are {len(records)} unlabelled images, but a step takes data.ratio x batch_size x devices ="
+                f"There are {len(records)} unlabeled images, but a step takes data.ratio x batch_size x devices ="
                 f" {self.ratio} x {self.labeled.batch_size} x {world_size} of them. Lower data.ratio or"
                 " data.labeled.batch_size."
             )
@@ -80,13 +73,13 @@ class UnlabeledImages(DataModule):
         return self.labeled.make_transform(train=train)
 
     def strong_transform(self) -> Transform:
-        """That of the strong view, which follows the weak one's where masks or boxes are learnt.
+        """That of the strong view, which follows the weak one's where masks or boxes are learned.
 
         Raises:
             UserError: If it moves pixels where it must not, or its settings do not go together.
         """
         weak, channels = self.make_transform(train=True), int(self.labeled.in_chans)  # type: ignore[attr-defined]
-        augment = self._strong or (still(channels) if weak.dense else randomised(self.augment))
+        augment = self._strong or (still(channels) if weak.dense else randomized(self.augment))
         if weak.dense:
             check_still(augment)
         else:
@@ -115,7 +108,7 @@ class UnlabeledImages(DataModule):
         """
         if getattr(self.augment, "canvas_sizes", None):
             raise UserError(
-                f"data.labeled.augment.canvas_sizes is {self.augment.canvas_sizes}, but unlabelled images"  # type: ignore[attr-defined]
+                f"data.labeled.augment.canvas_sizes is {self.augment.canvas_sizes}, but unlabeled images"  # type: ignore[attr-defined]
                 " come on data.image_size alone, and both go through the network together: leave it out."
             )
         self.strong_transform()
@@ -132,7 +125,7 @@ class UnlabeledImages(DataModule):
         return self.labeled.canvas()
 
     def spec(self) -> dict[str, Any]:
-        """The labelled datamodule's."""
+        """The labeled datamodule's."""
         return self.labeled.spec()
 
     def _resolve_cache(self) -> Cache:
@@ -173,26 +166,33 @@ def hide_labels(
         UserError: If there are too few images, or they have no class.
     """
     order = np.random.default_rng([seed, 1]).permutation(len(records)).tolist()
-    if images is not None:
-        if images >= len(records):
-            raise UserError(
-                f"labeled_images is {images}, but there are {len(records)} training images: none would be without"
-                " labels. Give fewer."
-            )
+    if images is None:
+        seen = _seen_by_class(records, class_names, order, int(per_class or 0))
+    elif images < len(records):
         seen = set(order[:images])
     else:
-        members: dict[int, list[int]] = defaultdict(list)
-        for i in order:
-            if not isinstance(label := records[i].get("label"), int):
-                raise UserError(
-                    f"labels_per_class is {per_class}, but the images have not one class each: give"
-                    " labeled_images, the number of images that keep their annotations."
-                )
-            members[label].append(i)
-        for k, those in members.items():
-            if len(those) < int(per_class or 0):
-                raise UserError(
-                    f"labels_per_class is {per_class}, but class '{class_names[k]}' has {len(those)} training images."
-                )
-        seen = {i for those in members.values() for i in those[:per_class]}
-    return [r for i, r in enumerate(records) if i in seen], [r for i, r in enumerate(records) if i not in seen]
+        raise UserError(
+            f"labeled_images is {images}, but there are {len(records)} training images: none would be without"
+            " labels. Give fewer."
+        )
+    kept = [record for i, record in enumerate(records) if i in seen]
+    return kept, [record for i, record in enumerate(records) if i not in seen]
+
+
+def _seen_by_class(records: list[Record], class_names: list[str], order: list[int], per_class: int) -> set[int]:
+    """Numbers of the first images of each class, in this order."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for i in order:
+        label = records[i].get("label")
+        if not isinstance(label, int):
+            raise UserError(
+                f"labels_per_class is {per_class}, but the images have not one class each: give"
+                " labeled_images, the number of images that keep their annotations."
+            )
+        members[label].append(i)
+    for label, those in members.items():
+        if len(those) < per_class:
+            raise UserError(
+                f"labels_per_class is {per_class}, but class '{class_names[label]}' has {len(those)} training images."
+            )
+    return {i for those in members.values() for i in those[:per_class]}

@@ -14,12 +14,23 @@ from typing import Any
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# Set before torch is imported. OpenMP's threads do not survive a fork, and two test processes fill two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
 
-TIMEOUT_SECONDS = 120
+# Only a child that hangs is ended. A busy machine may take minutes for what takes seconds.
+TIMEOUT_SECONDS = 900
+PROCESSES = 2
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for folders of tests, one for single files: each process imports torch and Lightning anew."""
+    paths = [Path(argument.partition("::")[0]) for argument in config.args]
+    return PROCESSES if any(path.is_dir() for path in paths) else 0
 
 
 @pytest.fixture(autouse=True)
@@ -59,9 +70,25 @@ def folder(tmp_path: Path) -> Path:
     return write_images(tmp_path / "pictures", counts)
 
 
-def in_child(work: Callable[[], object], seconds: int = TIMEOUT_SECONDS) -> int:
+def leave_figures_blank() -> None:
+    """From here on matplotlib draws a dot: its text is a third of the time of a short command."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    def draw_a_dot(canvas: FigureCanvasAgg) -> None:
+        canvas.renderer = canvas.get_renderer()
+        pixels = np.asarray(canvas.renderer.buffer_rgba())
+        pixels[:] = 255
+        pixels[:8, :8] = 0
+
+    FigureCanvasAgg.draw = draw_a_dot
+    Figure.tight_layout = lambda figure, **_: None
+
+
+def in_child(work: Callable[[], object], seconds: int = TIMEOUT_SECONDS, figures: bool = False) -> int:
     """Run `work` in a forked child, which has all imports already; the exit status (negative: the signal).
 
+    Figures are drawn where a test asks for them. They have tests of their own in `test_pictures`.
     The child computes with one thread: OpenMP's threads do not survive a fork, and waiting for them hangs.
     https://github.com/pytorch/pytorch/issues/17199
     """
@@ -75,6 +102,8 @@ def in_child(work: Callable[[], object], seconds: int = TIMEOUT_SECONDS) -> int:
             import torch
 
             torch.set_num_threads(1)
+            if not figures:
+                leave_figures_blank()
             result = work()
             status = result if isinstance(result, int) else 0
         except BaseException:

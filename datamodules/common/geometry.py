@@ -46,7 +46,7 @@ def boxes_to_original(boxes: AnyArray, geometry: AnyArray) -> AnyArray:
 
 
 def mask_to_original(mask: AnyArray, geometry: AnyArray, outside: int = IGNORE) -> AnyArray:
-    """Label map of the canvas -> label map in the original size, by the nearest pixel centre.
+    """Label map of the canvas -> label map in the original size, by the nearest pixel center.
 
     Args:
         mask: (h, w) on the canvas, any dtype; numpy array or torch tensor.

@@ -27,12 +27,12 @@ class Augment:
         preset: What is done: none, light, medium, strong, trivial or rand; see `datamodules.transforms.pipeline`.
         hflip: Probability of a left-right flip.
         vflip: Probability of an upside-down flip.
-        crop: How training images are cut. Left out: pad up to 64 pixels, random_resized above, jitter for masks
+        crop: How training images are cropped. Left out: pad up to 64 pixels, random_resized above, jitter for masks
             and boxes.
-        crop_scale: Least and greatest part of the picture's area that random_resized keeps.
-        crop_padding: Pixels added on each side before cutting, for pad.
+        crop_scale: Least and greatest fraction of the picture's area that random_resized keeps.
+        crop_padding: Pixels added on each side before cropping, for pad.
         scale_jitter: Least and greatest factor of the picture's size, for jitter; 1 is evaluation's size.
-        class_crop: Probability that jitter cuts around a pixel, or an object, of a class chosen among those of the
+        class_crop: Probability that jitter crops around a pixel, or an object, of a class chosen among those of the
             picture, so that rare classes are seen more often; for masks and boxes.
         rand_ops: Operations an image, for the preset rand.
         rand_magnitude: Strength for the preset rand, 0 to 30; 10 is AutoAugment's strongest, noisy student used 27.
@@ -57,12 +57,20 @@ class Augment:
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and values that would have no effect."""
+        self._check_ranges()
+        self._check_unused()
+        if self.crop is not None:
+            self.crop_for((0, 0))
+        if self.transforms is not None:
+            build_transforms(self.transforms)
+
+    def _check_ranges(self) -> None:
         for key in ("hflip", "vflip", "class_crop"):
             if not 0 <= getattr(self, key) <= 1:
                 _refuse(key, getattr(self, key), "it is a probability, 0 to 1")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            _refuse("crop_scale", self.crop_scale, "it is two parts of the area, 0 < least <= greatest <= 1")
+            _refuse("crop_scale", self.crop_scale, "it is two fractions of the area, 0 < least <= greatest <= 1")
         low, high = self.scale_jitter
         if not 0 < low <= high:
             _refuse("scale_jitter", self.scale_jitter, "it is two factors of the size, 0 < least <= greatest")
@@ -71,21 +79,21 @@ class Augment:
         if self.rand_ops < 1:
             _refuse("rand_ops", self.rand_ops, "at least 1 operation is needed; for none set preset: light")
         check_magnitude(self.rand_magnitude, "data.augment.rand_magnitude")
-        changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+
+    def _check_unused(self) -> None:
+        changed = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
         if self.transforms is not None:
-            unused = set(changed) - {"transforms", *self._beside_transforms}
+            unused = changed - {"transforms", *self._beside_transforms}
             reason = "transforms replaces all of the preset, so it has no effect"
         elif self.preset == "none":
-            unused, reason = set(changed) - {"preset"}, "preset: none does nothing at all, so it has no effect"
-        else:
-            unused = set() if self.preset == "rand" else {"rand_ops", "rand_magnitude"} & set(changed)
+            unused, reason = changed - {"preset"}, "preset: none does nothing at all, so it has no effect"
+        elif self.preset != "rand":
+            unused = {"rand_ops", "rand_magnitude"} & changed
             reason = f"only preset: rand uses it, and the preset is {self.preset}"
+        else:
+            return
         for key in sorted(unused):
             _refuse(key, getattr(self, key), f"{reason}; leave it out")
-        if self.crop is not None:
-            self.crop_for((0, 0))
-        if self.transforms is not None:
-            build_transforms(self.transforms)
 
     def crop_for(self, canvas: tuple[int, int], *, dense: bool = False) -> Crop:
         """The crop used on a canvas (height, width); `dense` for pictures with masks or boxes.
@@ -120,7 +128,7 @@ class DetectionAugment(Augment):
             a tenth of the epochs, at most 15.
         canvas_sizes: Sides (of squares), or heights and widths, of the canvas, one of which is drawn for each batch;
             `data.image_size` stays evaluation's. Multiples of 32 suit all backbones.
-        min_visibility: A box of which less than this part of its area is left after a cut is dropped.
+        min_visibility: A box of which less than this fraction of its area is left after a crop is dropped.
     """
 
     mosaic: float = 0.0
@@ -138,7 +146,7 @@ class DetectionAugment(Augment):
             if not 0 <= getattr(self, key) <= 1:
                 _refuse(key, getattr(self, key), "it is a probability, 0 to 1")
         if not 0 <= self.min_visibility <= 1:
-            _refuse("min_visibility", self.min_visibility, "it is a part of a box's area, 0 to 1")
+            _refuse("min_visibility", self.min_visibility, "it is a fraction of a box's area, 0 to 1")
         if self.canvas_sizes is not None and (not self.canvas_sizes or min(map(min, self.canvases())) < 1):
             _refuse("canvas_sizes", self.canvas_sizes, "it is a list of sides in pixels, or of [height, width]")
         if self.close_mosaic_epochs is not None:
@@ -163,5 +171,5 @@ class DetectionAugment(Augment):
         crop = super().crop_for(canvas, dense=dense)
         for key in ("mosaic", "mixup", "copy_paste"):
             if crop != "jitter" and getattr(self, key):
-                _refuse(key, getattr(self, key), f"it cuts pictures by jitter, and crop is {crop}; leave crop out")
+                _refuse(key, getattr(self, key), f"it crops pictures by jitter, and crop is {crop}; leave crop out")
         return crop

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Draws(NamedTuple):
-    """What was drawn for each image of a batch: int64 (B,) offsets of the cut, bool (B,) flips."""
+    """What was drawn for each image of a batch: int64 (B,) offsets of the crop, bool (B,) flips."""
 
     top: Tensor
     left: Tensor
@@ -25,7 +25,7 @@ class Draws(NamedTuple):
 def batch_transform(augment: Augment, size: tuple[int, int] | None = None) -> BatchTransform | None:
     """The batched form of training augmentation, or None where the settings have none.
 
-    Flips and the crops `pad` and `none` have one; `random_resized`, `jitter`, colours, TrivialAugment, RandAugment and
+    Flips and the crops `pad` and `none` have one; `random_resized`, `jitter`, colors, TrivialAugment, RandAugment and
     lists of albumentations transforms have not. Preset none has one that changes nothing.
 
     Args:
@@ -54,7 +54,7 @@ class BatchTransform:
         Args:
             hflip: Probability of a left-right flip.
             vflip: Probability of an upside-down flip.
-            padding: Black pixels added on each side before an image of the old size is cut at random; 0 for no crop.
+            padding: Black pixels added on each side before a random crop of the old size; 0 for no crop.
         """
         self.hflip, self.vflip, self.padding = hflip, vflip, padding
 
@@ -65,12 +65,14 @@ class BatchTransform:
         chances = torch.rand((2, batch_size), generator=generator)
         return Draws(offsets[0], offsets[1], chances[0] < self.hflip, chances[1] < self.vflip)
 
-    def __call__(self, images: Tensor, seed: int) -> Tensor:
-        """Augment a batch.
+    def __call__(self, images: Tensor, seed: int, start: int = 0, total: int | None = None) -> Tensor:
+        """Augment a batch, or a rank's images of one.
 
         Args:
             images: (B, H, W, C), any dtype, on any device; not changed.
             seed: Key of the batch's randomness, 0 or more.
+            start: Place of the first image in the batch of all ranks.
+            total: Images of the batch of all ranks; these alone by default.
 
         Returns:
             (B, H, W, C) of the same dtype on the same device, contiguous.
@@ -78,7 +80,9 @@ class BatchTransform:
         if not (self.hflip or self.vflip or self.padding):
             return images.contiguous()
         size, height, width, channels = images.shape
-        draws = Draws(*(drawn.to(images.device, non_blocking=True) for drawn in self.draw(size, seed)))
+        # Drawn for all ranks, so that any number of them sees the same batch.
+        drawn = [value[start : start + size] for value in self.draw(total or size, seed)]
+        draws = Draws(*(value.to(images.device, non_blocking=True) for value in drawn))
         rows = _indices(height, draws.vflip, draws.top)
         columns = _indices(width, draws.hflip, draws.left)
         pad = self.padding
@@ -90,6 +94,6 @@ class BatchTransform:
 
 
 def _indices(length: int, flip: Tensor, offset: Tensor) -> Tensor:
-    """(B, length) positions along one side of the padded images: the cut first, then the flip, as for one image."""
+    """(B, length) positions along one side of the padded images: the crop first, then the flip, as for one image."""
     steps = torch.arange(length, device=flip.device)[None]
     return torch.where(flip[:, None], length - 1 - steps, steps) + offset[:, None]

@@ -40,12 +40,7 @@ def _build(spec: object, key: str) -> A.BasicTransform | A.BaseCompose:
     if name in _REFUSED:
         raise _refusal(key)
     cls = _find(name, key)
-    allowed = [p for p in inspect.signature(cls.__init__).parameters if p != "self"]
-    for argument in arguments:
-        if argument not in allowed:
-            raise UserError(
-                f"{key} has no argument '{argument}'{_nearest(argument, allowed)}. It has: {', '.join(allowed)}"
-            )
+    _check_arguments(arguments, cls, key)
     if issubclass(cls, A.BaseCompose):
         inner = arguments.get("transforms")
         if not isinstance(inner, list) or not inner:
@@ -56,6 +51,15 @@ def _build(spec: object, key: str) -> A.BasicTransform | A.BaseCompose:
     except (ValueError, TypeError) as error:
         raise UserError(f"{key}: {_explain(error)}") from error
     return _check(made, name, key)
+
+
+def _check_arguments(arguments: dict[str, Any], cls: type[Any], key: str) -> None:
+    allowed = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    for argument in arguments:
+        if argument not in allowed:
+            raise UserError(
+                f"{key} has no argument '{argument}'{_nearest(argument, allowed)}. It has: {', '.join(allowed)}"
+            )
 
 
 def _read(spec: object, key: str) -> tuple[str, dict[str, Any]]:
@@ -108,7 +112,7 @@ def _check(made: A.BasicTransform | A.BaseCompose, name: str, key: str) -> A.Bas
 
 def _refusal(key: str) -> UserError:
     return UserError(
-        f"{key} is refused: normalisation and conversion live in the model, so that training, evaluation and export"
+        f"{key} is refused: normalization and conversion live in the model, so that training, evaluation and export"
         " cannot differ, and images stay uint8 until there. Leave it out"
     )
 

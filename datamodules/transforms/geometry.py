@@ -129,8 +129,8 @@ class View(NamedTuple):
 def evaluation_view(shape: tuple[int, int], canvas: tuple[int, int], resize: Resize, crop_pct: float) -> View:
     """How evaluation puts a picture of `shape` (H, W) on `canvas` (height, width).
 
-    crop: the smallest picture of the same aspect ratio that covers canvas / crop_pct, cut at its centre (timm's and
-    torchvision's usual resize and centre crop). letterbox: the largest one inside the canvas, in its centre.
+    crop: the smallest picture of the same aspect ratio that covers canvas / crop_pct, cropped at its center (timm's and
+    torchvision's usual resize and center crop). letterbox: the largest one inside the canvas, in its center.
     stretch: exactly the canvas, aspect ratio not kept. native: the picture's own size, whatever the canvas.
     """
     if resize == "native":
@@ -144,5 +144,5 @@ def evaluation_view(shape: tuple[int, int], canvas: tuple[int, int], resize: Res
     else:
         scale = max(ratios) / crop_pct
         height, width = (max(c, round(s * scale)) for c, s in zip(canvas, shape, strict=True))
-    # Floor division, so that an odd row more is cut, or filled, on one fixed side.
+    # Floor division, so that an odd row more is cropped, or filled, on one fixed side.
     return View(height, width, (canvas[0] - height) // 2, (canvas[1] - width) // 2, canvas)

@@ -2,15 +2,15 @@
 
 Which pictures are mixed, and how, is a function of (seed, stream, pass, position), as all of training's randomness.
 
-- mosaic: four pictures meet at a random point of the canvas; each is cut by jitter to its corner (Bochkovskiy et al.
-  2020, YOLOv4, https://arxiv.org/abs/2004.10934).
+- mosaic: four pictures meet at a random point of the canvas; each is cropped by jitter to its corner (Bochkovskiy et
+  al. 2020, YOLOv4, https://arxiv.org/abs/2004.10934).
 - copy_paste: about half of the objects of another picture are pasted, as they are masked, over a sample; what they
   cover is taken out of its masks, and its boxes shrink to what is left (Ghiasi et al. 2021,
   https://arxiv.org/abs/2012.07177, without blending, which they found not to matter).
 - mixup: the mean of two pictures, with the objects of both at full weight (Zhang et al. 2019,
   https://arxiv.org/abs/1902.04103; half and half as in YOLOX, Ge et al. 2021, https://arxiv.org/abs/2107.08430).
 
-Flips and colours come behind them. Nothing here imports Lightning: it runs in the loader's workers.
+Flips and colors come behind them. Nothing here imports Lightning: it runs in the loader's workers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from datamodules.loaders import Key, Record, RecordDataset, key_seed
+from datamodules.loaders import Record, RecordDataset
+from datamodules.samplers import Key, key_seed
 from datamodules.transforms.samples import check_sample, keep_boxes
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     Sample = dict[str, Any]
 
-_PASTED = 0.5  # part of a picture's objects that is pasted
+_PASTED = 0.5  # fraction of a picture's objects that is pasted
 
 
 class MixedDataset(RecordDataset):
@@ -113,7 +114,7 @@ def mosaic(samples: Sequence[Sample], transform: Transform, rng: np.random.Gener
 
     Args:
         samples: Four, in original pixels; which of them goes into which corner is random.
-        transform: Training's; it holds the canvas and cuts by jitter.
+        transform: Training's; it holds the canvas and crops by jitter.
         rng: What is drawn from.
 
     Returns:
@@ -121,12 +122,12 @@ def mosaic(samples: Sequence[Sample], transform: Transform, rng: np.random.Gener
     """
     assert transform.size is not None
     height, width = transform.size
-    middle, centre = (max(1, int(rng.integers(side // 4, side - side // 4 + 1))) for side in (height, width))
+    middle, center = (max(1, int(rng.integers(side // 4, side - side // 4 + 1))) for side in (height, width))
     image = np.empty((height, width, *samples[0]["image"].shape[2:]), samples[0]["image"].dtype)
     parts = []
     for corner, sample in zip(rng.permutation(4).tolist(), samples, strict=True):
         top, bottom = (0, middle) if corner < 2 else (middle, height)
-        left, right = (0, centre) if corner % 2 == 0 else (centre, width)
+        left, right = (0, center) if corner % 2 == 0 else (center, width)
         if top == bottom or left == right:  # a canvas of a pixel
             continue
         part = transform.jitter(sample, rng, (height, width), (bottom - top, right - left))
@@ -138,14 +139,19 @@ def mosaic(samples: Sequence[Sample], transform: Transform, rng: np.random.Gener
             part["masks"] = masks
         parts.append(part)
     out = _join(parts)
-    if "masks" in out:  # the pictures do not overlap: one layer holds all of their first ones
-        layers = max(len(part["masks"]) for part in parts)
-        masks, start = np.zeros((layers, height, width), out["masks"].dtype), 0
-        for part in parts:
-            masks[: len(part["masks"])] += out["masks"][start : start + len(part["masks"])]
-            start += len(part["masks"])
-        out["masks"] = masks
+    if "masks" in out:
+        out["masks"] = _side_by_side([len(part["masks"]) for part in parts], out["masks"])
     return {**out, "image": image}
+
+
+def _side_by_side(layers: list[int], masks: NDArray[Any]) -> NDArray[Any]:
+    """The layers of pictures that do not overlap, given one behind another: one layer holds all of their first ones."""
+    joined = np.zeros((max(layers), *masks.shape[1:]), masks.dtype)
+    start = 0
+    for count in layers:
+        joined[:count] += masks[start : start + count]
+        start += count
+    return joined
 
 
 def mixup(sample: Sample, other: Sample) -> Sample:
@@ -161,7 +167,7 @@ def paste_objects(sample: Sample, other: Sample, rng: np.random.Generator, min_v
         sample: On the canvas; not changed.
         other: Of the same size. Its crowds and objects without a pixel are not pasted.
         rng: Which objects are pasted.
-        min_visibility: An object of which less than this part of its pixels is left is dropped.
+        min_visibility: An object of which less than this fraction of its pixels is left is dropped.
 
     Returns:
         The sample, with what is pasted behind its own objects.

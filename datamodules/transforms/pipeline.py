@@ -2,21 +2,21 @@
 
 A sample is a dict with image (H, W, C), uint8 or float32 in [0, 1], and optionally mask (H, W), boxes float32 (N, 4)
 x1 y1 x2 y2 in pixels, labels int64 (N,), iscrowd (N,), masks int16 (L, H, W) of object numbers 1..N; other keys pass.
-Normalisation lives in the model, never here.
+Normalization lives in the model, never here.
 
 Presets, in order of strength (`Augment.preset`):
 
 - none: evaluation's view, nothing random.
 - light: geometry only: a crop and flips.
-- medium: light, rotation up to 10 degrees, colour jitter 0.3.
-- strong: light, rotation up to 20 degrees with scale and shear, colour jitter 0.4 with hue, sometimes grey or blurred.
+- medium: light, rotation up to 10 degrees, color jitter 0.3.
+- strong: light, rotation up to 20 degrees with scale and shear, color jitter 0.4 with hue, sometimes gray or blurred.
 - trivial: light and TrivialAugment-Wide.
 - rand: light and RandAugment (`rand_ops`, `rand_magnitude`).
 
-The crop: `random_resized` cuts a random part of the original (torchvision's RandomResizedCrop) and resizes it to the
-canvas; `pad` takes evaluation's view, adds `crop_padding` black pixels around and cuts at a random place (the CIFAR
+The crop: `random_resized` crops a random part of the original (torchvision's RandomResizedCrop) and resizes it to the
+canvas; `pad` takes evaluation's view, adds `crop_padding` black pixels around and crops at a random place (the CIFAR
 recipe); `none` takes evaluation's view; `jitter` enlarges or reduces the picture by a random factor (`scale_jitter`)
-and cuts, or pads, at a random place (large scale jitter, Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177). Left
+and crops, or pads, at a random place (large scale jitter, Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177). Left
 out, it is `pad` on canvases up to 64 pixels and `random_resized` above, and `jitter` for masks and boxes.
 """
 
@@ -29,36 +29,26 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no network request at import
 
 import albumentations as A
-import cv2
 import numpy as np
 
-from datamodules.common.batch import IGNORE
+from datamodules.common.batch import FILL
 from datamodules.common.errors import UserError
-from datamodules.common.geometry import boxes_to_canvas, boxes_to_original, mask_to_original
+from datamodules.common.geometry import boxes_to_canvas
 from datamodules.transforms.augment import Augment, Crop
-from datamodules.transforms.batched import BatchTransform, batch_transform
+from datamodules.transforms.compose import run
 from datamodules.transforms.custom import build_transforms
-from datamodules.transforms.geometry import (
-    INTERPOLATIONS,
-    Interpolation,
-    Resize,
-    evaluation_view,
-    random_window,
-    resize_array,
-)
-from datamodules.transforms.randaugment import RandAugment, TrivialAugmentWide
+from datamodules.transforms.geometry import INTERPOLATIONS, Interpolation, Resize, evaluation_view, random_window
+from datamodules.transforms.presets import preset_steps, set_canvas
 from datamodules.transforms.samples import (
     MIN_VISIBILITY,
     check_sample,
     clip,
-    cut,
-    cv2_mask,
+    crop_to_canvas,
     flip,
     keep_boxes,
     middle_of_an_object,
     pixel_of_a_class,
-    shift_mask,
-    unshift_mask,
+    place_masks,
     visible,
 )
 from datamodules.transforms.tiles import tile_windows
@@ -67,16 +57,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Sample = dict[str, Any]
-
-__all__ = [
-    "Augment",
-    "BatchTransform",
-    "Transform",
-    "batch_transform",
-    "boxes_to_canvas",
-    "boxes_to_original",
-    "mask_to_original",
-]
 
 
 class Transform:
@@ -93,7 +73,7 @@ class Transform:
         resize: Resize = "crop",
         crop_pct: float = 0.875,
         interpolation: Interpolation = "bicubic",
-        fill: int = 114,
+        fill: int = FILL,
         dense: bool = False,
         tile: tuple[int, int] | None = None,
         tile_overlap: float = 0.25,
@@ -104,17 +84,17 @@ class Transform:
         Args:
             size: Height and width of the canvas; None takes each image's own size.
             augment: Training's augmentation; None for evaluation.
-            resize: How evaluation fits a picture into the canvas: crop (shorter side to size / crop_pct, centre cut),
+            resize: How evaluation fits a picture into the canvas: crop (shorter side to size / crop_pct, center crop),
                 letterbox (all of it, rest filled), stretch, or native (its own size; training, which needs
-                one size, letterboxes where it does not cut). See `geometry.evaluation_view`.
-            crop_pct: Part of the shorter side that crop keeps, above 0 and up to 1.
+                one size, letterboxes where it does not crop). See `geometry.evaluation_view`.
+            crop_pct: Fraction of the shorter side that crop keeps, above 0 and up to 1.
             interpolation: Kernel for images; where a side shrinks by more than 2 bilinear and bicubic give way to the
                 mean over the area. Masks are always resized by the nearest pixel.
             fill: Value, 0 to 255, of canvas pixels outside the picture (letterbox, rotation, shift).
             dense: Whether samples have masks or boxes: it decides the crop that is taken by default.
             tile: Height and width of the windows that evaluation adds to a sample, as `tiles`; None for none.
-            tile_overlap: Part of a window that neighbours share.
-            min_visibility: A box of which less than this part of its area is left is dropped.
+            tile_overlap: Fraction of a window that neighbors share.
+            min_visibility: A box of which less than this fraction of its area is left is dropped.
 
         Raises:
             UserError: A value is out of range, or a setting of `augment` has no effect at this size.
@@ -186,12 +166,7 @@ class Transform:
         view = evaluation_view(shape, canvas, resize, self.crop_pct)
         out["geometry"] = view.geometry(shape)
         out["image"] = view.place(image, self.interpolation, self.fill_value(image))
-        if "mask" in sample:
-            mask = cv2_mask(sample["mask"])
-            out["mask"] = view.place(mask, cv2.INTER_NEAREST_EXACT, IGNORE).astype(sample["mask"].dtype, copy=False)
-        if "masks" in sample:
-            layers = [view.place(layer, cv2.INTER_NEAREST_EXACT, 0) for layer in sample["masks"]]
-            out["masks"] = np.stack(layers) if layers else np.zeros((0, *canvas), sample["masks"].dtype)
+        place_masks(out, view)
         if "boxes" in sample:
             boxes = boxes_to_canvas(sample["boxes"], out["geometry"]).astype(np.float32)
             clipped = clip(boxes, canvas)
@@ -201,11 +176,11 @@ class Transform:
     def _train(self, sample: Sample, augment: Augment, seed: int) -> Sample:
         shape = sample["image"].shape[:2]
         canvas = self.size or shape
-        crop = None if augment.transforms is not None else augment.crop_for(canvas, dense=self.dense)
+        crop = self._crop(shape)
         if crop in ("pad", "none"):
             out = self._evaluate(sample, self._training_resize())
         elif crop == "jitter":
-            # A stream of its own, not the one that flips and colours are drawn from.
+            # A stream of its own, not the one that flips and colors are drawn from.
             out = self.jitter(sample, np.random.default_rng([seed, 1]), canvas)
         else:
             out = dict(sample)
@@ -219,7 +194,7 @@ class Transform:
     def jitter(
         self, sample: Sample, rng: np.random.Generator, canvas: tuple[int, int], part: tuple[int, int] | None = None
     ) -> Sample:
-        """The picture, enlarged or reduced by a random factor of its size on the canvas, and cut at a random place.
+        """The picture, enlarged or reduced by a random factor of its size on the canvas, and cropped at a random place.
 
         Args:
             sample: As for a call; not changed.
@@ -244,55 +219,35 @@ class Transform:
                 around = middle_of_an_object(sample, rng)
         rows, columns = random_window(shape, part or canvas, scale, rng, around)
         fill = self.fill_value(sample["image"])
-        return cut(sample, rows, columns, part or canvas, self.interpolation, fill, self.min_visibility)
+        return crop_to_canvas(sample, rows, columns, part or canvas, self.interpolation, fill, self.min_visibility)
 
     def finish(self, sample: Sample, seed: int) -> Sample:
-        """What comes behind the cut: flips, colours and the like, or the user's own transforms."""
-        augment, out = self.augment, dict(sample)
+        """What comes behind the crop: flips, colors and the like, or the user's own transforms."""
+        augment, image = self.augment, sample["image"]
         assert augment is not None
-        crop = (
-            None
-            if augment.transforms is not None
-            else augment.crop_for(self.size or out["image"].shape[:2], dense=self.dense)
-        )
-        if augment.preset == "light" and crop in ("jitter", "none") and "boxes" in out:
+        crop = self._crop(image.shape[:2])
+        if augment.preset == "light" and crop in ("jitter", "none") and "boxes" in sample:
             chances = np.random.default_rng(seed).random(2)  # albumentations takes as long as decoding for two flips
-            return flip(out, bool(chances[0] < augment.hflip), bool(chances[1] < augment.vflip))
+            return flip(dict(sample), bool(chances[0] < augment.hflip), bool(chances[1] < augment.vflip))
         # Some operations (Equalize) write into the picture they are given, which may be the caller's, a cached one.
-        image = out["image"].copy() if crop in (None, "none") else out["image"]
-        pipeline = self._pipeline(crop, image, "boxes" in out)
+        own = {**sample, "image": image.copy()} if crop in (None, "none") else sample
+        pipeline = self._pipeline(crop, image, "boxes" in sample)
         if self.size is None:
-            _set_canvas(pipeline, image.shape[:2])
+            set_canvas(pipeline, image.shape[:2])
         # Compose.set_random_seed would seed each of its transforms alike, so that all draw the same numbers: flips were
         # correlated with the size of the crop by -0.43. One shared pair of generators has no such ties.
         pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-
-        data: dict[str, Any] = {"image": image}
-        if "mask" in out:
-            data["mask"] = shift_mask(out["mask"])
-        if out.get("masks") is not None and len(out["masks"]):
-            data["masks"] = out["masks"]
-        if "boxes" in out:  # a fifth column carries each box's index through the filters
-            index = np.arange(len(out["boxes"]), dtype=np.float32)[:, None]
-            data["bboxes"] = np.concatenate([clip(out["boxes"], image.shape[:2]), index], axis=1)
-        moved = pipeline(**data)
-
-        out["image"] = np.ascontiguousarray(moved["image"])
-        if "mask" in out:
-            out["mask"] = unshift_mask(moved["mask"], out["mask"].dtype)
-        if "masks" in data:
-            out["masks"] = np.ascontiguousarray(moved["masks"])
-        if "boxes" in out:
-            boxes = np.asarray(moved["bboxes"], dtype=np.float32)
-            kept = boxes[:, 4].astype(np.int64) if len(boxes) else np.zeros(0, np.int64)
-            keep_boxes(out, clip(boxes[:, :4], out["image"].shape[:2]), kept)
-        same = out["image"].dtype == image.dtype and out["image"].shape[2:] == image.shape[2:]
-        if augment.transforms is not None and not same:
-            raise UserError(
-                f"data.augment.transforms turn {image.dtype} {image.shape} (height, width, channels) into"
-                f" {out['image'].dtype} {out['image'].shape}; the type and the number of channels must stay"
-            )
+        out = run(pipeline, own)
+        if augment.transforms is not None:
+            _check_kind(image, out["image"])
         return out
+
+    def _crop(self, shape: tuple[int, int]) -> Crop | None:
+        """The crop of training, for a picture of `shape` (H, W); None where the user's own transforms replace it."""
+        assert self.augment is not None
+        return (
+            None if self.augment.transforms is not None else self.augment.crop_for(self.size or shape, dense=self.dense)
+        )
 
     def fill_value(self, image: NDArray[Any]) -> float:
         """Value of pixels outside the picture, in the image's range."""
@@ -307,8 +262,10 @@ class Transform:
                 assert self.augment.transforms is not None
                 steps = build_transforms(self.augment.transforms)
             else:
-                size = self.size or (1, 1)  # set for each image by _set_canvas
-                steps = _preset(self.augment, crop, size, self.interpolation, image.shape[2], self.fill_value(image))
+                size = self.size or (1, 1)  # set for each image by set_canvas
+                steps = preset_steps(
+                    self.augment, crop, size, self.interpolation, image.shape[2], self.fill_value(image)
+                )
             steps = steps or [A.NoOp()]  # an empty Compose with boxes warns
             boxes = A.BboxParams("pascal_voc", min_visibility=self.min_visibility, min_width=1, min_height=1)
             # The shapes are checked in check_sample, with the file's name.
@@ -316,53 +273,9 @@ class Transform:
         return self._pipelines[key]
 
 
-class _RandomResizedCrop(A.RandomResizedCrop):  # type: ignore[misc]  # albumentations is untyped for mypy
-    """albumentations' own, with the antialiasing of `resize_array`."""
-
-    def apply(self, img: NDArray[Any], crop_coords: tuple[int, int, int, int], **params: object) -> NDArray[Any]:
-        x1, y1, x2, y2 = crop_coords
-        out = resize_array(img[y1:y2, x1:x2], self.size, self.interpolation)
-        return out.copy() if out.base is not None and np.may_share_memory(out, img) else out
-
-
-def _preset(
-    augment: Augment, crop: Crop, size: tuple[int, int], interpolation: int, channels: int, fill: float
-) -> list[A.BasicTransform | A.BaseCompose]:
-    steps: list[A.BasicTransform | A.BaseCompose] = []
-    if crop == "random_resized":
-        kernels = {"interpolation": interpolation, "mask_interpolation": cv2.INTER_NEAREST_EXACT}
-        steps.append(_RandomResizedCrop(size, augment.crop_scale, **kernels))
-    elif crop == "pad":
-        steps += [A.Pad(augment.crop_padding, p=1), A.RandomCrop(*size, p=1)]
-    if augment.hflip:
-        steps.append(A.HorizontalFlip(p=augment.hflip))
-    if augment.vflip:
-        steps.append(A.VerticalFlip(p=augment.vflip))
-    if augment.preset == "medium":
-        steps += [A.Affine(rotate=(-10, 10), fill=fill, p=0.5), _colour_jitter(0.3, 0.0, channels)]
-    elif augment.preset == "strong":
-        shear = {"x": (-10, 10), "y": (-10, 10)}
-        steps.append(A.Affine(rotate=(-20, 20), scale=(0.8, 1.2), shear=shear, fill=fill, p=0.7))
-        steps.append(_colour_jitter(0.4, 0.1, channels))
-        if channels == 3:
-            steps.append(A.ToGray(p=0.1))
-        steps.append(A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.2))
-    elif augment.preset == "trivial":
-        steps.append(TrivialAugmentWide(fill=fill))
-    elif augment.preset == "rand":
-        steps.append(RandAugment(augment.rand_ops, augment.rand_magnitude, fill=fill))
-    return steps
-
-
-def _colour_jitter(strength: float, hue: float, channels: int) -> A.BasicTransform:
-    if channels in (1, 3):
-        return A.ColorJitter(strength, strength, strength, hue, p=0.8)
-    return A.RandomBrightnessContrast(strength, strength, p=0.8)  # saturation and hue need red, green and blue
-
-
-def _set_canvas(pipeline: A.Compose, canvas: tuple[int, int]) -> None:
-    for step in pipeline.transforms:
-        if isinstance(step, _RandomResizedCrop):
-            step.size = canvas
-        elif isinstance(step, A.RandomCrop):
-            step.height, step.width = canvas
+def _check_kind(before: NDArray[Any], after: NDArray[Any]) -> None:
+    if after.dtype != before.dtype or after.shape[2:] != before.shape[2:]:
+        raise UserError(
+            f"data.augment.transforms turn {before.dtype} {before.shape} (height, width, channels) into {after.dtype}"
+            f" {after.shape}; the type and the number of channels must stay"
+        )

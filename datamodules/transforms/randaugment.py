@@ -14,7 +14,7 @@ Every operation does nothing (or next to nothing) at 0 and grows linearly to the
 | --- | --- | --- | --- | --- |
 | rotate, degrees | 0 | 30 either way | 90 | 135 |
 | shear_x, shear_y, tangent | 0 | 0.3 either way | 0.9 | 0.99 |
-| translate_x, translate_y, part of the side | 0 | 1/6 either way | 1/2 | 1/7 |
+| translate_x, translate_y, fraction of the side | 0 | 1/6 either way | 1/2 | 1/7 |
 | color, contrast, brightness, sharpness, factor | 1 | 1.9 or 0.7 | 3.7 or 0.1 | 1.99 or 0.01 |
 | solarize, threshold of 256 | 256 | 171 | 0 | 0 |
 | posterize, bits kept | 8 | 6 | 1 | 2 |
@@ -81,14 +81,14 @@ MAGNITUDES: dict[str, Scale] = {
     "translate_y": _TRANSLATE,
 }
 _NEEDS_RGB = frozenset({"color"})
-_NEEDS_RGB_OR_GREY = frozenset({"equalize", "contrast", "brightness"})
+_NEEDS_RGB_OR_GRAY = frozenset({"equalize", "contrast", "brightness"})
 
 
 def operation_names(channels: int) -> tuple[str, ...]:
     """Names in the table that mean something for images of so many channels."""
     if channels == 3:
         return tuple(MAGNITUDES)
-    left_out = _NEEDS_RGB if channels == 1 else _NEEDS_RGB | _NEEDS_RGB_OR_GREY
+    left_out = _NEEDS_RGB if channels == 1 else _NEEDS_RGB | _NEEDS_RGB_OR_GRAY
     return tuple(name for name in MAGNITUDES if name not in left_out)
 
 
@@ -143,16 +143,19 @@ def operation(name: str, value: float, fill: float) -> A.BasicTransform:
         return A.ColorJitter(factors["brightness"], factors["contrast"], factors["saturation"], hue=(0, 0), p=1)
     if name == "sharpness":
         return Sharpness(value)
-    if name == "rotate":
-        return A.Affine(rotate=(value, value), fill=fill, p=1)
-    axis = name[-1]
-    if name in ("shear_x", "shear_y"):
-        degrees = math.degrees(math.atan(value))
-        return A.Affine(shear={"x": (0.0, 0.0), "y": (0.0, 0.0), axis: (degrees, degrees)}, fill=fill, p=1)
-    if name in ("translate_x", "translate_y"):
-        shift = {"x": (0.0, 0.0), "y": (0.0, 0.0), axis: (value, value)}
-        return A.Affine(translate_percent=shift, fill=fill, p=1)
+    if MAGNITUDES[name] in (_ROTATE, _SHEAR, _TRANSLATE):
+        return A.Affine(**_motion(name, value), fill=fill, p=1)
     return A.NoOp(p=1)
+
+
+def _motion(name: str, value: float) -> dict[str, Any]:
+    """The argument of ``A.Affine`` for a rotation, shear or translation."""
+    if name == "rotate":
+        return {"rotate": (value, value)}
+    if name.startswith("shear"):
+        value = math.degrees(math.atan(value))
+    both = {"x": (0.0, 0.0), "y": (0.0, 0.0), name[-1]: (value, value)}
+    return {"shear" if name.startswith("shear") else "translate_percent": both}
 
 
 class Sharpness(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is untyped for mypy

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from datamodules.common.batch import IGNORE
+from datamodules.common.batch import IGNORE, NO_OBJECT, PER_BOX
 from datamodules.common.errors import UserError
 from datamodules.transforms.geometry import Span, View
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 #: A moved box is dropped when less of its area than this (by default), or less than a pixel of a side, is left.
 MIN_VISIBILITY = 0.1
-PER_BOX_KEYS = ("labels", "iscrowd", "area")
 
 
 def check_sample(sample: Sample) -> None:
@@ -33,18 +32,21 @@ def check_sample(sample: Sample) -> None:
     image = sample["image"]
     where = f"{sample.get('path', 'sample')}: "
     if image.ndim != 3 or image.dtype not in (np.uint8, np.float32):
-        raise UserError(f"{where}image is {image.dtype} {image.shape}; uint8 or float32 (H, W, C) is due")
+        raise UserError(f"{where}image is {image.dtype} {image.shape}; uint8 or float32 (H, W, C) is expected")
     for key in ("mask", "masks"):
         if key in sample and (sample[key].shape[:2] if key == "mask" else sample[key].shape[-2:]) != image.shape[:2]:
             raise UserError(f"{where}{key} is {sample[key].shape}, but the image is {image.shape[:2]} (height, width)")
     if "boxes" in sample:
-        boxes = sample["boxes"]
-        if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise UserError(f"{where}boxes have the shape {boxes.shape}; (N, 4) is due, (0, 4) where there are none")
-        wrong = ~np.isfinite(boxes).all(-1) | (sides(boxes) <= 0).any(-1)
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            raise UserError(f"{where}box {row} is {boxes[row].tolist()}; finite x1 < x2 and y1 < y2 are due")
+        _check_boxes(sample["boxes"], where)
+
+
+def _check_boxes(boxes: NDArray[Any], where: str) -> None:
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise UserError(f"{where}boxes have the shape {boxes.shape}; (N, 4) is expected, (0, 4) where there are none")
+    wrong = ~np.isfinite(boxes).all(-1) | (sides(boxes) <= 0).any(-1)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise UserError(f"{where}box {row} is {boxes[row].tolist()}; finite x1 < x2 and y1 < y2 are expected")
 
 
 def sides(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -53,12 +55,12 @@ def sides(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def clip(boxes: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Boxes (N, 4) cut at the borders of a picture of `shape` (H, W)."""
+    """Boxes (N, 4) clipped at the borders of a picture of `shape` (H, W)."""
     height, width = shape
     return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
 
 
-def cut(
+def crop_to_canvas(
     sample: Sample,
     rows: Span,
     columns: Span,
@@ -72,12 +74,7 @@ def cut(
     place = View(rows.size, columns.size, rows.offset, columns.offset, canvas)
     out = dict(sample)
     out["image"] = place.place(sample["image"][part], interpolation, fill)
-    if "mask" in sample:
-        mask = cv2_mask(sample["mask"][part])
-        out["mask"] = place.place(mask, cv2.INTER_NEAREST_EXACT, IGNORE).astype(sample["mask"].dtype, copy=False)
-    if "masks" in sample:
-        layers = [place.place(layer[part], cv2.INTER_NEAREST_EXACT, 0) for layer in sample["masks"]]
-        out["masks"] = np.stack(layers) if layers else np.zeros((0, *canvas), sample["masks"].dtype)
+    place_masks(out, place, part)
     if "boxes" in sample:
         start = np.array([columns.start, rows.start])
         scale = np.array([columns.size / columns.part, rows.size / rows.part])
@@ -86,6 +83,16 @@ def cut(
         before, after = (c.reshape(-1, 4).astype(np.float32) for c in (corners, inside))
         keep_boxes(out, after, visible(before, after, min_visibility))
     return out
+
+
+def place_masks(out: Sample, view: View, part: tuple[slice, slice] = np.s_[:, :]) -> None:
+    """Put the masks of a sample on the canvas, or those of a part of its picture (rows and columns)."""
+    if "mask" in out:
+        mask = cv2_mask(out["mask"][part])
+        out["mask"] = view.place(mask, cv2.INTER_NEAREST_EXACT, IGNORE).astype(out["mask"].dtype, copy=False)
+    if "masks" in out:
+        layers = [view.place(layer[part], cv2.INTER_NEAREST_EXACT, NO_OBJECT) for layer in out["masks"]]
+        out["masks"] = np.stack(layers) if layers else np.zeros((0, *view.canvas), out["masks"].dtype)
 
 
 def visible(
@@ -110,10 +117,12 @@ def flip(sample: Sample, horizontal: bool, vertical: bool) -> Sample:
     if "masks" in sample:
         out["masks"] = np.ascontiguousarray(sample["masks"][:, *steps])
     if "boxes" in sample:
-        x1, y1, x2, y2 = sample["boxes"].T
-        x1, x2 = (width - x2, width - x1) if horizontal else (x1, x2)
-        y1, y2 = (height - y2, height - y1) if vertical else (y1, y2)
-        out["boxes"] = np.stack([x1, y1, x2, y2], axis=1)
+        boxes = sample["boxes"].copy()
+        if horizontal:
+            boxes[:, [0, 2]] = width - sample["boxes"][:, [2, 0]]
+        if vertical:
+            boxes[:, [1, 3]] = height - sample["boxes"][:, [3, 1]]
+        out["boxes"] = boxes
     return out
 
 
@@ -123,7 +132,7 @@ def pixel_of_a_class(mask: NDArray[Any], rng: np.random.Generator) -> tuple[int,
         1, int(np.sqrt(mask.shape[0] * mask.shape[1] / 250_000))
     )  # looking at every pixel of a large one is slow
     small = mask[::step, ::step]
-    if small.ndim == 3:  # several labels a pixel
+    if small.ndim == 3:  # multi-label
         present = np.flatnonzero((small == 1).any((0, 1)))
         places = (small[..., int(rng.choice(present))] == 1) if len(present) else np.zeros((0, 0), bool)
     else:
@@ -156,7 +165,7 @@ def keep_boxes(out: Sample, boxes: NDArray[Any], kept: NDArray[np.int64]) -> Non
     out["boxes"] = boxes if len(boxes) == len(kept) else boxes[kept]
     if len(kept) == total:
         return
-    for key in PER_BOX_KEYS:
+    for key in PER_BOX:
         if key in out:
             out[key] = out[key][kept]
     if "masks" in out:

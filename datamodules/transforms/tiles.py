@@ -20,14 +20,14 @@ def check_tile(tile: tuple[int, int], overlap: float) -> None:
     if min(tile) < 2 * GRID or any(side % GRID for side in tile):
         raise UserError(f"data.tile is {tile[0]} x {tile[1]}; both sides must be multiples of {GRID}, at least 64.")
     if not 0 <= overlap <= 0.5:
-        raise UserError(f"data.tile_overlap is {overlap}; it is a part of a tile, 0 to 0.5.")
+        raise UserError(f"data.tile_overlap is {overlap}; it is a fraction of a tile, 0 to 0.5.")
 
 
 def tile_windows(height: int, width: int, tile: tuple[int, int], overlap: float = 0.25) -> NDArray[np.int64]:
     """Windows of ``tile`` (height, width) pixels, in rows from the top left, that cover a picture.
 
-    Neighbours share ``overlap`` of a tile, in whole steps of the grid of 32 pixels. Windows of the last row and
-    column keep their grid position and are cut at the picture's border.
+    Neighbors share ``overlap`` of a tile, in whole steps of the grid of 32 pixels. Windows of the last row and
+    column keep their grid position and are clipped at the picture's border.
 
     Returns:
         int64 (T, 4): y1 x1 y2 x2, pixel edges.

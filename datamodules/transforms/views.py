@@ -1,4 +1,4 @@
-"""Two views of an unlabelled image: a weak one, which an online teacher labels, and a strong one to learn from."""
+"""Two views of an unlabeled image: a weak one, which an online teacher labels, and a strong one to learn from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from datamodules.collate import collate
 from datamodules.common.errors import UserError
-from datamodules.loaders import Record, RecordDataset, collate, key_seed
+from datamodules.loaders import Record, RecordDataset
+from datamodules.samplers import Key, key_seed
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.custom import build_transforms
 from datamodules.transforms.pipeline import Transform
@@ -51,7 +53,7 @@ class TwoViews(RecordDataset):
         super().__init__(records, read, weak, seed=seed, stream=stream)
         self.strong, self.shows = strong, shows
 
-    def __getitem__(self, key: tuple[int, int, int]) -> Record:
+    def __getitem__(self, key: Key) -> Record:
         index, pass_, position = key
         path = self.records[index]["path"]
         image = self.read(self.records[index])["image"]
@@ -70,7 +72,7 @@ def collate_views(samples: list[Record]) -> dict[str, Any]:
     return {**collate(samples), "weak_image": weak}
 
 
-def randomised(augment: Augment) -> Augment:
+def randomized(augment: Augment) -> Augment:
     """RandAugment behind the same crop and flips; the strong view of whole images, where nothing else is said.
 
     Raises:
@@ -88,10 +90,10 @@ def randomised(augment: Augment) -> Augment:
 
 def still(channels: int) -> Augment:
     """`STILL`, as far as it means something for images of so many channels."""
-    colour = {"RandomBrightnessContrast": {"brightness_limit": 0.4, "contrast_limit": 0.4, "p": 0.8}}
+    color = {"RandomBrightnessContrast": {"brightness_limit": 0.4, "contrast_limit": 0.4, "p": 0.8}}
     if channels == 3:
         return Augment(transforms=STILL)
-    return Augment(transforms=[STILL[0] if channels == 1 else colour, STILL[2]])
+    return Augment(transforms=[STILL[0] if channels == 1 else color, STILL[2]])
 
 
 def check_still(augment: Augment) -> None:
@@ -103,14 +105,14 @@ def check_still(augment: Augment) -> None:
     if augment.transforms is None:
         raise UserError(
             f"data.strong.preset is '{augment.preset}', which moves pixels: the masks and boxes that a teacher finds on"
-            " the weak view would not fit. Give data.strong.transforms that change colours only, as [{ColorJitter: {p:"
+            " the weak view would not fit. Give data.strong.transforms that change colors only, as [{ColorJitter: {p:"
             " 0.8}}], or leave it out."
         )
     for transform in build_transforms(augment.transforms, "data.strong.transforms"):
         if {"mask", "bboxes"} & set(transform.available_keys):
             raise UserError(
                 f"data.strong.transforms has {type(transform).__name__}, which moves or removes pixels: the masks and"
-                " boxes that a teacher finds on the weak view would not fit. Take transforms that change colours only."
+                " boxes that a teacher finds on the weak view would not fit. Take transforms that change colors only."
             )
 
 

@@ -119,7 +119,7 @@ class Pictures(Callback):
             return
         some, predictions = ({k: [v[i] for i in places] for k, v in d.items()} for d in (batch, outputs))
         for i, caption in enumerate(task.captions(some, predictions, names)):
-            self._kept.append(_kept(task, some, predictions, i, caption))
+            self._kept.append(_what_is_kept(task, some, predictions, i, caption))
 
     def _draw_panels(self, trainer: pl.Trainer, task: Any, stage: str) -> None:
         if not self._kept or not trainer.is_global_zero:
@@ -194,7 +194,7 @@ def _spread(trainer: pl.Trainer) -> set[int] | None:
     return {mine[i * len(mine) // NUM_PANELS] for i in range(NUM_PANELS)}
 
 
-def _kept(task: Any, batch: dict[str, Any], predictions: dict[str, Any], index: int, caption: str) -> _Kept:
+def _what_is_kept(task: Any, batch: dict[str, Any], predictions: dict[str, Any], index: int, caption: str) -> _Kept:
     """What is needed to draw one image of a batch later."""
     original = Original.of(batch, index)
     size = display_size(original.size)

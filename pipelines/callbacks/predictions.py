@@ -68,8 +68,8 @@ class PredictionWriter(Callback):
         self.directory = directory or Path()
         self.box_formats = box_formats
         self._has_boxes = False
-        self._captioned = 0
-        self._names: list[str] | None = None
+        self._captioned = 0  # images of this rank that have a caption
+        self._names: list[str] | None = None  # of all images' files
         self._pool: ThreadPoolExecutor | None = None
         self._jobs: list[Future[None]] = []
 
@@ -88,7 +88,7 @@ class PredictionWriter(Callback):
         return RankFiles(self.directory, "objects")
 
     def _start(self, trainer: pl.Trainer) -> None:
-        self._captioned = 0
+        self._has_boxes, self._captioned, self._names = False, 0, None
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._rows.start(trainer.global_rank)

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
-from xml.etree import ElementTree
-
-import yaml
+from typing import Literal, get_args
 
 from datamodules.annotations.boxes import Policy, check_boxes, check_sizes
 from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
 from datamodules.readers.box_sources import Format, read_boxes
-from datamodules.readers.voc_boxes import CLASSES_FILE, Difficult
+from datamodules.readers.voc_boxes import Difficult
 from datamodules.splits import common_folder
+from pipelines.commands.conversions import SPLITS, DataSet, stem, write_coco, write_voc, write_yolo
 from pipelines.listing import PROGRAM
 
 Images = Literal["link", "copy", "none"]
-SPLITS = ("train", "val", "test")
+_WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}
 
 
 def convert(
@@ -51,7 +49,7 @@ def convert(
     An image without a split becomes one of ``train`` where others have a split.
 
     Args:
-        source: See ``datamodules.annotations.boxes.read_boxes``, also for the arguments that are not named here.
+        source: See ``datamodules.readers.box_sources.read_boxes``, also for the arguments that are not named here.
         to: ``coco``: ``annotations/instances_SPLIT.json`` and ``images/SPLIT``; ``voc``: ``Annotations``,
             ``JPEGImages`` and ``ImageSets/Main``; ``yolo``: ``data.yaml``, ``images/SPLIT`` and ``labels/SPLIT``.
         output: A folder that does not exist, or is empty. It appears when it is complete.
@@ -69,9 +67,8 @@ def convert(
         Lines for the user: what was written, what was done with wrong boxes, what could not be kept.
 
     Raises:
-        UserError: If ``output`` holds something.
-        UserError: If something of the source is missing.
-        UserError: If the source cannot be read, has no such split, or two images would get one name.
+        UserError: If ``output`` holds something, the source is missing or cannot be read or has no such split, or two
+            images would get one name.
     """
     output = Path(output)
     if to not in get_args(Format):
@@ -86,52 +83,18 @@ def convert(
         voc_one_based=voc_one_based,
         voc_difficult=voc_difficult,
     )
-    records, names = listing.records, listing.class_names
-    lines, losses = [], []
-    if splits:
-        have = sorted({str(r["split"]) for r in records})
-        if missing := [s for s in splits if s not in have]:
-            raise UserError(f"'{source}' has no split {', '.join(missing)}; it has {', '.join(have)}.")
-        records = [r for r in records if r["split"] in splits]
-    records = check_sizes(records)
-    records, report = check_boxes(records, policy, len(names), "--check-boxes")
+    records = check_sizes(_of_splits(listing.records, splits, source))
+    records, report = check_boxes(records, policy, len(listing.class_names), "--check-boxes")
+    records, losses = _with_splits(records)
+    files = _file_names([r["path"] for r in records])
+    data = DataSet(records, files, listing.class_names, listing.class_ids, images != "none", voc_one_based)
+    with _new_folder(output) as root:
+        losses += _WRITERS[to](root, data)
+        if images != "none":
+            _place_images(root, data, images, to)
+    lines = [_summary(output, data, to)]
     if report.counts:
         lines.append(f"wrong boxes: {report}")
-    unsplit = sum(r["split"] is None for r in records)
-    if 0 < unsplit < len(records):
-        records = [{**r, "split": r["split"] or "train"} for r in records]
-        losses.append(f"{unsplit} images without a split became train")
-    files = _file_names([r["path"] for r in records])
-    partial = output.parent / f".{output.name}.partial"
-    if partial.exists():
-        shutil.rmtree(partial)  # what a killed run has left
-    partial.mkdir(parents=True)
-    try:
-        if to == "coco":
-            losses += _write_coco(partial, records, files, names, listing.class_ids, images)
-        elif to == "voc":
-            losses += _write_voc(partial, records, files, names, float(voc_one_based))
-        else:
-            losses += _write_yolo(partial, records, files, names)
-        for record, file in zip(records, files, strict=True):
-            place = partial / (Path("JPEGImages", file) if to == "voc" else _image_place(record, file))
-            if images != "none":
-                place.parent.mkdir(parents=True, exist_ok=True)
-                _place(record["path"], place, images)
-        if output.exists():
-            output.rmdir()
-        partial.rename(output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    per_split = Counter(r["split"] or "unsplit" for r in records)
-    parts = ", ".join(f"{name} {count}" for name, count in per_split.items())
-    boxes, negatives = sum(len(r["boxes"]) for r in records), sum(not len(r["boxes"]) for r in records)
-    lines.insert(
-        0,
-        f"{output}: {len(records)} images ({parts}; {negatives} without objects), {boxes:,} boxes,"
-        f" {len(names)} classes as {to}",
-    )
     if images == "none" and to == "coco":
         lines.append(f"file names start at '{common_folder(r['path'] for r in records)}': give it as image_root")
     if losses:
@@ -139,21 +102,73 @@ def convert(
     return lines
 
 
+def _of_splits(records: list[Record], splits: Sequence[str], source: str | Path) -> list[Record]:
+    """The records of these splits; all where none is named."""
+    if not splits:
+        return records
+    have = sorted({str(record["split"]) for record in records})
+    missing = [split for split in splits if split not in have]
+    if missing:
+        raise UserError(f"'{source}' has no split {', '.join(missing)}; it has {', '.join(have)}.")
+    return [record for record in records if record["split"] in splits]
+
+
+def _with_splits(records: list[Record]) -> tuple[list[Record], list[str]]:
+    """Images without a split become training images where others have one; and what is said of it."""
+    unsplit = sum(record["split"] is None for record in records)
+    if unsplit in (0, len(records)):
+        return records, []
+    split = [{**record, "split": record["split"] or "train"} for record in records]
+    return split, [f"{unsplit} images without a split became train"]
+
+
+def _summary(output: Path, data: DataSet, to: str) -> str:
+    per_split = Counter(record["split"] or "unsplit" for record in data.records)
+    counts = ", ".join(f"{name} {count}" for name, count in per_split.items())
+    boxes = sum(len(record["boxes"]) for record in data.records)
+    empty = sum(not len(record["boxes"]) for record in data.records)
+    return (
+        f"{output}: {len(data.records)} images ({counts}; {empty} without objects), {boxes:,} boxes,"
+        f" {len(data.class_names)} classes as {to}"
+    )
+
+
+@contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """A folder beside ``output`` that takes its place when the block ends, and is removed when it raises."""
+    partial = output.parent / f".{output.name}.partial"
+    if partial.exists():
+        shutil.rmtree(partial)  # what a killed run has left
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if output.exists():
+            output.rmdir()
+        partial.rename(output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
 def _file_names(paths: list[str]) -> list[str]:
     """A name for each image, without folders: its own, or with its folders' names where two would be equal."""
-    names = [os.path.basename(p) for p in paths]
-    if len({os.path.splitext(n)[0] for n in names}) < len(names):
+    names = [os.path.basename(path) for path in paths]
+    if len({stem(name) for name in names}) < len(names):
         top = common_folder(paths)
-        names = [os.path.relpath(p, top or None).replace(os.sep, "_") for p in paths]
-    stems = Counter(os.path.splitext(n)[0] for n in names)
-    if twice := next((stem for stem, count in stems.items() if count > 1), None):
-        both = [p for p, n in zip(paths, names, strict=True) if os.path.splitext(n)[0] == twice][:2]
+        names = [os.path.relpath(path, top or None).replace(os.sep, "_") for path in paths]
+    stems = Counter(stem(name) for name in names)
+    twice = next((name for name, count in stems.items() if count > 1), None)
+    if twice is not None:
+        both = [path for path, name in zip(paths, names, strict=True) if stem(name) == twice][:2]
         raise UserError(f"'{both[0]}' and '{both[1]}' would both be named '{twice}'; rename one of them.")
     return names
 
 
-def _image_place(record: Record, file: str) -> Path:
-    return Path("images", record["split"] or "", file)
+def _place_images(root: Path, data: DataSet, images: Images, to: str) -> None:
+    for i, record in enumerate(data.records):
+        place = root / (Path("JPEGImages", data.files[i]) if to == "voc" else data.image_place(i))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _place(record["path"], place, images)
 
 
 def _place(path: str, place: Path, images: Images) -> None:
@@ -161,150 +176,6 @@ def _place(path: str, place: Path, images: Images) -> None:
         shutil.copy2(path, place)
     else:
         place.symlink_to(os.path.realpath(path))
-
-
-def _by_split(records: list[Record]) -> dict[str | None, list[int]]:
-    found: dict[str | None, list[int]] = {}
-    for i, record in enumerate(records):
-        found.setdefault(record["split"], []).append(i)
-    return found
-
-
-def _some(*counts: tuple[int, str]) -> list[str]:
-    return [f"{count:,} {what}" for count, what in counts if count]
-
-
-def _count_masks(records: list[Record]) -> int:
-    return sum(mask is not None for r in records for mask in r["segmentation"] or ())
-
-
-def _write_coco(
-    root: Path, records: list[Record], files: list[str], names: list[str], ids: list[int] | None, images: Images
-) -> list[str]:
-    """COCO's JSON, one file a split; ids of a COCO source are kept."""
-    (root / "annotations").mkdir()
-    ids = ids or list(range(1, len(names) + 1))
-    categories = [{"id": i, "name": name, "supercategory": ""} for i, name in zip(ids, names, strict=True)]
-    top = common_folder(r["path"] for r in records)
-    for split, members in _by_split(records).items():
-        own = [records[i] for i in members]
-        numbers = [n for r in own for n in r["annotation_ids"].tolist()]
-        keep = all("image_id" in r for r in own) and len(set(numbers)) == len(numbers) and min(numbers, default=0) >= 0
-        entries: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for i in members:
-            record = records[i]
-            image_id = record.get("image_id", len(entries) + 1)
-            name = files[i] if images != "none" else os.path.relpath(record["path"], top or None)
-            size = {"width": record["width"], "height": record["height"]}
-            entries.append({"id": image_id, "file_name": name, **size})
-            masks = record["segmentation"] or [None] * len(record["boxes"])
-            for k, (x1, y1, x2, y2) in enumerate(record["boxes"].tolist()):
-                annotations.append(
-                    {
-                        "id": numbers[len(annotations)] if keep else len(annotations) + 1,
-                        "image_id": image_id,
-                        "category_id": ids[record["labels"][k]],
-                        "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
-                        "area": round(float(record["area"][k]), 3),
-                        "iscrowd": int(record["iscrowd"][k]),
-                        "segmentation": _plain(masks[k]),
-                    }
-                )
-        data = {"images": entries, "annotations": annotations, "categories": categories}
-        file = root / "annotations" / (f"instances_{split}.json" if split else "instances.json")
-        file.write_text(json.dumps(data), encoding="utf-8")
-    return []
-
-
-def _plain(mask: Any) -> Any:
-    """A mask as JSON holds it; an empty list for none, which other readers expect."""
-    if isinstance(mask, dict) and isinstance(mask["counts"], bytes):
-        return {**mask, "counts": mask["counts"].decode()}
-    return mask or []
-
-
-def _write_voc(root: Path, records: list[Record], files: list[str], names: list[str], offset: float) -> list[str]:
-    (root / "Annotations").mkdir()
-    (root / CLASSES_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    points = 0
-    for record, file in zip(records, files, strict=True):
-        top = ElementTree.Element("annotation")
-        size = {"width": record["width"], "height": record["height"], "depth": 3}
-        _fill(top, {"folder": "JPEGImages", "filename": file, "size": size, "segmented": 0})
-        for i, (x1, y1, x2, y2) in enumerate(record["boxes"].tolist()):
-            corners = [_short(v) for v in (x1 + offset, y1 + offset, x2, y2)]
-            points += corners[:2] == corners[2:]
-            hard = int(record["iscrowd"][i])
-            thing = {"name": names[record["labels"][i]], "pose": "Unspecified", "truncated": 0, "difficult": hard}
-            box = dict(zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True))
-            _fill(ElementTree.SubElement(top, "object"), {**thing, "bndbox": box})
-        ElementTree.indent(top)
-        xml = root / "Annotations" / f"{os.path.splitext(file)[0]}.xml"
-        xml.write_text(ElementTree.tostring(top, encoding="unicode") + "\n", encoding="utf-8")
-    for split, members in _by_split(records).items():
-        if split is not None:
-            lists = root / "ImageSets" / "Main"
-            lists.mkdir(parents=True, exist_ok=True)
-            stems = "".join(f"{os.path.splitext(files[i])[0]}\n" for i in members)
-            (lists / f"{split}.txt").write_text(stems, encoding="utf-8")
-    return _some(
-        (_count_masks(records), "masks"),
-        (sum(int(r["iscrowd"].sum()) for r in records), "crowd regions became difficult objects"),
-        (points, "boxes of one pixel, which will read as boxes without area"),
-        (sum("image_id" in r for r in records), "images' and their annotations' and categories' ids"),
-    )
-
-
-def _fill(element: ElementTree.Element, values: dict[str, Any]) -> None:
-    for key, value in values.items():
-        child = ElementTree.SubElement(element, key)
-        if isinstance(value, dict):
-            _fill(child, value)
-        else:
-            child.text = str(value)
-
-
-def _short(value: float) -> str:
-    """Up to three decimals; most files hold integers, and some programs read nothing else."""
-    return f"{value:.3f}".rstrip("0").rstrip(".")
-
-
-def _write_yolo(root: Path, records: list[Record], files: list[str], names: list[str]) -> list[str]:
-    crowds = boxed = 0
-    for record, file in zip(records, files, strict=True):
-        lines = []
-        height, width = record["height"], record["width"]
-        masks = record["segmentation"] or [None] * len(record["boxes"])
-        for i, (x1, y1, x2, y2) in enumerate(record["boxes"].tolist()):
-            if record["iscrowd"][i]:
-                crowds += 1
-                continue
-            mask = masks[i]
-            polygon = mask[0] if isinstance(mask, list) and len(mask) == 1 and len(mask[0]) >= 6 else None
-            boxed += mask is not None and polygon is None
-            numbers: Iterable[float] = (
-                [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
-                if polygon is None
-                else [v / (height if k % 2 else width) for k, v in enumerate(polygon)]
-            )
-            lines.append(" ".join([str(int(record["labels"][i])), *(f"{n:.8f}" for n in numbers)]) + "\n")
-        label = root / "labels" / (record["split"] or "") / f"{os.path.splitext(file)[0]}.txt"
-        label.parent.mkdir(parents=True, exist_ok=True)
-        label.write_text("".join(lines), encoding="utf-8")
-    found = [s for s in SPLITS if s in _by_split(records)]
-    if found:
-        data: dict[str, Any] = {s: f"images/{s}" for s in found}
-        data["names"] = dict(enumerate(names))
-        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-        (root / "data.yaml").write_text(text, encoding="utf-8")
-    else:  # a YAML file would make training images of them
-        (root / CLASSES_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    return _some(
-        (crowds, "crowd regions were left out"),
-        (boxed, "masks of several parts or run lengths became boxes"),
-        (sum("image_id" in r for r in records), "images' and their annotations' and categories' ids"),
-    )
 
 
 def main(args: list[str]) -> int:
@@ -359,7 +230,7 @@ def main(args: list[str]) -> int:
             voc_one_based=not given.voc_zero_based,
             voc_difficult=given.voc_difficult,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("\n".join(lines))

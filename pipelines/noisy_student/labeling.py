@@ -166,7 +166,7 @@ def evaluate(
 
 def _one_by_one(data: DataModule, records: Sequence[Record]) -> None:
     """Images of several sizes that are taken as they are do not go into one batch."""
-    if getattr(data, "resize", None) == "native" and isinstance(records[0]["image"], str) and data.eval_batch_size > 1:
+    if getattr(data, "resize", None) == "native" and isinstance(records[0]["image"], str) and data.eval_batch > 1:
         data.eval_batch_size = 1 if len(two_sizes(records)) > 1 else data.eval_batch_size
 
 
@@ -183,7 +183,7 @@ class Pool(pl.LightningDataModule):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # a rank may find nothing left to do
         self.data, self.records, self.parts = data, records, parts
-        self.batch_size = data.eval_batch_size
+        self.batch_size = data.eval_batch
         self.chunk = CHUNK_BATCHES * self.batch_size
         self.chunks = -(-len(records) // self.chunk)
         self.kind = kind_of(data)
@@ -291,6 +291,7 @@ def _digest(teachers: Sequence[Loaded], paths: Sequence[str]) -> str:
     digest = hashlib.sha256(json.dumps(list(paths)).encode())
     for teacher in teachers:
         view = {key: getattr(teacher.data, key, None) for key in VIEW}
+        view["eval_batch_size"] = teacher.data.eval_batch
         view |= {key: getattr(teacher.task, key, None) for key in SAYS}
         digest.update(f"{digest_of(teacher.checkpoint)} {view} {CHUNK_BATCHES}".encode())
     return digest.hexdigest()[:16]

@@ -7,22 +7,19 @@ data set, its path, what its files are called, and its objects (`entry_of`). See
 from __future__ import annotations
 
 import csv
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from datamodules.annotations.instance_masks import masks_of
-from datamodules.common import rle
-from datamodules.common.files import atomic_path, write_text
+from datamodules.common.files import atomic_path
 from pipelines.outputs.drawing import Annotation, annotation_of
+from pipelines.outputs.formats.coco import JsonList, nine_digits, plain_mask, to_xywh, write_coco
+from pipelines.outputs.formats.yolo import object_line, write_class_names, write_labels
 from pipelines.outputs.rank_files import Line
 
 BoxFormat = Literal["coco", "yolo", "csv"]
@@ -41,25 +38,16 @@ def entry_of(outputs: Mapping[str, Any], index: int, size: tuple[int, int]) -> E
         index: Of the image.
         size: Its original height and width.
     """
-    x1, y1, x2, y2 = np.asarray(outputs["boxes"][index].cpu(), np.float64).reshape(-1, 4).T
+    corners = np.asarray(outputs["boxes"][index].cpu(), np.float64).reshape(-1, 4).tolist()
     entry: Entry = {
         "size": size,
-        "bbox": [_numbers(row) for row in np.stack([x1, y1, x2 - x1, y2 - y1], 1)],
-        "scores": _numbers(outputs["scores"][index].cpu().numpy()),
+        "bbox": [to_xywh(box) for box in corners],
+        "scores": [nine_digits(score) for score in outputs["scores"][index].tolist()],
         "labels": outputs["labels"][index].tolist(),
     }
     if "masks" in outputs:
-        entry["masks"] = [{"size": list(m["size"]), "counts": _text(m["counts"])} for m in outputs["masks"][index]]
+        entry["masks"] = [plain_mask(mask) for mask in outputs["masks"][index]]
     return entry
-
-
-def _numbers(values: NDArray[Any]) -> list[float]:
-    """Nine digits, which tell any two float32 apart."""
-    return [float(f"{value:.9g}") for value in values.tolist()]
-
-
-def _text(counts: bytes | str) -> str:
-    return counts.decode() if isinstance(counts, bytes) else counts
 
 
 def drawable(outputs: Mapping[str, Any], index: int) -> Annotation:
@@ -91,9 +79,11 @@ def write_coco_results(
     with _new_file(directory / RESULTS) as file:
         results = JsonList(file)
         for number, _, _, entry in lines:
-            for result in _results(entry, image_id(number), class_ids):
-                results.add(result)
+            for label, box, score, mask in _objects(entry):
+                result = {"image_id": image_id(number), "category_id": class_ids[label], "bbox": box, "score": score}
+                results.add(result if mask is None else {**result, "segmentation": mask})
         results.end()
+        file.write("\n")
 
 
 def write_coco_data_set(
@@ -116,89 +106,26 @@ def write_coco_data_set(
         class_names: K names.
         folder: The folder that all images have in common, below which their names start.
     """
-    with (
-        _new_file(directory / ANNOTATIONS) as file,
-        tempfile.TemporaryFile("w+", encoding="utf-8", dir=directory) as later,  # in the file, images follow
-    ):
-        file.write('{"annotations": ')
-        annotations, images = JsonList(file), JsonList(later)
+    info = {"image_root": os.path.abspath(folder)}
+    with write_coco(directory / ANNOTATIONS, class_names, class_ids, info) as file:
         for number, path, _, entry in lines:
-            identity, (height, width) = image_id(number), entry["size"]
-            name = os.path.relpath(path, folder or None)
-            images.add({"id": identity, "file_name": name, "height": height, "width": width})
-            for result in _results(entry, identity, class_ids):
-                annotations.add({"id": annotations.count + 1, **result, "area": _area(result), "iscrowd": 0})
-        annotations.end()
-        images.end()
-        file.write(', "images": ')
-        later.seek(0)
-        shutil.copyfileobj(later, file)
-        categories = [{"id": number, "name": name} for number, name in zip(class_ids, class_names, strict=True)]
-        rest = {"categories": categories, "info": {"image_root": os.path.abspath(folder)}}
-        file.write(", " + json.dumps(rest)[1:] + "\n")
+            file.add_image(image_id(number), os.path.relpath(path, folder or None), entry["size"])
+            for label, box, score, mask in _objects(entry):
+                file.add_object(image_id(number), label, box, score=score, mask=mask)
 
 
-def _results(entry: Entry, image_id: Any, class_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """The objects of one image as COCO results."""
+def _objects(entry: Entry) -> Iterable[tuple[int, list[float], float, Any]]:
+    """Class, box (x, y, width, height), score and mask (or None) of each object of an image."""
     masks = entry.get("masks") or [None] * len(entry["labels"])
-    for box, score, label, mask in zip(entry["bbox"], entry["scores"], entry["labels"], masks, strict=True):
-        result = {"image_id": image_id, "category_id": class_ids[label], "bbox": box, "score": score}
-        yield result if mask is None else {**result, "segmentation": mask}
-
-
-def _area(result: Mapping[str, Any]) -> float:
-    """Pixels of the object's mask, or of its box where it has none."""
-    if "segmentation" in result:
-        return rle.area(result["segmentation"])
-    _, _, width, height = result["bbox"]
-    return float(f"{width * height:.9g}")
-
-
-class JsonList:
-    """A JSON list that is written item by item, one a line: memory does not grow with their number.
-
-    Args:
-        file: An open text file.
-
-    Attributes:
-        count: Items so far.
-    """
-
-    def __init__(self, file: TextIO) -> None:
-        self.file, self.count = file, 0
-        file.write("[")
-
-    def add(self, value: Any) -> None:
-        """Append one item."""
-        self.file.write(",\n" if self.count else "\n")
-        self.file.write(json.dumps(value))
-        self.count += 1
-
-    def end(self) -> None:
-        """Close the list."""
-        self.file.write("\n]\n")
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[TextIO]:
-    """A text file that takes its name when it is complete."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        yield file
+    return zip(entry["labels"], entry["bbox"], entry["scores"], masks, strict=True)
 
 
 def write_yolo(directory: Path, lines: Iterable[Line], class_names: Sequence[str]) -> None:
-    """Write ``labels/NAME.txt`` for each image, one object a line, and ``classes.txt``; there is no place for a score.
-
-    A line is the class, the box's center and its size as fractions of the image's width and height.
-    """
+    """Write ``labels/NAME.txt`` for each image, one object a line without its score, and ``classes.txt``."""
     for _, _, name, entry in lines:
-        height, width = entry["size"]
-        objects = []
-        for (x, y, w, h), label in zip(entry["bbox"], entry["labels"], strict=True):
-            numbers = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
-            objects.append(" ".join([str(label), *(f"{n:.8f}" for n in numbers)]) + "\n")
-        write_text(directory / "labels" / f"{name}.txt", "".join(objects))
-    write_text(directory / "classes.txt", "".join(f"{name}\n" for name in class_names))
+        objects = [object_line(label, _corners(box), entry["size"]) for label, box, *_ in _objects(entry)]
+        write_labels(directory / "labels" / f"{name}.txt", objects)
+    write_class_names(directory / "classes.txt", class_names)
 
 
 def write_csv(directory: Path, lines: Iterable[Line], class_names: Sequence[str]) -> None:
@@ -207,6 +134,18 @@ def write_csv(directory: Path, lines: Iterable[Line], class_names: Sequence[str]
         writer = csv.writer(file)
         writer.writerow(["path", "class", "score", "x1", "y1", "x2", "y2"])
         for _, path, _, entry in lines:
-            for (x, y, w, h), score, label in zip(entry["bbox"], entry["scores"], entry["labels"], strict=True):
-                corners = [float(f"{v:.9g}") for v in (x, y, x + w, y + h)]
-                writer.writerow([path, class_names[label], score, *corners])
+            for label, box, score, _ in _objects(entry):
+                writer.writerow([path, class_names[label], score, *map(nine_digits, _corners(box))])
+
+
+def _corners(box: Sequence[float]) -> list[float]:
+    """x, y, width, height -> x1 y1 x2 y2."""
+    x, y, width, height = box
+    return [x, y, x + width, y + height]
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[TextIO]:
+    """A text file that takes its name when it is complete."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        yield file

@@ -252,6 +252,19 @@ def test_rare_classes_are_drawn_more_often(coco):
 # Keys of randomness.
 
 
+def test_a_class_that_is_there_in_crowds_alone_is_not_drawn_more_often(tmp_path):
+    """The crowd is the first image's only object of class 0, and is no object to learn."""
+    first = int(objects("train", 0)[1][0])
+    data = ready(source=str(write_coco(tmp_path, masks=False, iscrowd=1)), balance="sampler", repeat_threshold=1.0)
+    present = np.zeros((9, 3), bool)
+    for i in range(9):
+        labels = objects("train", i)[1][1:] if i == 0 else objects("train", i)[1]
+        present[i, labels] = True
+    factor = np.maximum(1, np.sqrt(1 / np.maximum(present.mean(0), 1 / 9)))
+    assert present[:, first].sum() < sum(first in objects("train", i)[1] for i in range(9))
+    np.testing.assert_allclose(data.sample_weights(), [max([1, *factor[own]]) for own in present])
+
+
 def test_the_stream_resumes_with_any_number_of_workers(coco):
     augment = DetectionAugment(mosaic=0.5, mixup=0.3, copy_paste=0.3, canvas_sizes=[48, 64])
     settings = {"source": str(coco), "masks": True, "augment": augment, "batch_size": 2, "seed": 5}
@@ -278,6 +291,8 @@ def test_the_stream_resumes_with_any_number_of_workers(coco):
         ({}, {"max_epochs": 5}, 5),
         ({"close_mosaic_epochs": 4}, {"max_epochs": 30}, 26),
         ({"close_mosaic_epochs": 2}, {"max_epochs": -1, "max_steps": 31}, 9),  # 3 steps an epoch, 11 epochs
+        # 2 batches a step: 62 batches, 21 epochs
+        ({"close_mosaic_epochs": 2}, {"max_epochs": -1, "max_steps": 31, "accumulate_grad_batches": 2}, 19),
         ({}, {"max_epochs": -1}, None),
         ({"close_mosaic_epochs": 0}, {"max_epochs": -1}, None),
     ],
@@ -289,7 +304,7 @@ def test_mosaic_ends_before_the_run(coco, augment, trainer, passes):
     dataset = data.train_dataloader().dataset
     assert isinstance(dataset, MixedDataset)
     assert dataset.mixed_passes == passes
-    data._augment = DetectionAugment(mosaic=0.5, close_mosaic_epochs=4)
+    data.augment = DetectionAugment(mosaic=0.5, close_mosaic_epochs=4)
     if trainer["max_epochs"] == -1 and "max_steps" not in trainer:
         with pytest.raises(ValueError, match="close_mosaic_epochs is 4, but the run has no last epoch"):
             data.train_dataloader()
@@ -348,7 +363,7 @@ def test_pictures_in_their_own_size_and_tiles(tmp_path):
         ({"val_fraction": 1.5}, "data.val_fraction is 1.5"),
         ({"image_size": (0, 32)}, "data.image_size is"),
         ({"repeat_threshold": 0.5}, "data.repeat_threshold is 0.5, but data.balance is 'none'"),
-        ({"balance": "sampler", "repeat_threshold": 2.0}, "data.repeat_threshold is 2.0; it is a part"),
+        ({"balance": "sampler", "repeat_threshold": 2.0}, "data.repeat_threshold is 2.0; it is a fraction"),
         ({"augment": DetectionAugment(copy_paste=0.5)}, "data.augment.copy_paste is 0.5, but data.masks is false"),
         ({"source": "digits", "class_names": NAMES}, "data.class_names is set, but the digit scenes' classes are"),
         ({"source": "digits", "format": "coco"}, "data.format is set, but data.source is 'digits'"),
@@ -424,7 +439,7 @@ def test_every_argument_can_be_set_from_a_config(coco):
     data.setup("fit")
     assert isinstance(data.augment, DetectionAugment)
     assert data.augment.canvases() == [(64, 64), (64, 96)]
-    assert (data.canvas(), data.tile) == ((64, 96), (64, 96))
+    assert (data.canvas(), data.tile_size) == ((64, 96), (64, 96))
     shapes = {tuple(islice(data.train_dataloader(), 1).__next__()["image"].shape) for _ in range(2)}
     assert shapes <= {(2, 3, 64, 64), (2, 3, 64, 96)}
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.loaders import RecordDataset, collate
+from datamodules.collate import collate
+from datamodules.loaders import RecordDataset
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.geometry import random_window
 from datamodules.transforms.pipeline import Transform

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from datamodules import Augment, ClassificationData
-from datamodules.loaders import EvalSampler, TrainSampler, key_seed
+from datamodules.collate import collate
+from datamodules.loaders import RecordDataset
+from datamodules.memory import choose_cache
+from datamodules.samplers import EvalSampler, TrainSampler, key_seed
+from datamodules.transforms.batched import BatchTransform
 from tests.conftest import write_images
 
 
@@ -49,12 +54,125 @@ def test_order_and_augmentation_are_functions_of_the_key(folder):
     assert not all(torch.equal(a, b) for a, b in zip(first, next_epoch, strict=True))
 
 
+def test_the_order_is_a_function_of_seed_stream_and_pass():
+    def order(pass_: int = 2, **key: object) -> list[int]:
+        return TrainSampler(50, 5, **{"seed": 1, "stream": "train", **key}).order(pass_).tolist()
+
+    assert order() == order() == np.random.default_rng(key_seed(1, "train", 2)).permutation(50).tolist()
+    assert sorted(order()) == list(range(50))
+    assert len({tuple(o) for o in (order(), order(seed=0), order(stream="other"), order(1))}) == 4
+
+
+def test_a_pass_has_keys_of_its_own_and_can_be_repeated():
+    sampler = TrainSampler(7, 3, seed=1)
+    sampler.set_epoch(4)
+    order = sampler.order(4).tolist()
+    expected = [[(order[p], 4, p) for p in range(first, first + 3)] for first in (0, 3)]  # the 7th is left out
+    assert list(sampler) == expected
+    sampler.start = 1
+    assert list(sampler) == expected[1:]
+    assert list(sampler) == expected  # a start counts once
+    same = TrainSampler(7, 3, seed=1, same_pass=True)
+    same.set_epoch(4)
+    assert list(same) == list(TrainSampler(7, 3, seed=1))
+
+
+def test_weights_are_odds_of_a_draw_with_replacement():
+    sampler = TrainSampler(3, 1, weights=[0, 1, 3])
+    drawn = np.concatenate([sampler.order(pass_) for pass_ in range(400)])
+    assert np.bincount(drawn, minlength=3)[0] == 0
+    assert np.mean(drawn == 2) == pytest.approx(0.75, abs=0.05)
+
+
+def test_one_sample_becomes_a_batch():
+    """Every key of a batch, with values that padding, stacking and types could confuse."""
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    common = {"image": image, "geometry": np.arange(6, dtype=np.float32), "label": 3}
+    first = {**common, "path": "a", "id": 4, "weight": 2.5, "boxes": np.ones((1, 4), np.float32)}
+    second = {**common, "path": "b", "id": 2, "boxes": np.full((2, 4), 2, np.float32), "label": 1}
+    first |= {"labels": np.array([7]), "iscrowd": np.array([1], np.uint8), "masks": np.ones((1, 2, 2), np.int16)}
+    second |= {"labels": np.array([8, 9]), "iscrowd": np.array([1, 1], np.uint8), "masks": np.ones((2, 2, 2), np.int16)}
+    batch = collate([first, second])
+    assert batch["path"] == ["a", "b"]
+    assert batch["id"].tolist() == [4, 2]
+    assert batch["label"].tolist() == [3, 1]
+    assert batch["label"].dtype == torch.int64
+    assert batch["weight"].tolist() == [2.5, 1.0]  # without a weight an image counts once
+    assert torch.equal(batch["image"][1].permute(1, 2, 0), torch.from_numpy(image))
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+    assert batch["geometry"].tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+    assert batch["boxes"].tolist() == [[[1] * 4, [0] * 4], [[2] * 4] * 2]
+    assert batch["labels"].tolist() == [[7, -1], [8, 9]]
+    assert batch["iscrowd"].tolist() == [[1, 0], [1, 1]]
+    assert batch["masks"].amax((2, 3)).tolist() == [[1, 0], [1, 1]]
+    soft = collate([{**common, "path": "a", "id": 0, "label": [0.25, 0.75]}])
+    assert soft["label"].dtype == torch.float32
+    assert soft["label"].tolist() == [[0.25, 0.75]]
+    assert "weight" not in soft
+
+
 def test_ranks_share_the_global_batch_of_one_process():
     one = list(TrainSampler(37, 8, seed=1))
     ranks = [list(TrainSampler(37, 4, seed=1, rank=r, world_size=2)) for r in (0, 1)]
     assert len(one) == 4
     for whole, first, second in zip(one, *ranks, strict=True):
         assert [*first, *second] == whole
+
+
+def on_rank(rank: int, world_size: int) -> SimpleNamespace:
+    """What a datamodule asks of its trainer."""
+    return SimpleNamespace(global_rank=rank, world_size=world_size, overfit_batches=0, num_devices=world_size)
+
+
+@pytest.mark.parametrize("cache", ["none", "tensor"])
+def test_ranks_augment_as_one_process_would(folder, cache):
+    def epoch(rank: int, world_size: int) -> list[dict]:
+        data = ClassificationData(
+            str(folder),
+            image_size=32,
+            batch_size=8 // world_size,
+            num_workers=0,
+            cache=cache,
+            augment=Augment(vflip=0.5, crop="pad"),
+        )
+        data.trainer = on_rank(rank, world_size)
+        data.setup("fit")
+        return list(data.train_dataloader())
+
+    for whole, *parts in zip(epoch(0, 1), epoch(0, 2), epoch(1, 2), strict=True):
+        assert [path for part in parts for path in part["path"]] == whole["path"]
+        assert torch.equal(torch.cat([part["image"] for part in parts]), whole["image"])
+
+
+def test_a_batch_in_memory_is_augmented_by_seed_pass_and_position(folder):
+    augment = Augment(vflip=0.5, crop="pad")
+    settings = {"image_size": 32, "batch_size": 8, "cache": "tensor", "seed": 5}
+    plain = ClassificationData(str(folder), augment=Augment(preset="none"), **settings)
+    noisy = ClassificationData(str(folder), augment=augment, **settings)
+    loaders = []
+    for data in (plain, noisy):
+        data.setup("fit")
+        loaders.append(data.train_dataloader())
+        loaders[-1].batch_sampler.set_epoch(3)
+    transform = BatchTransform(hflip=0.5, vflip=0.5, padding=4)
+    for number, (before, after) in enumerate(zip(*loaders, strict=True)):
+        seed = key_seed(5, "batch", 3, 8 * number)  # pass 3, first position of the batch
+        expected = transform(before["image"].permute(0, 2, 3, 1), seed).permute(0, 3, 1, 2)
+        assert torch.equal(after["image"], expected)
+
+
+def test_a_sample_is_augmented_by_seed_stream_pass_and_position():
+    """Not by the index: an image that is drawn twice differs, in a pass and between passes."""
+
+    def drawn(seed: int, stream: str, index: int, pass_: int, position: int) -> int:
+        records = [{"path": "a"}, {"path": "b"}]
+        data = RecordDataset(records, lambda record: record, lambda _, key: {"key": key}, seed=seed, stream=stream)
+        return data[index, pass_, position]["key"]
+
+    assert drawn(1, "train", 0, 2, 3) == drawn(1, "train", 1, 2, 3) == key_seed(1, "train", 2, 3)
+    others = [(0, "train", 0, 2, 3), (1, "val", 0, 2, 3), (1, "train", 0, 1, 3), (1, "train", 0, 2, 2)]
+    assert len({drawn(*key) for key in [(1, "train", 0, 2, 3), *others]}) == 5
+    assert drawn(1, "train", 0, -1, 0) is None  # evaluation
 
 
 def test_evaluation_gives_each_sample_once_over_all_ranks():
@@ -146,3 +264,25 @@ def test_some_classes_in_a_chosen_order(tmp_path):
     data = ClassificationData(str(source), image_size=32, class_names=["c", "a"], batch_size=4)
     data.setup("fit")
     assert {r["path"].split("/")[-2]: r["label"] for r in data.records["train"]} == {"c": 0, "a": 1}
+
+
+PADDED_CROP = Augment(crop="pad")
+ARRAY = {"image": np.zeros((1, 1, 3), np.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("record", "count", "canvas", "augment", "cache"),
+    [
+        (ARRAY, 341, (1024, 1024), PADDED_CROP, "tensor"),  # 3 MiB each: 341 of them are below 1 GiB
+        (ARRAY, 342, (1024, 1024), PADDED_CROP, "none"),
+        ({"image": "a.jpg"}, 1, (64, 64), PADDED_CROP, "tensor"),
+        ({"image": "a.jpg"}, 1, (64, 65), PADDED_CROP, "none"),
+        (ARRAY, 1, (32, 32), Augment(crop="random_resized"), "none"),
+        (ARRAY, 1, (32, 32), Augment(preset="medium"), "none"),
+        ({**ARRAY, "mask": "m.png"}, 1, (32, 32), PADDED_CROP, "none"),
+        ({**ARRAY, "boxes": None}, 1, (32, 32), PADDED_CROP, "none"),
+    ],
+)
+def test_auto_keeps_small_sets_of_whole_images_in_memory(record, count, canvas, augment, cache):
+    assert choose_cache("auto", augment, canvas, [record] * count) == cache
+    assert choose_cache("decoded", augment, canvas, [record] * count) == "decoded"

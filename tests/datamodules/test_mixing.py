@@ -140,6 +140,32 @@ def test_pasted_objects_cover_what_is_below() -> None:
     assert dropped > 5
 
 
+def test_a_box_shrinks_to_the_pixels_that_are_left() -> None:
+    """By hand: an object of rows 2..5 and columns 3..8, of which the right columns 7 and 8 and row 2 are covered."""
+    masks = np.zeros((1, 10, 12), np.int16)
+    masks[0, 2:6, 3:9] = 1
+    below = {
+        "image": np.zeros((10, 12, 3), np.uint8),
+        "boxes": np.array([[2.5, 2, 9.5, 6]], np.float32),
+        "labels": np.array([4]),
+        "iscrowd": np.zeros(1, np.uint8),
+        "masks": masks,
+    }
+    other = np.zeros((1, 10, 12), np.int16)
+    other[0, :, 7:9], other[0, 2] = 1, 1
+    above = {**below, "image": np.full((10, 12, 3), 9, np.uint8), "labels": np.array([5]), "masks": other}
+    above["boxes"] = np.array([[0, 0, 12, 10]], np.float32)
+    pasted = next(
+        out
+        for out in (paste_objects(below, above, np.random.default_rng(seed), 0.1) for seed in range(20))
+        if len(out["boxes"]) == 2
+    )
+    assert pasted["boxes"].tolist() == [[3, 3, 7, 6], [0, 0, 12, 10]]
+    assert pasted["labels"].tolist() == [4, 5]
+    assert (pasted["masks"] == 1).sum() == 3 * 4
+    assert (pasted["image"] == 9).all(-1).sum() == other.sum()
+
+
 def read_back_pasted(out: dict[str, Any]) -> int:
     """As `read_back`; what is left of an object may be less than a pixel of a side."""
     for number, (box, label) in enumerate(zip(out["boxes"], out["labels"].tolist(), strict=True), start=1):
@@ -265,13 +291,13 @@ def test_a_batch_has_one_canvas() -> None:
     ("settings", "message"),
     [
         ({"mosaic": 1.5}, "data.augment.mosaic is 1.5: it is a probability"),
-        ({"min_visibility": -1}, "data.augment.min_visibility is -1: it is a part of a box's area"),
+        ({"min_visibility": -1}, "data.augment.min_visibility is -1: it is a fraction of a box's area"),
         ({"canvas_sizes": []}, r"data.augment.canvas_sizes is \[\]: it is a list of sides"),
         ({"canvas_sizes": [0]}, r"data.augment.canvas_sizes is \[0\]: it is a list of sides"),
         ({"close_mosaic_epochs": 5}, "close_mosaic_epochs is 5: only mosaic, mixup and copy_paste use it"),
         ({"mosaic": 0.5, "close_mosaic_epochs": -1}, "close_mosaic_epochs is -1: it is a number of epochs"),
         ({"mosaic": 0.5, "preset": "none"}, "data.augment.mosaic is 0.5: preset: none does nothing at all"),
-        ({"mosaic": 0.5, "crop": "none"}, "data.augment.mosaic is 0.5: it cuts pictures by jitter, and crop is none"),
+        ({"mosaic": 0.5, "crop": "none"}, "data.augment.mosaic is 0.5: it crops pictures by jitter, and crop is none"),
         ({"mixup": 0.5, "transforms": []}, "data.augment.mixup is 0.5: transforms replaces all of the preset"),
     ],
 )

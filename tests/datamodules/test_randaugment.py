@@ -70,6 +70,30 @@ def test_values_move_away_from_nothing_monotonically(name: str, wide: bool) -> N
         assert (steps > 0).all()
 
 
+def test_geometric_operations_move_pixels_as_far_as_they_say() -> None:
+    """A dot at (x, y) from the center (edges' half: 32, 24 in a picture of 64 x 48) comes out where it is expected."""
+
+    def moved(name: str, value: float, x: int = 12, y: int = 8) -> tuple[float, float]:
+        image = np.zeros((48, 64, 1), np.uint8)
+        image[24 + y - 1 : 24 + y + 2, 32 + x - 1 : 32 + x + 2] = 255
+        out = operation(name, value, 0)(image=image)["image"][..., 0].astype(float)
+        rows, columns = np.mgrid[0:48, 0:64]
+        return (columns * out).sum() / out.sum() - 32, (rows * out).sum() / out.sum() - 24
+
+    for name, value, expected in [
+        ("shear_x", 0.9, (12 + 0.9 * 8, 8)),  # the tangent, not the angle: 45 degrees would be 1
+        ("shear_y", 0.9, (12, 8 + 0.9 * 12)),
+        ("translate_x", -0.25, (12 - 16, 8)),
+        ("translate_y", -0.25, (12, 8 - 12)),
+    ]:
+        there = moved(name, value)
+        other_way = tuple(2 * a - b for a, b in zip((12, 8), expected, strict=True))
+        distance = min(np.abs(np.subtract(there, expected)).max(), np.abs(np.subtract(there, other_way)).max())
+        assert distance < 1.5, (name, there)
+    there = moved("rotate", 90)
+    assert sorted(np.abs(there)) == pytest.approx([8, 12], abs=1.5)
+
+
 def test_wide_column_is_trivialaugment_wide() -> None:
     assert magnitude_values("rotate", 30, wide=True) == (-135, 135)
     assert magnitude_values("shear_x", 30, wide=True) == pytest.approx((-0.99, 0.99))

@@ -406,5 +406,5 @@ def test_split_keeps_what_is_given_and_takes_several_labels():
 def test_bad_splits():
     with pytest.raises(ValueError, match="sum to below 1"):
         split_records(make_records([5]), val=0.5, test=0.5, seed=0)
-    with pytest.raises(ValueError, match=r"val part of 0\.1 of 3 images holds no image"):
+    with pytest.raises(ValueError, match=r"val fraction of 0\.1 of 3 images holds no image"):
         split_records(make_records([3]), val=0.1, test=0.0, seed=0)

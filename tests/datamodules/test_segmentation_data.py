@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from datamodules import Augment, SegmentationData
+from datamodules.annotations.mask_checks import MaskCheck
 from datamodules.common.errors import UserError
 from datamodules.readers.digits import digit_scene
 
@@ -238,12 +239,12 @@ def test_loss_weights_are_median_frequencies(index_set, check):
 
 def test_pictures_of_several_sizes_are_evaluated_one_by_one(tmp_path):
     source = write_set(tmp_path)
-    assert ready(source=str(source)).eval_batch_size == 2
-    assert ready(source=str(source), eval_batch_size=3).eval_batch_size == 3
+    assert ready(source=str(source)).eval_batch == 2
+    assert ready(source=str(source), eval_batch_size=3).eval_batch == 3
     save(source / "images/val/1.png", np.zeros((20, 30, 3), np.uint8))
     save(source / "masks/val/1.png", truth(1, (20, 30)))
     data = ready(source=str(source))
-    assert data.eval_batch_size == 1
+    assert data.eval_batch == 1
     assert [tuple(b["mask"].shape) for b in data.val_dataloader()] == [(1, *SIZE), (1, 20, 30), (1, *SIZE)]
     with pytest.raises(
         ValueError, match=r"data.eval_batch_size is 2, .* size: .*val/0.png is 56 x 40 and .*val/1.png is 30 x"
@@ -251,7 +252,7 @@ def test_pictures_of_several_sizes_are_evaluated_one_by_one(tmp_path):
         ready(source=str(source), eval_batch_size=2)
     data = ready(source=str(source), eval_batch_size=2, resize="letterbox")
     assert [tuple(b["mask"].shape) for b in data.val_dataloader()] == [(2, 32, 32), (1, 32, 32)]
-    assert data.eval_batch_size == 2
+    assert data.eval_batch == 2
 
 
 def test_tiles_come_with_whole_pictures(index_set):
@@ -260,7 +261,7 @@ def test_tiles_come_with_whole_pictures(index_set):
     assert batch["image"].shape == (1, 3, *SIZE)
     assert batch["tiles"][0].shape == (1, 4)
     assert "tiles" not in next(iter(data.train_dataloader()))
-    assert data.tile == (64, 64)
+    assert data.tile_size == (64, 64)
 
 
 def test_a_saved_config_predicts_without_the_data(tmp_path):
@@ -403,7 +404,20 @@ def test_every_argument_can_be_set_from_a_config(index_set):
     data = parser.instantiate_classes(config).data
     data.setup("fit")
     assert isinstance(data.augment, Augment)
-    assert (data.canvas(), data.tile, data.class_names) == ((32, 48), (64, 96), NAMES)
+    assert (data.canvas(), data.tile_size, data.class_names) == ((32, 48), (64, 96), NAMES)
     assert data.class_colors == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
     config = parser.parse_object({"data": {"colors": {"a": [1, 2, 3]}, "ignore_values": [[1, 2, 3]], "source": "x"}})
     assert parser.instantiate_classes(config).data.ignore_values == [[1, 2, 3]]
+
+
+def test_weights_of_multi_label_masks_count_as_many_negatives_as_positives():
+    """Of 100 pixels of the first class's channel 20 are positive, of 50 of the second's none, counted as one."""
+    data = SegmentationData("files", balance="loss", multi_label=True, class_names=["a", "b"])
+    data.records = {"train": [{"path": "x"}, {"path": "y"}]}
+    data._checks = {
+        "x": MaskCheck(np.array([15, 0]), np.array([60, 20])),
+        "y": MaskCheck(np.array([5, 0]), np.array([40, 30])),
+    }
+    assert data.spec()["class_weights"] == pytest.approx([80 / 20, 49 / 1])
+    data.evaluates = True
+    assert "class_weights" not in data.spec()

@@ -1,4 +1,4 @@
-"""Labelled and unlabelled images side by side: passes, exact position, keys of their own, ranks."""
+"""Labeled and unlabeled images side by side: passes, exact position, keys of their own, ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from datamodules import (
     SemiSupervised,
 )
 from datamodules.common.errors import UserError
-from datamodules.transforms.views import check_still, randomised
+from datamodules.samplers import key_seed
+from datamodules.transforms.views import TwoViews, check_still, randomized
 from tests.conftest import write_images
 
 LIGHT = Augment(hflip=0.5, crop="pad")
@@ -26,7 +27,7 @@ LIGHT = Augment(hflip=0.5, crop="pad")
 
 @pytest.fixture
 def sources(tmp_path):
-    """12 labelled images of two classes, and 10 with soft labels whose columns stand in another order."""
+    """12 labeled images of two classes, and 10 with soft labels whose columns stand in another order."""
     labeled = write_images(tmp_path / "labeled", {"train/ant": 6, "train/bee": 6, "val/ant": 2, "val/bee": 2}, (32, 32))
     pool = write_images(tmp_path / "pool", {"x": 10}, (32, 32), seed=1)
     paths = sorted(str(p) for p in pool.rglob("*.jpg"))
@@ -57,15 +58,20 @@ def test_pairs_keep_the_ratio_and_streams_go_through_their_passes(sources):
     data = made(sources)
     assert data.class_names == data.unlabeled.class_names == ["ant", "bee"]
     loader = data.train_dataloader()
-    assert len(loader) == 10 // 4  # one pass over the unlabelled images, incomplete batch dropped
+    assert len(loader) == 10 // 4  # one pass over the unlabeled images, incomplete batch dropped
     pairs = [pair for number in range(3) for pair in epoch(data, number, loader)]
     assert {len(p["labeled"]["path"]) for p in pairs} == {2}
     assert {len(p["unlabeled"]["path"]) for p in pairs} == {4}
-    assert torch.allclose(pairs[0]["unlabeled"]["label"], torch.tensor([0.75, 0.25]))  # in the labelled order
+    assert torch.allclose(pairs[0]["unlabeled"]["label"], torch.tensor([0.75, 0.25]))  # in the labeled order
     seen = [path for p in pairs for path in p["labeled"]["path"]]
     assert len(seen) == len(set(seen)) == 12  # 6 steps of 2 are one pass: nothing twice before all once
-    images = [p["unlabeled"]["image"] for p in pairs]
-    assert not torch.equal(images[0], images[2])  # the next pass has another order and other noise
+    passes = [{}, {}]  # path -> image; 2 steps of 4 images are a pass of 10
+    for step, pair in enumerate(pairs[:4]):
+        passes[step // 2] |= dict(zip(pair["unlabeled"]["path"], pair["unlabeled"]["image"], strict=True))
+    assert list(passes[0]) != list(passes[1])  # another order
+    again = passes[0].keys() & passes[1].keys()
+    assert len(again) >= 6
+    assert any(not torch.equal(passes[0][path], passes[1][path]) for path in again)  # and other noise
 
 
 def test_a_resumed_loader_gives_the_same_pairs(sources):
@@ -106,7 +112,7 @@ def test_the_streams_do_not_disturb_each_other(sources):
 
 
 def test_two_ranks_share_what_one_would_see(sources):
-    """The same global batch: 4 labelled and 8 unlabelled images on one rank, half of each on two."""
+    """The same global batch: 4 labeled and 8 unlabeled images on one rank, half of each on two."""
     one = made(sources)
     one.labeled.batch_size, one.unlabeled.batch_size = 4, 8
     (alone,) = epoch(one, 0)
@@ -118,7 +124,7 @@ def test_two_ranks_share_what_one_would_see(sources):
         assert len(set(both)) == len(both)
 
 
-def test_without_unlabelled_images_the_labelled_stream_is_the_same(sources):
+def test_without_unlabeled_images_the_labeled_stream_is_the_same(sources):
     pairs = epoch(made(sources, steps_per_epoch=8), 0)
     first = ClassificationData(sources[0], batch_size=2, image_size=32, num_workers=0, cache="none", augment=LIGHT)
     control = SemiSupervised(first, None, 2, 8)
@@ -177,11 +183,32 @@ def test_two_views_of_one_image_of_a_folder_or_a_list(sources, tmp_path):
     pairs = [pair["unlabeled"] for pair in epoch(noisy, 0)]
     assert [half["path"] for half in pairs] == [pair["unlabeled"]["path"] for pair in epoch(plain, 0)]
     assert all(not torch.equal(half["image"], half["weak_image"]) for half in pairs)
-    # Weak is the labelled images' own: flips and shifts of the same pixels.
+    # Weak is the labeled images' own: flips and shifts of the same pixels.
     again = views(whole_images(sources[0]), pool=str(folder), strong=Augment(preset="rand", rand_magnitude=27))
     weak = [pair["unlabeled"]["weak_image"] for pair in epoch(again, 0)]
     assert all(torch.equal(a["weak_image"], b) for a, b in zip(pairs, weak, strict=True))
     assert noisy.spec()["two_views"]
+
+
+def test_each_view_has_a_key_of_its_own():
+    """Of seed, stream, view, pass and position, whatever the image."""
+
+    class Echo:
+        dense = False
+
+        def __call__(self, sample: dict, seed: int) -> dict:
+            return {"image": seed}
+
+    def keys(seed: int, stream: str, pass_: int, position: int, index: int = 0) -> tuple[int, int]:
+        records = [{"path": "a"}, {"path": "b"}]
+        data = TwoViews(records, lambda _: {"image": None}, Echo(), Echo(), shows=False, seed=seed, stream=stream)
+        out = data[index, pass_, position]
+        return out["weak_image"], out["image"]
+
+    assert keys(1, "train", 2, 3) == (key_seed(1, "train/weak", 2, 3), key_seed(1, "train/strong", 2, 3))
+    assert keys(1, "train", 2, 3, index=1) == keys(1, "train", 2, 3)
+    others = [keys(0, "train", 2, 3), keys(1, "val", 2, 3), keys(1, "train", 0, 3), keys(1, "train", 2, 0)]
+    assert len({key for pair in [keys(1, "train", 2, 3), *others] for key in pair}) == 10
 
 
 def test_resumed_views_are_the_same(sources, tmp_path):
@@ -225,6 +252,31 @@ def test_hidden_labels_are_drawn_by_class_and_change_nothing(tmp_path):
     assert (len(data.records["train"]), len(data.records["pool"])) == (5, 13)
 
 
+def scenes_of(cls: type, **settings) -> DetectionData | SegmentationData:
+    sizes = {"image_size": 32, "batch_size": 2, "num_workers": 0, "num_scenes": {"train": 12, "val": 2}}
+    return cls("digits", **sizes, **settings)
+
+
+def test_the_balanced_sampler_counts_only_the_classes_that_keep_their_labels(tmp_path):
+    """9 ants and 3 bees of which 3 each keep their labels: each is drawn as often as another."""
+    root = write_images(tmp_path / "all", {"train/ant": 9, "train/bee": 3, "val/ant": 2, "val/bee": 2}, (32, 32))
+    data = views(whole_images(str(root), balance="sampler"), labels_per_class=3, ratio=1)
+    assert list(data.labeled.class_counts) == [3, 3]
+    assert data.labeled.sample_weights() == pytest.approx([1 / 3] * 6)
+
+
+@pytest.mark.parametrize("cls", [DetectionData, SegmentationData])
+def test_the_balanced_sampler_draws_boxes_and_masks_that_are_not_hidden(cls):
+    balanced = {"balance": "sampler", **({"repeat_threshold": 1.0} if cls is DetectionData else {})}
+    data = views(scenes_of(cls, **balanced), labeled_images=5)
+    alone = scenes_of(cls, **balanced)
+    alone.records, alone.class_names = {"train": data.records["train"]}, data.class_names
+    assert len(data.records["train"]) == 5
+    assert data.labeled.sample_weights() == pytest.approx(alone.sample_weights())
+    seen = {path for pair in epoch(data, 0) for path in pair["labeled"]["path"]}
+    assert seen <= {record["path"] for record in data.records["train"]}
+
+
 def test_the_strong_view_of_masks_moves_no_pixel(tmp_path):
     """Both views lie alike on the canvas, whose rest is ignored."""
     settings = {"image_size": 32, "batch_size": 2, "num_workers": 0, "augment": Augment(scale_jitter=(0.5, 0.8))}
@@ -262,7 +314,7 @@ def test_pools_for_boxes_have_no_boxes():
         ({"labels_per_class": 7}, r"class 'ant' has 6 training images|class 'bee' has 6 training images"),
         ({"labeled_images": 12}, r"labeled_images is 12, but there are 12"),
         ({"labeled_images": 1}, r"data.batch_size is 2"),
-        ({"labeled_images": 10}, r"There are 2 unlabelled images, but a step takes .* 2 x 2 x 1"),
+        ({"labeled_images": 10}, r"There are 2 unlabeled images, but a step takes .* 2 x 2 x 1"),
         ({"strong": Augment(preset="rand")}, r"data.strong is set, but only images without labels"),
         ({"unlabeled": "labelled", "labeled_images": 4}, r"data.unlabeled and data.labeled_images are both set"),
     ],
@@ -292,15 +344,15 @@ def test_only_colours_change_where_masks_are_learnt(strong, message):
         check_still(strong)
 
 
-def test_the_default_strong_view_follows_the_labelled_images():
-    assert randomised(Augment(hflip=0.0, crop_padding=3)) == Augment(preset="rand", hflip=0.0, crop_padding=3)
-    assert randomised(Augment(preset="none")) == Augment(preset="rand", hflip=0.0, crop="none")
+def test_the_default_strong_view_follows_the_labeled_images():
+    assert randomized(Augment(hflip=0.0, crop_padding=3)) == Augment(preset="rand", hflip=0.0, crop_padding=3)
+    assert randomized(Augment(preset="none")) == Augment(preset="rand", hflip=0.0, crop="none")
     with pytest.raises(ValueError, match=r"data.strong is not set"):
-        randomised(STILL)
+        randomized(STILL)
 
 
 def test_mosaic_ends_with_the_epochs_not_with_a_streams_passes():
-    """6 labelled scenes are gone through twice an epoch, 24 unlabelled ones once."""
+    """6 labeled scenes are gone through twice an epoch, 24 unlabeled ones once."""
 
     def scenes(count):
         augment = DetectionAugment(mosaic=0.5, close_mosaic_epochs=2)

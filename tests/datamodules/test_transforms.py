@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.common.geometry import boxes_to_canvas, boxes_to_original, mask_to_original
 from datamodules.transforms.augment import Augment
-from datamodules.transforms.pipeline import (
-    Transform,
-    batch_transform,
-    boxes_to_canvas,
-    boxes_to_original,
-    mask_to_original,
-)
+from datamodules.transforms.batched import batch_transform
+from datamodules.transforms.pipeline import Transform
 
 SIZES = [(37, 53), (120, 91), (64, 64), (33, 200)]
 PRESETS = ["light", "medium", "strong", "trivial", "rand"]
@@ -300,7 +296,7 @@ def test_crop_left_out_follows_the_canvas() -> None:
             r"\[1\] \(HorizontalFlip\): argument 'p'.*got 2",
         ),
         ({"transforms": [{"RandomCrop": {"width": 3}}]}, r"RandomCrop\): argument 'height': Field required"),
-        ({"transforms": [{"Normalize": {}}]}, r"Normalize\) is refused: normalisation.*in the model"),
+        ({"transforms": [{"Normalize": {}}]}, r"Normalize\) is refused: normalization.*in the model"),
         ({"transforms": [{"class_path": "albumentations.pytorch.ToTensorV2"}]}, r"ToTensorV2\) is refused"),
         ({"transforms": [{"OneOf": {"transforms": [{"ToFloat": None}]}}]}, r"OneOf\)\.transforms\[0\] \(ToFloat\)"),
         ({"transforms": [{"OneOf": {}}]}, r"OneOf\) needs 'transforms'"),

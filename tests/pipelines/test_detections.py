@@ -261,7 +261,7 @@ def test_one_box_by_hand(tmp_path: Path) -> None:
             {"id": 40, "file_name": "a.jpg", "height": 100, "width": 200},
             {"id": 41, "file_name": "b.jpg", "height": 100, "width": 200},
         ],
-        "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}],
+        "categories": [{"id": k, "name": name, "supercategory": ""} for k, name in ((7, "cat"), (3, "dog"))],
         "info": {"image_root": "/d"},
     }
     assert (tmp_path / "labels/a.txt").read_text() == ""
@@ -308,7 +308,8 @@ def test_figures_of_a_report() -> None:
 
 def test_what_the_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three objects of two classes: one found, one taken for the other class, one missed; and a box on background."""
-    confusion = np.array([[1, 1, 0], [0, 0, 1], [1, 0, 0]])  # rows are true; the last row and column are background
+    # Rows are true; the last row and column are background, where both count for nothing.
+    confusion = np.array([[1, 1, 0], [0, 0, 1], [1, 0, 9]])
     said: list[Any] = []
     monkeypatch.setattr(figures, "confusion_matrix_figure", lambda matrix, names, title: said.append((names, title)))
     monkeypatch.setattr(figures, "rendered", lambda figure, tight: figure)

@@ -42,8 +42,8 @@ def config(tmp_path: Path, folder: Path) -> str:
     return str(path)
 
 
-def run(*words: str) -> int:
-    return in_child(lambda: main(list(words)))
+def run(*words: str, figures: bool = False) -> int:
+    return in_child(lambda: main(list(words)), figures=figures)
 
 
 def checkpoint(name: str) -> dict:
@@ -56,9 +56,9 @@ def metrics() -> list[dict[str, str]]:
 
 
 def test_a_run_leaves_its_files(config):
-    assert run("fit", "--config", config) == 0
+    assert run("fit", "--config", config, figures=True) == 0
     assert run("validate", "--config", config) == 0
-    assert run("test", "--config", config) == 0
+    assert run("test", "--config", config, figures=True) == 0
     assert {p.name for p in (RUN / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     saved = yaml.safe_load((RUN / "config.yaml").read_text())
     assert saved["model"]["init_args"]["num_classes"] == 2

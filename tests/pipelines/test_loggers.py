@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,13 @@ def test_a_row_cut_by_a_kill_is_dropped(tmp_path: Path, cut: int) -> None:
     second.log_metrics({"a": 1.0}, step=3)
     assert [row["step"] for row in rows(tmp_path)] == [*map(str, range(max(0, complete))), "2", "3"]
     assert rows(tmp_path)[-1] == {"step": "3", "a": "1.0"}
+
+
+def test_what_a_kill_leaves_behind_a_shortened_row_is_no_row(tmp_path: Path) -> None:
+    """A row is written over its longer self, then the rest is cut off; here that did not happen."""
+    (tmp_path / "metrics.csv").write_text("step,a\n0,0.25\n1,0.5\n33333\n")
+    MetricsCSV(tmp_path).log_metrics({"a": 0.75}, step=2)
+    assert (tmp_path / "metrics.csv").read_text() == "step,a\n0,0.25\n1,0.5\n2,0.75\n"
 
 
 def test_kills_while_writing_leave_a_history(tmp_path: Path) -> None:
@@ -281,6 +289,25 @@ def test_a_resumed_offline_run_is_one_run_with_growing_steps(
     assert len(lines) == 2, lines
     assert "no login" in lines[0]
     assert f"wandb sync {folders[0]}" in lines[0]
+
+
+def test_steps_of_wandb_do_not_go_back(tmp_path: Path) -> None:
+    """What is late is logged with the latest step, as W&B would drop it; what an earlier process logged, not at all."""
+    logged: list[tuple[dict[str, Any], int]] = []
+    summary: dict[str, Any] = {}
+    logger = make(tmp_path)
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "last_step").write_text("6\n")
+    run = SimpleNamespace(log=lambda values, step: logged.append((values, step)), summary=summary)
+    logger._open = lambda: run  # type: ignore[method-assign]
+    logger.log_metrics({"a": 1.0, "text": "x"}, step=6)
+    assert summary == {"a": 1.0}
+    for step in (10, 7, 12):
+        logger.log_metrics({"a": 0.5}, step=step)
+    assert logged == [({"a": 0.5}, 10), ({"a": 0.5}, 10), ({"a": 0.5}, 12)]
+    assert (tmp_path / "wandb" / "last_step").read_text() == "10\n"  # 12 may still grow
+    logger.finalize("success")
+    assert (tmp_path / "wandb" / "last_step").read_text() == "12\n"
 
 
 def test_nothing_is_opened_before_the_data_are_set_up(clean_wandb: Path) -> None:

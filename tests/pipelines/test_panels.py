@@ -129,6 +129,29 @@ def test_boxes_and_objects() -> None:
     assert not (changed & (scene["masks"][0] == 0)).any()
 
 
+def test_the_best_box_is_on_top() -> None:
+    image, boxes = np.zeros((40, 40, 3), np.uint8), np.array([[5.0, 20, 25, 39], [15, 20, 35, 39]])
+    palette = palettes.class_palette(["a", "b"])
+    crossing = (38, 18)  # on the lower lines of both
+    for scores, top in (([0.9, 0.8], 0), ([0.8, 0.9], 1), (None, 0)):
+        given = None if scores is None else np.array(scores)
+        picture = drawing.draw_boxes(image, boxes, np.array([0, 1]), given, ["a", "b"], palette)
+        assert picture[crossing].tolist() == palette[top].tolist()
+
+
+def test_names_are_left_out_where_they_would_hide_the_picture() -> None:
+    image = np.zeros((60, 60, 3), np.uint8)
+    for number, named in ((drawing.MAX_TAGS, True), (drawing.MAX_TAGS + 1, False)):
+        boxes = np.tile([[10.0, 30, 50, 50]], (number, 1))
+        assert drawing.draw_boxes(image, boxes)[:29].any() == named
+
+
+def test_large_images_are_reduced_by_area_and_small_ones_keep_their_pixels() -> None:
+    image = np.array([[0, 100], [100, 200]], np.uint8)
+    assert drawing.resized(image, (1, 1)).tolist() == [[[100] * 3]]
+    assert drawing.resized(image, (4, 4))[..., 0].tolist() == [[0, 0, 100, 100]] * 2 + [[100, 100, 200, 200]] * 2
+
+
 # Panels.
 
 
@@ -171,6 +194,17 @@ def test_panels_without_truth_and_of_any_size() -> None:
     boxes = {"boxes": np.array([[2, 2, 9, 9.0]]), "labels": np.array([1])}
     with_boxes = panels.panel(np.zeros((30, 30, 3), np.uint8), boxes, boxes, palette, ["a", "two\nlines\0"])
     assert with_boxes.shape[1] == GAP + 3 * (180 + GAP)  # boxes have no error picture
+
+
+def test_the_legend_names_what_occurs() -> None:
+    palette = palettes.class_palette(["a", "b", "c", "d"])
+    mask = np.zeros((3, 2, 2), np.uint8)
+    mask[1, 0], mask[2] = 1, 255  # only ignored pixels in the third
+    boxes = {"boxes": np.zeros((2, 4)), "labels": np.array([3, -1])}
+    image = np.zeros((2, 2, 3), np.uint8)
+    samples = [panels.Sample(image, None, {"mask": mask}), panels.Sample(image, boxes, {})]
+    names = [name for _, name in panels._legend(samples, palette, ["a", "b", "c", "d"])]
+    assert names == ["b", "d", "ignored"]  # no "wrong": there is no true mask to be wrong about
 
 
 def test_error_of_several_labels() -> None:

@@ -193,6 +193,15 @@ def test_what_the_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
 # Pixels.
 
 
+@pytest.mark.parametrize(
+    ("size", "tile"), [((8, 8), (144, 144)), ((40, 24), (160, 96)), ((150, 200), (150, 200)), ((320, 640), (160, 320))]
+)
+def test_tiles_are_enlarged_by_a_whole_number_or_reduced(size: tuple[int, int], tile: tuple[int, int]) -> None:
+    """By the longer side: 40 pixels are nearest to a tile of 144 four times."""
+    scaled = sheets.scaled(np.zeros((*size, 3), np.uint8))
+    assert (scaled.height, scaled.width) == tile
+
+
 def test_batches_as_pictures() -> None:
     values = torch.tensor([0.0, 0.5, 0.999, 2.0, -1.0])
     picture = callback.as_pictures(values.reshape(1, 1, 1, 5).repeat(1, 3, 1, 1))

@@ -39,6 +39,7 @@ def read(path: Path) -> np.ndarray:
     ("paths", "names"),
     [
         (["/x/a.jpg"], ["a"]),
+        (["/x/IMG_1.JPG", "/x/Img_2.jpg"], ["IMG_1", "Img_2"]),
         (["/x/a/1.jpg", "/x/b/1.jpg", "/x/b/c.d/2.v1.PNG"], ["a/1", "b/1", "b/c.d/2.v1"]),
         (["/x/a.jpg", "/x/a.png", "/x/A.bmp", "/x/a.jpg.tif"], ["a.jpg", "a.png", "A.bmp", "a.jpg_3"]),
         (["./d/1.jpg", "d/../d/2.jpg"], ["1", "2"]),
@@ -67,6 +68,20 @@ class Stub:
 
     def captions(self, batch: dict[str, Any], outputs: dict[str, Any] | None, names: list[str]) -> list[str]:
         return [f"no {i}" for i in batch["id"].tolist()]
+
+
+class Finder(Stub):
+    """A task that predicts boxes."""
+
+    num_classes = 11
+    captioned = 0
+
+    def rows(self, batch: dict[str, Any], outputs: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
+        return [{"path": path, f"number_{i % 3}": i} for i, path in enumerate(batch["path"])]
+
+    def captions(self, batch: dict[str, Any], outputs: dict[str, Any] | None, names: list[str]) -> list[str]:
+        self.captioned += len(batch["path"])
+        return super().captions(batch, outputs, names)
 
 
 def stub_trainer(paths: list[str], names: list[str], fn: str = "predict", rank: int = 0, ranks: int = 1) -> Any:
@@ -164,6 +179,24 @@ def test_only_the_first_images_are_on_the_contact_sheet(tmp_path: Path, monkeypa
     assert sheets == [(first, [f"no {i}" for i in range(len(first))], tmp_path / "out/contact_sheet.png")]
 
 
+def test_a_writer_starts_anew_with_each_prediction(tmp_path: Path) -> None:
+    """Names of files, boxes and captions of the one before are forgotten."""
+    writer = PredictionWriter(tmp_path / "out")
+    for paths in (["x/a#0", "x/b#1"], ["y/c#0", "y/d#1"]):
+        trainer, task = stub_trainer(paths, NAMES), Finder(NAMES)
+        trainer.lightning_module = task
+        writer.on_predict_start(trainer, task)
+        batch = batch_of(paths, [0, 1], np.zeros((2, 8, 8, 3), np.uint8), [(8, 8)] * 2)
+        outputs: dict[str, Any] = {"mask": [torch.zeros(8, 8, dtype=torch.uint8)] * 2}
+        if paths[0].startswith("x"):
+            outputs = {"boxes": [torch.zeros(0, 4)] * 2, "scores": [torch.zeros(0)] * 2, "labels": [torch.zeros(0)] * 2}
+        writer.on_predict_batch_end(trainer, task, outputs, batch, 0)
+        writer.on_predict_end(trainer, task)
+        assert (tmp_path / "out" / "predictions.json").exists() is paths[0].startswith("x")
+        (tmp_path / "out" / "predictions.json").unlink(missing_ok=True)
+    assert sorted(path.name for path in (tmp_path / "out/masks").iterdir()) == ["c_0.png", "d_1.png"]
+
+
 def test_test_writes_the_table_only(tmp_path: Path, source: Any) -> None:
     paths, masks = source
     batch = batch_of(paths, list(range(5)), np.zeros((5, 8, 8, 3), np.uint8), [m.shape for m in masks])
@@ -258,20 +291,6 @@ def test_at_most_two_batches_wait_to_be_written(tmp_path: Path, monkeypatch: pyt
 
 class Line(list[Any]):
     """A line of a rank's file, of which one can tell how many there are at a time."""
-
-
-class Finder(Stub):
-    """A task that predicts boxes."""
-
-    num_classes = 11
-    captioned = 0
-
-    def rows(self, batch: dict[str, Any], outputs: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
-        return [{"path": path, f"number_{i % 3}": i} for i, path in enumerate(batch["path"])]
-
-    def captions(self, batch: dict[str, Any], outputs: dict[str, Any] | None, names: list[str]) -> list[str]:
-        self.captioned += len(batch["path"])
-        return super().captions(batch, outputs, names)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -24,7 +24,7 @@ from pytorch_lightning.callbacks import Callback
 from datamodules import ClassificationData
 from pipelines.__main__ import main
 from tests.conftest import in_child, write_images
-from tests.ranks import free_port, in_ranks
+from tests.ranks import in_ranks
 
 HOUSE = Path(__file__).parents[2]
 CONFIG = """
@@ -304,7 +304,7 @@ def test_launched_by_devices(devices_2, monkeypatch):
 
 @pytest.mark.slow
 def test_launched_by_torchrun(tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     process = launch(tmp_path, *torchrun, "-m", "pipelines")
     try:
         assert_one_run_of_two_ranks(process)

@@ -79,6 +79,33 @@ def assert_equal(a: dict, b: dict, key: str) -> None:
         assert torch.equal(a[key][name], b[key][name]), f"{key}: {name}"
 
 
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    counts = {"train/a": 22, "train/b": 22, "val/a": 3, "val/b": 4}
+    return write_images(tmp_path_factory.mktemp("data") / "pictures", counts, (32, 32))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source, tmp_path_factory):
+    """A function that gives the folder of an undisturbed run; each is trained once.
+
+    Loader workers and checkpoints inside epochs change no outcome, so that it has neither.
+    """
+    made: dict[tuple[str, float], str] = {}
+
+    def get(cache: str, val_check_interval: float) -> str:
+        key = (cache, val_check_interval)
+        if key not in made:
+            root = tmp_path_factory.mktemp("whole")
+            settings = {"source": source, "workers": 0, "cache": cache, "val_check_interval": val_check_interval}
+            (root / "config.yaml").write_text(CONFIG.format(**settings))
+            assert fit(root / "config.yaml", str(root / "runs"), "--trainer.save_every_n_steps", "100") == 0
+            made[key] = str(root / "runs")
+        return made[key]
+
+    return get
+
+
 @pytest.mark.parametrize(
     ("workers", "cache", "val_check_interval", "resume_workers"),
     [
@@ -88,12 +115,13 @@ def assert_equal(a: dict, b: dict, key: str) -> None:
         (0, "tensor", 8, 0),
     ],
 )
-def test_killed_and_continued_equals_undisturbed(tmp_path, workers, cache, val_check_interval, resume_workers):
-    source = write_images(tmp_path / "pictures", {"train/a": 22, "train/b": 22, "val/a": 3, "val/b": 4}, (32, 32))
+def test_killed_and_continued_equals_undisturbed(
+    tmp_path, source, undisturbed, workers, cache, val_check_interval, resume_workers
+):
     config = tmp_path / "config.yaml"
     settings = {"source": source, "workers": workers, "cache": cache, "val_check_interval": val_check_interval}
     config.write_text(CONFIG.format(**settings))
-    assert fit(config, "whole") == 0
+    whole_run = undisturbed(cache, val_check_interval)
 
     killer = f"--trainer.callbacks={__name__}.KillAt"
     assert fit(config, "cut", killer) == -signal.SIGKILL
@@ -104,14 +132,14 @@ def test_killed_and_continued_equals_undisturbed(tmp_path, workers, cache, val_c
     assert fit(config, "cut", "--resume", "auto", "--data.num_workers", str(resume_workers)) == 0
     assert [d.name for d in (Path("cut") / "config").iterdir()] == ["0"]
 
-    whole, cut = last_state("whole"), last_state("cut")
+    whole, cut = last_state(whole_run), last_state("cut")
     assert whole["global_step"] == cut["global_step"] == 18
     assert_equal(whole, cut, "state_dict")
     assert_equal(whole, cut, "current_model_state")
     assert any(not torch.equal(whole["state_dict"][k], whole["current_model_state"][k]) for k in whole["state_dict"])
     steps = [int(row["step"]) for row in rows("cut")]
     assert steps == sorted(set(steps))
-    assert rows("cut") == rows("whole")
+    assert rows("cut") == rows(whole_run)
 
 
 class SignalAt(Callback):
@@ -131,19 +159,18 @@ class SignalInTheLastBatch(SignalAt):
 
 
 @pytest.mark.parametrize(("signaller", "step", "epoch"), [("SignalAt", 9, 1), ("SignalInTheLastBatch", 12, 1)])
-def test_a_job_that_is_taken_back_saves_and_goes_on_exactly(tmp_path, signaller, step, epoch):
-    source = write_images(tmp_path / "pictures", {"train/a": 22, "train/b": 22, "val/a": 3, "val/b": 4}, (32, 32))
+def test_a_job_that_is_taken_back_saves_and_goes_on_exactly(tmp_path, source, undisturbed, signaller, step, epoch):
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(source=source, workers=0, cache="none", val_check_interval=1.0))
     never = "--trainer.save_every_n_steps=100"
-    assert fit(config, "whole", never) == 0
+    whole = undisturbed("none", 1.0)
     number = globals()[signaller].number
     assert fit(config, "cut", never, f"--trainer.callbacks={__name__}.{signaller}") == 128 + number
     saved = last_state("cut")
     assert (saved["epoch"], saved["global_step"]) == (epoch, step)
     assert fit(config, "cut", never, "--resume", "auto") == 0
-    assert_equal(last_state("whole"), last_state("cut"), "state_dict")
-    assert rows("cut") == rows("whole")
+    assert_equal(last_state(whole), last_state("cut"), "state_dict")
+    assert rows("cut") == rows(whole)
 
 
 def test_one_signalled_rank_stops_all(tmp_path, folder):
@@ -160,18 +187,12 @@ def test_one_signalled_rank_stops_all(tmp_path, folder):
     assert last_state("runs")["epoch"] == 1
 
 
-def test_resume_auto_starts_where_there_is_nothing(tmp_path, folder):
+def test_resume_auto_starts_a_run_where_there_is_nothing_to_resume_and_leaves_older_runs_alone(tmp_path, folder):
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(source=folder, workers=0, cache="none", val_check_interval=1.0))
     assert fit(config, "runs", "--resume", "auto", "--trainer.max_epochs", "1") == 0
-    assert last_state("runs")["epoch"] == 0
-
-
-def test_resume_auto_leaves_older_runs_alone(tmp_path, folder):
-    config = tmp_path / "config.yaml"
-    config.write_text(CONFIG.format(source=folder, workers=0, cache="none", val_check_interval=1.0))
-    assert fit(config, "runs", "--trainer.max_epochs", "1") == 0
     before = last_state("runs")
+    assert before["epoch"] == 0
     (Path("runs") / "config" / "1").mkdir()  # a newer run that was killed before its first checkpoint
     assert fit(config, "runs", "--resume", "auto", "--trainer.max_epochs", "2") == 0
     assert (Path("runs") / "config" / "2" / "checkpoints" / "last.ckpt").exists()

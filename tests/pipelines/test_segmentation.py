@@ -136,28 +136,43 @@ def scores_of_files(masks: Path, truths: Path) -> float:
     return float(np.mean(total.diagonal()[union > 0] / union[union > 0]))
 
 
-@pytest.mark.parametrize("resize", ["native", "letterbox"])
-def test_predict_equals_test(tmp_path, resize, monkeypatch):
-    """The files that predict writes have the scores that test reported, on pictures rotated by EXIF and not square."""
-    source = write_pairs(tmp_path / "pictures", {"train": 16, "val": 3, "test": 6})
-    config = write_config(tmp_path, source)
-    flags = ["--data.resize", resize, "--model.tta", "[hflip]", "--model.tta_scales", "[0.5]"]
-    assert run("fit", "--config", config, *flags) == 0
-    assert run("test", "--config", config, *flags) == 0
-    tested = json.loads(Path("runs/run/0/test.json").read_text())
-    with open("runs/run/0/predictions.csv", newline="") as file:
+@pytest.fixture(scope="module", params=["native", "letterbox"])
+def trained(request, tmp_path_factory) -> Path:
+    """A folder with pictures, a config, and a run of two epochs."""
+    root = tmp_path_factory.mktemp(request.param)
+    config = write_config(root, write_pairs(root / "pictures", {"train": 16, "val": 3, "test": 6}))
+    flags = ["--data.resize", request.param, "--model.tta", "[hflip]", "--model.tta_scales", "[0.5]"]
+    assert run("fit", "--config", config, "--runs_dir", root / "runs", *flags) == 0
+    return root
+
+
+only_native = pytest.mark.parametrize("trained", ["native"], indirect=True)
+
+
+def measured(name: str, runs: str = "runs") -> tuple[dict[str, float], Path]:
+    """What the only run below a folder has measured, and the run."""
+    (file,) = Path(runs).rglob(f"{name}.json")
+    return json.loads(file.read_text()), file.parent
+
+
+def test_predict_equals_test(trained, tmp_path):
+    """The files that predict writes have the scores that test reported, on pictures rotated by EXIF and not square.
+
+    Of the run only a copy of its checkpoint is left.
+    """
+    shutil.copy(trained / "runs/run/0/checkpoints/best.ckpt", "model.ckpt")
+    shutil.copytree(trained / "pictures/images/test", "images")
+    shutil.copytree(trained / "pictures/masks/test", "truth")
+    assert run("test", "--ckpt_path", "model.ckpt") == 0
+    tested, directory = measured("test")
+    with open(directory / "predictions.csv", newline="") as file:
         table = {Path(row["path"]).name: row for row in csv.DictReader(file)}
     assert len(table) == 6
-
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    shutil.copy("runs/run/0/checkpoints/best.ckpt", elsewhere / "model.ckpt")
-    shutil.copytree(source / "images/test", elsewhere / "images")
-    shutil.copytree(source / "masks/test", elsewhere / "truth")
-    shutil.rmtree(source)
-    shutil.rmtree("runs")
-    monkeypatch.chdir(elsewhere)
-    assert run("predict", "--ckpt_path", "model.ckpt", "--source", "images", "--output", "out") == 0
+    trained.rename(tmp_path / "hidden")
+    try:
+        assert run("predict", "--ckpt_path", "model.ckpt", "--source", "images", "--output", "out") == 0
+    finally:
+        (tmp_path / "hidden").rename(trained)
     assert scores_of_files(Path("out/masks"), Path("truth")) == pytest.approx(tested["test/miou"], abs=1e-6)
     with open("out/predictions.csv", newline="") as file:
         for row in csv.DictReader(file):
@@ -169,35 +184,35 @@ def test_predict_equals_test(tmp_path, resize, monkeypatch):
     assert Path("out/contact_sheet.png").stat().st_size > 1000
 
 
-def test_tiles(tmp_path):
+@only_native
+def test_tiles(trained, tmp_path):
     """A picture larger than the tile is tested and predicted by windows, in its own size."""
-    source = write_pairs(tmp_path / "pictures", {"train": 8, "val": 2, "test": 2}, (150, 170))
-    config = write_config(tmp_path, source)
-    flags = ["--data.tile", "64", "--data.tile_overlap", "0.5", "--trainer.max_epochs", "1"]
-    assert run("fit", "--config", config, *flags) == 0
-    assert run("test", "--config", config, *flags) == 0
-    tested = json.loads(Path("runs/run/0/test.json").read_text())
-    assert run("predict", "--ckpt_path", "runs/run/0/checkpoints/best.ckpt", "--source", source / "images/test") == 0
-    found = scores_of_files(Path("runs/run/0/predict/masks"), source / "masks/test")
-    assert found == pytest.approx(tested["test/miou"], abs=1e-6)
+    source = write_pairs(tmp_path / "pictures", {"train": 1, "val": 1, "test": 2}, (150, 170))
+    shutil.copy(trained / "runs/run/0/checkpoints/best.ckpt", "model.ckpt")
+    tiles = ["--data.tile", "64", "--data.tile_overlap", "0.5", "--ckpt_path", "model.ckpt"]
+    assert run("test", "--data.source", source, *tiles) == 0
+    assert run("predict", "--source", source / "images/test", "--output", "out", *tiles) == 0
+    found = scores_of_files(Path("out/masks"), source / "masks/test")
+    assert found == pytest.approx(measured("test")[0]["test/miou"], abs=1e-6)
 
 
-def test_two_ranks_measure_what_one_measures(tmp_path):
+@only_native
+def test_two_ranks_measure_what_one_measures(trained, tmp_path):
     """Five validation pictures and three test pictures, unevenly shared."""
-    config = write_config(tmp_path, write_pairs(tmp_path / "pictures", {"train": 16, "val": 5, "test": 3}))
-    small = ["--trainer.max_epochs", "1", "--data.eval_batch_size", "1"]
-    assert run("fit", "--config", config, *small) == 0
+    source = write_pairs(tmp_path / "pictures", {"train": 4, "val": 5, "test": 3})
+    shutil.copy(trained / "runs/run/0/checkpoints/last.ckpt", "model.ckpt")
     found = {}
     for ranks in (1, 2):
-        command = ["--ckpt_path", "runs/run/0/checkpoints/last.ckpt", "--config", str(config), *small]
+        command = ["--ckpt_path", "model.ckpt", "--data.source", str(source), "--data.eval_batch_size", "1"]
+        command += ["--runs_dir", f"ranks{ranks}"]
         command += ["--trainer.devices", str(ranks), "--trainer.strategy", "ddp" if ranks == 2 else "auto"]
         command += ["--trainer.accelerator", "cpu"]
         for name in ("validate", "test"):
             words = [name, *command]
             status = in_ranks(lambda words=words: main(words)) if ranks == 2 else [run(*words)]
             assert status == [0] * ranks
-            found[name, ranks] = json.loads(Path(f"runs/run/0/{name}.json").read_text())
-        found["table", ranks] = Path("runs/run/0/predictions.csv").read_text()
+            found[name, ranks], directory = measured(name, f"ranks{ranks}")
+        found["table", ranks] = (directory / "predictions.csv").read_text()
     for name in ("validate", "test", "table"):
         assert found[name, 1] == found[name, 2]
     assert 0 < found["validate", 1]["val/miou"] < 1
@@ -225,12 +240,10 @@ def test_other_kinds_of_masks(tmp_path, kind):
     else:
         flags += ["--data.mask_format", "binary", "--data.class_names", "[rest, square]"]
     assert run("fit", "--config", config, *flags) == 0
-    assert run("test", "--config", config, *flags) == 0
-    assert np.isfinite(json.loads(Path("runs/run/0/test.json").read_text())["test/miou"])
-    out = ["--output", "out"]
-    assert (
-        run("predict", "--ckpt_path", "runs/run/0/checkpoints/last.ckpt", "--source", source / "images/test", *out) == 0
-    )
+    checkpoint = ["--ckpt_path", "runs/run/0/checkpoints/last.ckpt"]
+    assert run("test", *checkpoint) == 0
+    assert np.isfinite(measured("test")[0]["test/miou"])
+    assert run("predict", *checkpoint, "--source", source / "images/test", "--output", "out") == 0
     files = sorted(p.name for p in Path("out/masks").iterdir())
     several = [f"{i:02d}_{name}.png" for i in range(2) for name in ("disc", "square")]
     assert files == (several if kind == "several" else ["00.png", "01.png"])

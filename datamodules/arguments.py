@@ -1,0 +1,129 @@
+"""The constructor arguments that datamodules share, each written, documented and checked once.
+
+A datamodule is a dataclass that takes these as bases, so they are keys of its own in a YAML file and in ``--help``.
+A class that has another default repeats the field, and nothing else.
+"""
+
+# No `from __future__ import annotations`: jsonargparse looks types up from the modules of the subclasses.
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from datamodules.common.errors import UserError
+
+Cache = Literal["auto", "none", "decoded", "tensor"]
+Interpolation = Literal["bilinear", "bicubic", "area", "nearest"]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Loading:
+    """How batches are loaded.
+
+    Args:
+        batch_size: Images a device and step.
+        eval_batch_size: The same in validation, test and prediction; ``batch_size`` by default, and for dense tasks 1
+            with tiles or where ``native`` pictures differ in size.
+        num_workers: Loader processes a device; the cores shared among the devices, at most 8, by default.
+        cache: ``decoded`` keeps decoded images on disk, ``tensor`` a whole set of whole images in memory; ``auto``
+            takes ``tensor`` for small sets whose augmentation has a batched form, else ``none``.
+        cache_dir: Folder of the decoded images; one of the user's own (``~/.cache/pipelines/decoded``) by default.
+        on_corrupt: ``error`` refuses unreadable files, naming them; ``skip`` decodes all files first and leaves the
+            bad ones out, counted and listed.
+        seed: Seed of order and augmentation; the run's ``seed_everything`` by default.
+    """
+
+    batch_size: int = 32
+    eval_batch_size: int | None = None
+    num_workers: int | None = None
+    cache: Cache = "auto"
+    cache_dir: str | None = None
+    on_corrupt: Literal["error", "skip"] = "error"
+    seed: int | None = None
+
+    def _check_loading(self) -> None:
+        for key in ("batch_size", "eval_batch_size"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"data.{key} is {value}; it must be at least 1.")
+        if self.num_workers is not None and self.num_workers < 0:
+            raise UserError(
+                f"data.num_workers is {self.num_workers}; it must be 0 (load in the training process) or more."
+            )
+        if self.cache_dir is not None and self.cache in ("none", "tensor"):
+            raise UserError(
+                f"data.cache_dir is set, but data.cache is '{self.cache}', which keeps nothing on the disk."
+            )
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Splits:
+    """Which images are held out where the source does not say.
+
+    Args:
+        val_fraction: Fraction of the training images held out for validation where the source has no validation split.
+        test_fraction: The same for a test split.
+        split_seed: Seed of the held-out images; of whole images they are stratified by class.
+        split_file: ``split.json`` of an earlier run: its splits are used again.
+    """
+
+    val_fraction: float = 0.1
+    test_fraction: float = 0.0
+    split_seed: int = 0
+    split_file: str | None = None
+
+    def _check_splits(self) -> None:
+        for key in ("val_fraction", "test_fraction"):
+            value = getattr(self, key)
+            if not 0 <= value < 1:
+                raise UserError(f"data.{key} is {value}; it is a fraction of the images, at least 0 and below 1.")
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Pixels:
+    """What the images of a batch are.
+
+    Args:
+        image_size: Height and width of the batch (one number for a square); by default that of arrays, and for files
+            224 (classification), 512 (detection; the tile where there is one) or 256 (segmentation), for digit scenes
+            128. With ``resize: native`` it is training's only.
+        in_chans: Channels of the batch: 3 (RGB), 1 (gray), or as many as the files hold.
+        dtype: ``float32`` keeps the full depth of 16-bit and float images.
+        interpolation: How images are resized; masks are never interpolated.
+    """
+
+    image_size: int | tuple[int, int] | None = None
+    in_chans: int = 3
+    dtype: Literal["uint8", "float32"] = "uint8"
+    interpolation: Interpolation = "bilinear"
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Scenes:
+    """What datamodules with masks or boxes share beyond that.
+
+    Args:
+        num_scenes: Digit scenes of each split; 1,000, 200 and 200 by default.
+        resize: How a picture comes onto the canvas: ``letterbox`` (all of it, its proportions kept, the rest filled),
+            ``stretch``, or ``native``: training crops the canvas out of the picture as it is, evaluation sees each
+            picture in its own size.
+        tile: Evaluate by overlapping tiles of this height and width, for pictures too large for one pass; needs
+            ``resize: native``.
+        tile_overlap: Fraction of a tile that neighbors share; objects should fit into it.
+    """
+
+    num_scenes: dict[str, int] | None = None
+    resize: Literal["letterbox", "stretch", "native"] = "letterbox"
+    tile: int | tuple[int, int] | None = None
+    tile_overlap: float = 0.25
+
+
+def refuse_set(data: object, keys: Iterable[str], reason: str) -> None:
+    """Refuse arguments that have no effect.
+
+    Raises:
+        UserError: Naming the first of ``keys`` that is set, and the reason.
+    """
+    for key in keys:
+        if getattr(data, key) is not None:
+            raise UserError(f"data.{key} is set, but {reason}")

@@ -1,0 +1,1 @@
+"""The one writer of each format of annotations; ``datamodules.readers`` has the readers."""

@@ -1,0 +1,178 @@
+"""The cache of decoded images: where it lies, who builds it, what makes it stale."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from datamodules import cache
+from datamodules.cache import DecodedCache
+from datamodules.common.errors import UserError
+from datamodules.common.locks import Watch, only_one_builds, token
+from datamodules.loaders import read_record
+
+WAIT_SECONDS = 60  # until a test gives up, not what it measures
+
+
+def write_pictures(folder: Path, count: int = 3, seed: int = 0) -> list[dict]:
+    """Bitmaps of one size: other pixels leave the file's size as it is."""
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(seed)
+    paths = [str(folder / f"{i}.bmp") for i in range(count)]
+    for path in paths:
+        cv2.imwrite(path, rng.integers(0, 256, (5, 7, 3)).astype(np.uint8))
+    return [{"image": path, "path": path} for path in paths]
+
+
+READ = partial(read_record, channels=3, dtype="uint8")
+
+
+def test_the_cache_is_the_users_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
+    made = DecodedCache.build(write_pictures(tmp_path / "pictures"), READ)
+    assert made.path.parent == tmp_path / "mine" / "pipelines" / "decoded"
+    assert made.path.parent.stat().st_mode & 0o777 == 0o700
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    assert cache.user_folder() == tmp_path / "home" / ".cache" / "pipelines" / "decoded"
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(UserError, match=r"belongs to another user.*data\.cache_dir"):
+        DecodedCache.build(write_pictures(tmp_path / "pictures"), READ)
+
+
+def test_new_pixels_in_a_file_of_the_same_size_are_decoded_again(tmp_path):
+    records = write_pictures(tmp_path / "pictures")
+    first = DecodedCache.build(records, READ, str(tmp_path))
+    before = os.stat(records[0]["path"])
+    write_pictures(tmp_path / "pictures", seed=1)
+    os.utime(records[0]["path"], ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert os.path.getsize(records[0]["path"]) == before.st_size
+    second = DecodedCache.build(records, READ, str(tmp_path))
+    assert second.path != first.path
+    for record in records:
+        assert np.array_equal(second.read(record)["image"], READ(record)["image"])
+
+
+def test_other_settings_of_the_decoder_have_a_cache_of_their_own(tmp_path):
+    records = write_pictures(tmp_path / "pictures")
+    readers = [partial(read_record, channels=c, dtype=d) for c, d in ((3, "uint8"), (1, "uint8"), (3, "float32"))]
+    made = [DecodedCache.build(records, read, str(tmp_path)) for read in readers]
+    assert len({one.path for one in made}) == 3
+    for one, read in zip(made, readers, strict=True):
+        image = one.read(records[1])["image"]
+        assert image.dtype == read(records[1])["image"].dtype
+        assert np.array_equal(image, read(records[1])["image"])
+
+
+def test_one_process_decodes_all_images_and_the_others_none(tmp_path):
+    records = write_pictures(tmp_path / "pictures", 4)
+    reads: Counter[str] = Counter()
+
+    def read(record: dict) -> dict:
+        reads[record["path"]] += 1
+        return READ(record)
+
+    DecodedCache.build(records, read, str(tmp_path))
+    reads.clear()
+    threads = [threading.Thread(target=DecodedCache.build, args=(records, read, str(tmp_path))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert reads == {records[0]["path"]: 3}  # the first tells type and channels
+    assert not list(tmp_path.glob("*.lock"))
+
+
+# The lock.
+
+
+def test_the_others_wait_until_the_builder_is_done(tmp_path):
+    """The builder goes on when each of the others has looked twice: nobody else may have started by then."""
+    done, all_waiting = threading.Event(), threading.Event()
+    looks: Counter[int] = Counter()
+    builders = []
+
+    def finished() -> bool:
+        looks[threading.get_ident()] += 1
+        if sum(count >= 3 for count in looks.values()) == 3:
+            all_waiting.set()
+        return done.is_set()
+
+    def work() -> None:
+        with only_one_builds(tmp_path / "lock", finished, poll=0.01) as mine:
+            if mine:
+                builders.append(threading.get_ident())
+                all_waiting.wait(WAIT_SECONDS)
+                done.set()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_SECONDS)
+    assert len(builders) == 1
+    assert all_waiting.is_set()
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_builder_that_fails_leaves_the_work_to_the_next(tmp_path):
+    def fail() -> None:
+        with only_one_builds(tmp_path / "lock", lambda: False) as mine:
+            assert mine
+            raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        fail()
+    with only_one_builds(tmp_path / "lock", lambda: False) as mine:
+        assert mine
+
+
+def test_a_builder_shows_that_it_is_alive(tmp_path):
+    lock = tmp_path / "lock"
+    beaten = threading.Event()
+    with only_one_builds(lock, lambda: False, beat=0.01):
+        os.utime(lock, (0, 0))
+        for _ in range(100 * WAIT_SECONDS):
+            if lock.stat().st_mtime > 0:
+                beaten.set()
+                break
+            threading.Event().wait(0.01)
+    assert beaten.is_set()
+
+
+def test_a_lock_is_stale_when_its_stamp_stands_still():
+    """By the waiter's own clock, as clocks of several machines differ; a new stamp starts the time anew."""
+    watch = Watch(seconds=60)
+    assert not watch.stale((1, 500), now=1000)
+    assert not watch.stale((1, 500), now=1059)
+    assert not watch.stale((1, 501), now=1061)
+    assert not watch.stale((1, 501), now=1120)
+    assert not watch.stale((2, 501), now=1122)  # another builder's lock
+    assert watch.stale((2, 501), now=1183)
+
+
+def test_the_lock_of_a_silent_builder_elsewhere_is_taken(tmp_path):
+    (tmp_path / "lock").write_text("elsewhere 1 0")
+    with only_one_builds(tmp_path / "lock", lambda: False, stale=0.05, poll=0.01) as mine:
+        assert mine
+    assert not (tmp_path / "lock").exists()
+
+
+def test_the_lock_of_a_dead_process_here_is_taken_at_once(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    (tmp_path / "lock").write_text(token(int(ended.stdout)))
+    with only_one_builds(tmp_path / "lock", lambda: False, stale=1e9, poll=0.01) as mine:
+        assert mine
