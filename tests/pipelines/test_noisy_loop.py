@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from datamodules import ClassificationData
 from datamodules.common.errors import UserError
 from datamodules.readers.lists import read_paths
 from pipelines.__main__ import main
-from pipelines.noisy_student import command, data_stage, launching, manifest, stages
-from pipelines.noisy_student.kinds import images
+from pipelines.noisy_student import command, data_stage, evaluation, launching, manifest, stages
+from pipelines.noisy_student import loop as loop_module
+from pipelines.noisy_student.kinds import boxes, images
+from pipelines.noisy_student.kinds.base import Kind
 from pipelines.noisy_student.loop import best_generation, stage_seed, steps_per_epoch, with_content
 from pipelines.noisy_student.reading import read_settings
 from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings
@@ -440,6 +443,70 @@ def test_flags_speak_of_what_the_config_names(tmp_path):
     assert settings.trainer["wandb"]["mode"] == "off"
     with pytest.raises(UserError, match=r"--data.val_fractoin; did you mean --data.val_fraction"):
         read_settings(["noisy-student", "--config", str(path), "--data.val_fractoin", "0.3"])
+
+
+FINISHED = json.loads(Path(__file__).with_name("finished_loops.json").read_text())
+
+
+@pytest.mark.parametrize("kind", list(FINISHED))
+def test_a_loop_that_an_older_version_finished_is_not_done_again(kind, monkeypatch, capfd):
+    """Manifests as commit 93d963b wrote them: the keys of the stages are the same, so all of them are taken."""
+    old = FINISHED[kind]
+    for name, stage_manifest in old["manifests"].items():
+        directory = Path("runs", "loop", "seed0", name)
+        directory.mkdir(parents=True)
+        (directory / "manifest.json").write_text(json.dumps(stage_manifest))
+        for output in stage_manifest["outputs"].values():
+            (directory / output["file"]).touch()
+    Path("runs/loop/seed0/data/truth.json").write_text(json.dumps({"class_names": old["class_names"], "val": []}))
+    for name, number in old["images"].items():
+        Path("runs/loop/seed0", name, "selection.json").write_text(json.dumps({"images": number}))
+    Path("loop.yaml").write_text(old["config"])
+    monkeypatch.setattr(Kind, "score", lambda self, file, truth: old["scores"][file.parent.name])
+    monkeypatch.setattr(loop_module, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(boxes, "IGNORE", 0.001)
+    assert loop("runs", Path("loop.yaml")) == 0
+    assert capfd.readouterr().out.count("done before") == len(old["manifests"])
+
+
+def test_a_launched_loop_evaluates_behind_the_launcher(world, monkeypatch):
+    """As it trains and labels: the process that starts the loop may have no accelerator."""
+    seen = []
+
+    def launched(words: list[str], check: bool) -> subprocess.CompletedProcess:
+        seen.append(words[:4])
+        return subprocess.CompletedProcess(words, in_child(lambda: evaluation.main(words[4:])))
+
+    monkeypatch.setattr(launching.subprocess, "run", launched)
+    flags = ["--launch", "[srun]", "--trainer.devices", "1"]
+    settings = read_settings(["noisy-student", "--config", str(world / "loop.yaml"), *flags])
+    data = data_stage.read_data(settings)
+    student = stage(world / "whole", "student1") / "student.ckpt"
+    Path("again").mkdir()
+    assert stages.evaluate(Path("again"), settings, data, student) == {"val": "val.parquet", "test": "test.parquet"}
+    assert seen == [["srun", sys.executable, "-m", "pipelines.noisy_student.evaluation"]]
+    old = digests(world / "whole")["student1"]
+    assert {split: manifest.digest_of(Path("again", f"{split}.parquet")) for split in ("val", "test")} == {
+        split: old[split] for split in ("val", "test")
+    }
+
+
+def test_all_seeds_decode_the_pool_once(monkeypatch):
+    write_images(Path("pictures"), {f"{s}/{c}": 3 for s in ("train", "val") for c in "ab"}, (8, 8))
+    write_images(Path("pool"), {"x": 5}, (9, 9))
+    Path("loop.yaml").write_text(CONFIG.format(source="pictures").replace("labels_per_class: 4", "pool: pool"))
+    settings = read_settings(["noisy-student", "--config", "loop.yaml", "--seeds", "[0, 1]"])
+    data = data_stage.read_data(settings)
+    read, decoded = data.make_reader(), []
+
+    def counting(record):
+        decoded.append(record["path"])
+        return read(record)
+
+    monkeypatch.setattr(data, "make_reader", lambda: counting)
+    for seed in settings.seeds:
+        loop_module.start(Path("loop", f"seed{seed}"), settings, data, seed)
+    assert len(decoded) == len(set(decoded)) == 5 + 6
 
 
 def test_what_the_data_lacks_is_said_before_anything_is_trained(tmp_path, capsys):
