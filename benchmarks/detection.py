@@ -22,9 +22,9 @@ from benchmarks.training import Marked, beside, make_task, ours
 from datamodules import DetectionData
 from datamodules.transforms.augment import DetectionAugment
 from tasks import Detection
-from tasks.base import Batch
 from tasks.detection.detectors.parts import read_targets
-from tasks.optim import build_optimizer
+from tasks.hooks import Batch
+from tasks.optimizers import build_optimizer
 
 BACKBONE = "resnet18"
 WIDTH = 64

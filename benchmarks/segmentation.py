@@ -26,7 +26,7 @@ from datamodules import SegmentationData
 from datamodules.common.batch import IGNORE
 from datamodules.transforms.augment import Augment
 from tasks import Segmentation
-from tasks.base import Batch
+from tasks.hooks import Batch
 from tasks.segmentation.losses import segmentation_loss
 from tasks.segmentation.metrics import SegmentationMetrics
 

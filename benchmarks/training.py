@@ -26,8 +26,9 @@ from datamodules.base import DataModule
 from pipelines.run.tracking import Wandb
 from pipelines.trainer import Trainer
 from tasks import Classification
-from tasks.base import Batch, Task
-from tasks.optim import build_optimizer
+from tasks.base import Task
+from tasks.hooks import Batch
+from tasks.optimizers import build_optimizer
 
 Made = str | Callable[[], Task]
 """A backbone, for the classification task with its defaults; or what makes another task."""

@@ -45,13 +45,13 @@ from pipelines.run.directory import find_checkpoint
 from pipelines.run.loading import Carried, Loaded, load, read_carried
 from pipelines.run.tracking import WandbRun
 from pipelines.trainer import Trainer
-from tasks.base import Task
+from tasks.hooks import TaskHooks
 
 #: Arguments of a command that are no flags.
 NOT_FLAGS = {"self", "trainer", "model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
 #: Arguments that every command has, with their types.
 COMMON = {
-    "model": Task,
+    "model": TaskHooks,
     "data": DataModule,
     "trainer": Trainer,
     "name": str | None,
@@ -123,7 +123,7 @@ class CLI(LightningCLI):
     def __init__(self, command: Command, args: list[str], loaded: Loaded | None = None) -> None:
         self.command, self.loaded, self.trust = command, loaded, trusted(args)
         super().__init__(
-            Task,
+            TaskHooks,
             DataModule,
             trainer_class=Trainer,
             save_config_callback=None,

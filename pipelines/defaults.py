@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.callbacks import Callback, ModelSummary, ProgressBar
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
 from datamodules.common.errors import UserError
 from pipelines.callbacks.progress import ProgressBar as OwnProgressBar
+from pipelines.callbacks.summary import ModelSummary as OwnModelSummary
 from pipelines.hardware import SyncBatchNorm
 from pipelines.run.checkpoints import AtomicCheckpointIO
 
@@ -35,12 +36,14 @@ def check_arguments(
         )
 
 
-def with_own_callbacks(given: list[Callback] | Callback | None, *, progress_bar: bool) -> list[Callback]:
-    """The given callbacks, and our progress bar unless there is one or none is wanted."""
+def with_own_callbacks(given: list[Callback] | Callback | None, *, progress_bar: bool, summary: bool) -> list[Callback]:
+    """The given callbacks, and our progress bar and summary unless there is one or none is wanted."""
     callbacks = [given] if isinstance(given, Callback) else list(given or [])
     has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     if progress_bar and not has_bar:
         callbacks.append(OwnProgressBar())
+    if summary and not any(isinstance(callback, ModelSummary) for callback in callbacks):
+        callbacks.append(OwnModelSummary())
     return callbacks
 
 

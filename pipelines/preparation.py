@@ -32,6 +32,8 @@ from pipelines.run.directory import (
 from pipelines.run.metrics_file import MetricsCSV
 from pipelines.run.student import task_config
 from pipelines.run.tracking import Wandb, wandb_logger
+from tasks.checks import TrainingPlan
+from tasks.hooks import TaskHooks
 from tasks.noisy_student import NoisyStudent
 
 
@@ -69,7 +71,7 @@ class RunTrainer(pl.Trainer):
 
 def prepare(
     trainer: pl.Trainer,
-    model: pl.LightningModule,
+    model: TaskHooks,
     datamodule: pl.LightningDataModule | None,
     stage: str,
     *,
@@ -87,38 +89,37 @@ def prepare(
     Raises:
         UserError: If model and data do not fit together, or the data cannot be used.
     """
-    if weights_follow and hasattr(model, "load_pretrained"):
-        model.load_pretrained = False
+    if weights_follow:
+        model.taught.load_pretrained = False
     if datamodule is not None:
         _refuse_batch_hooks(datamodule)
         datamodule.trainer = trainer  # Lightning attaches it later; the number of ranks decides what a batch needs
         datamodule.setup(stage)
-        if isinstance(getattr(datamodule, "class_names", None), list) and hasattr(model, "resolve"):
+        if isinstance(getattr(datamodule, "class_names", None), list):
             source = str(getattr(datamodule, "source", type(datamodule).__name__))
             model.resolve(datamodule.spec(), source)  # type: ignore[attr-defined]
     model.configure_model()
 
 
-def check_training(trainer: RunTrainer, model: pl.LightningModule, datamodule: pl.LightningDataModule | None) -> None:
+def check_training(trainer: RunTrainer, model: TaskHooks, datamodule: pl.LightningDataModule | None) -> None:
     """Ask the task whether it can be trained with these settings.
 
     Raises:
         UserError: Naming the setting that does not fit.
     """
-    if not hasattr(model, "check_training"):
-        return
     monitors = [getattr(callback, "monitor", None) for callback in trainer.callbacks]
-    model.check_training(  # type: ignore[operator]
+    plan = TrainingPlan(
         batch_size=getattr(datamodule, "batch_size", None),
         has_validation=_has_validation(datamodule),
         has_end=trainer.max_epochs != -1 or trainer.max_steps != -1,
         monitors=[monitor for monitor in monitors if isinstance(monitor, str)],
     )
+    model.check_training(plan)
 
 
 def start_evaluation(
     trainer: RunTrainer,
-    model: pl.LightningModule,
+    model: TaskHooks,
     datamodule: pl.LightningDataModule | None,
     ckpt_path: str | None,
     command: str,
@@ -134,7 +135,7 @@ def start_evaluation(
     """
     checkpoint = find_checkpoint(trainer.runs_dir, trainer.run_name, ckpt_path)
     prepare(trainer, model, datamodule, command, weights_follow=True)
-    check_fits(checkpoint, model)
+    check_fits(checkpoint, model.taught)
     check_data(checkpoint, datamodule)
     trainer.run_dir = run_of_checkpoint(checkpoint) or (Path(output) if output else _new_run(trainer))
     rank_zero_info(f"Using {checkpoint}.")
@@ -146,7 +147,7 @@ def start_evaluation(
 
 def start_run(
     trainer: RunTrainer,
-    model: pl.LightningModule,
+    model: TaskHooks,
     datamodule: pl.LightningDataModule | None,
     run: Path | None,
     checkpoint: Path | None,
@@ -208,14 +209,14 @@ def _resolved_config(trainer: RunTrainer, model: Any, datamodule: Any) -> dict[s
 
 
 def _add_checkpoints(
-    trainer: RunTrainer, model: pl.LightningModule, datamodule: pl.LightningDataModule | None, folder: Path
+    trainer: RunTrainer, model: TaskHooks, datamodule: pl.LightningDataModule | None, folder: Path
 ) -> None:
     if trainer.adds_checkpoints:
         best = KeepBest(
             dirpath=folder,
             filename="best",
-            monitor=getattr(model, "monitor", None) if _has_validation(datamodule) else None,
-            mode=getattr(model, "mode", "min"),
+            monitor=model.taught.monitor if _has_validation(datamodule) else None,
+            mode=model.taught.mode,
             enable_version_counter=False,
         )
         last = SaveLast(

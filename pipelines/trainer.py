@@ -22,6 +22,7 @@ from pipelines.preparation import RunTrainer, check_training, prepare, print_met
 from pipelines.run.checkpoints import check_data, check_fits
 from pipelines.run.directory import find_checkpoint, find_resume
 from pipelines.run.tracking import Wandb
+from tasks.hooks import TaskHooks
 from tasks.noisy_student import NoisyStudent
 
 
@@ -72,7 +73,11 @@ class Trainer(RunTrainer):
             log_every_n_steps=log_every_n_steps,
             use_distributed_sampler=use_distributed_sampler,
         )
-        callbacks = with_own_callbacks(callbacks, progress_bar=enable_progress_bar is not False)
+        callbacks = with_own_callbacks(
+            callbacks,
+            progress_bar=enable_progress_bar is not False,
+            summary=kwargs.get("enable_model_summary") is not False,
+        )
         plugins = with_own_plugins(kwargs.pop("plugins", None), kwargs.get("strategy"), sync_batchnorm=sync_batchnorm)
         has_checkpoints = any(isinstance(callback, Checkpoint) for callback in callbacks)
         if benchmark is None:
@@ -126,7 +131,7 @@ class Trainer(RunTrainer):
 
     def fit(  # type: ignore[override]
         self,
-        model: pl.LightningModule,
+        model: TaskHooks,
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
@@ -163,7 +168,7 @@ class Trainer(RunTrainer):
         prepare(self, model, datamodule, "fit", weights_follow=checkpoint is not None)
         check_training(self, model, datamodule)
         if checkpoint is not None:
-            check_fits(checkpoint, model)
+            check_fits(checkpoint, model.taught)
             if run is not None:
                 check_data(checkpoint, datamodule)
         start = None if checkpoint is None else str(checkpoint)
@@ -182,7 +187,7 @@ class Trainer(RunTrainer):
 
     def validate(  # type: ignore[override]
         self,
-        model: pl.LightningModule,
+        model: TaskHooks,
         dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
         ckpt_path: str | None = None,
@@ -206,7 +211,7 @@ class Trainer(RunTrainer):
 
     def test(  # type: ignore[override]
         self,
-        model: pl.LightningModule,
+        model: TaskHooks,
         dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
         ckpt_path: str | None = None,
@@ -231,7 +236,7 @@ class Trainer(RunTrainer):
 
     def predict(  # type: ignore[override]
         self,
-        model: pl.LightningModule,
+        model: TaskHooks,
         dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
         ckpt_path: str | None = None,
@@ -270,12 +275,10 @@ class Trainer(RunTrainer):
         return writer.directory
 
 
-def _check_prediction(
-    model: pl.LightningModule, source: str | None, output: str | None, box_formats: list[BoxFormat]
-) -> None:
+def _check_prediction(model: TaskHooks, source: str | None, output: str | None, box_formats: list[BoxFormat]) -> None:
     if source is not None and not Path(source).exists():
         raise UserError(f"--source {source} does not exist in {Path.cwd()}. Give a folder, an image or a video.")
-    if list(box_formats) != ["coco"] and not hasattr(model, "detector"):
+    if list(box_formats) != ["coco"] and not model.taught.finds_boxes:
         raise UserError(f"--box_formats is {box_formats}, but a {type(model).__name__} finds no boxes: leave it out.")
     if source is None or output is None:
         return

@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import logging
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import PatchEmbed, convert_sync_batchnorm
-from timm.models import load_state_dict
 from torch import nn
 
 import tasks.networks  # noqa: F401  # registers our nets with timm
 from datamodules.common.errors import UserError
-
-HUB_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
+from tasks.pretrained import HUB_PREFIXES, classifier_names, create_from_file, net_config
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
@@ -64,15 +60,10 @@ def check_backbone(name: str) -> None:
             raise UserError(f"model.backbone: '{architecture}' has no weights tagged '{tag}'; {hint}.")
 
 
-def _config(name: str) -> Any:
-    """What timm says about a net and its weights; None for nets that are described elsewhere (`hf-hub:`)."""
-    return None if name.startswith(HUB_PREFIXES) else timm.get_pretrained_cfg(name)
-
-
 def default_image_size(name: str) -> tuple[int, int]:
     """Height and width in pixels that a net was made for (of its default weights, or of those that a tag names)."""
     check_backbone(name)
-    config = _config(name)
+    config = net_config(name)
     _, height, width = config.input_size if config else (3, 224, 224)
     return height, width
 
@@ -93,84 +84,11 @@ def normalization(model: nn.Module, in_chans: int) -> tuple[list[float], list[fl
     return result[0], result[1]
 
 
-class _UnfittingKeys(logging.Handler):
-    """Collects the keys that did not fit when timm loads weights non-strictly: it only logs them."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.missing: list[str] = []
-        self.unexpected: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if found := re.match(r"(Missing|Unexpected) keys \((.*?)\)", record.getMessage()):
-            (self.missing if found[1] == "Missing" else self.unexpected).extend(found[2].split(", "))
-
-    def __enter__(self) -> _UnfittingKeys:
-        self.logger = logging.getLogger("timm.models._builder")
-        self.before = self.logger.level, self.logger.propagate
-        self.logger.setLevel(logging.INFO)
-        self.logger.propagate = False
-        self.logger.addHandler(self)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.logger.removeHandler(self)
-        self.logger.level, self.logger.propagate = self.before
-
-
-def _classifier_names(config: Any) -> tuple[str, ...]:
-    names = (config.get("classifier") if isinstance(config, dict) else getattr(config, "classifier", None)) or ()
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _short(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
-
-
-def _file_overlay(name: str, file: str) -> dict[str, Any]:
-    """What makes timm load a local file: its path, and the number of classes in it (-1: it has no classifier)."""
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise UserError(f"model.pretrained: no such file: {file} (true loads the net's own weights from the hub).")
-    try:
-        weights = load_state_dict(str(path))
-    except Exception as error:
-        raise UserError(
-            f"model.pretrained: {file} cannot be read as weights (.safetensors, .pth, .bin). What holds other objects"
-            " than tensors is not loaded, since that would run its code: save the state_dict alone."
-        ) from error
-    config = _config(name)
-    rows = [len(weights[f"{head}.weight"]) for head in _classifier_names(config) if f"{head}.weight" in weights]
-    return {"file": str(path), "num_classes": rows[0] if rows else -1}
-
-
-def _create_from_file(name: str, file: str, arguments: dict[str, Any]) -> nn.Module:
-    overlay = _file_overlay(name, file)
-    features = bool(arguments.get("features_only"))
-    with _UnfittingKeys() as keys:
-        try:
-            model: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
-        except RuntimeError as error:
-            if "loading state_dict" not in str(error):
-                raise
-            reasons = [line.strip() for line in str(error).splitlines()[1:]]
-            raise UserError(f"model.pretrained: {file} does not fit '{name}': {_short(reasons)}") from error
-    heads = tuple(f"{head}." for head in _classifier_names(_config(name) or model.pretrained_cfg))
-    # A pyramid has lost its head after loading, and with it what may be missing or too much.
-    kept = {key.removeprefix("model.") for key in model.state_dict()} if features else set(keys.missing)
-    missing = [key for key in keys.missing if key in kept and not key.startswith(heads)]
-    unexpected = [] if features else [key for key in keys.unexpected if not key.startswith(heads)]
-    if missing or unexpected:
-        parts = [f"{what} {_short(found)}" for what, found in (("lacks", missing), ("has also", unexpected)) if found]
-        raise UserError(f"model.pretrained: {file} does not fit '{name}': it {'; it '.join(parts)}.")
-    return model
-
-
 def create_net(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> nn.Module:
     """timm.create_model with messages for people."""
     try:
         if isinstance(pretrained, str):
-            return _create_from_file(name, pretrained, arguments)
+            return create_from_file(name, pretrained, arguments)
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
         return model
     except TypeError as error:
@@ -204,7 +122,7 @@ def net_arguments(
     """
     check_backbone(name)
     arguments: dict[str, Any] = {"in_chans": in_chans}
-    config = _config(name)
+    config = net_config(name)
     if image_size and config and config.fixed_input_size:
         arguments["img_size"] = tuple(image_size)
     arguments |= {key: rate for key, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)) if rate}
@@ -316,7 +234,7 @@ def synchronised_norms(module: nn.Module) -> nn.Module:
 
 def head_parameters(model: nn.Module) -> set[str]:
     """Names of the classifier's parameters; empty for nets without one (pyramids, `num_classes` 0)."""
-    heads = _classifier_names(getattr(model, "pretrained_cfg", None) or {})
+    heads = classifier_names(getattr(model, "pretrained_cfg", None) or {})
     return {name for name, _ in model.named_parameters() if name.startswith(tuple(f"{head}." for head in heads))}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,11 +10,18 @@ from torchmetrics import Metric, MetricCollection
 
 from datamodules.common.errors import UserError
 from tasks.backbones import create_classifier, head_parameters
-from tasks.base import Batch, Task
+from tasks.base import Task
+from tasks.checks import TrainingPlan
 from tasks.device_augment import color_jitter, mix, random_erasing
+from tasks.hooks import Batch
 from tasks.losses import classification_loss
 from tasks.metrics import ClassificationMetrics, MultiLabelMetrics
 from tasks.optim import Optim
+
+#: Axes that test-time augmentation flips.
+VIEWS = {"hflip": (3,), "vflip": (2,), "rot180": (2, 3)}
+#: Fraction of a soft label above which it is shown as its class alone.
+SURE = 0.999
 
 
 class Classification(Task):
@@ -122,6 +128,11 @@ class Classification(Task):
         self.save_hyperparameters(ignore=["optim"])
         self.remember_arguments()
 
+    @property
+    def mixes(self) -> bool:
+        """Whether mixup or cutmix is on."""
+        return self.mixup > 0 or self.cutmix > 0
+
     def build_network(self) -> nn.Module:
         """The timm classifier; input is a normalised float (B, C, H, W), output logits (B, K)."""
         if self.multi_label is None:
@@ -149,16 +160,14 @@ class Classification(Task):
             grad_checkpointing=self.grad_checkpointing,
         )
 
-    def check_training(
-        self, *, batch_size: int | None, has_validation: bool, has_end: bool, monitors: Sequence[str] = ()
-    ) -> None:
+    def check_training(self, plan: TrainingPlan) -> None:
         """As the base, and: mixup and cutmix mix pairs of images, so they need an even batch size."""
-        super().check_training(batch_size=batch_size, has_validation=has_validation, has_end=has_end, monitors=monitors)
-        if (self.mixup or self.cutmix) and batch_size is not None and batch_size % 2:
+        super().check_training(plan)
+        if self.mixes and plan.batch_size is not None and plan.batch_size % 2:
             key = "mixup" if self.mixup else "cutmix"
             raise UserError(
                 f"model.{key} is {getattr(self, key)}, which mixes pairs of images, but data.batch_size is"
-                f" {batch_size}: set it to an even number."
+                f" {plan.batch_size}: set it to an even number."
             )
 
     def head_names(self) -> set[str]:
@@ -175,7 +184,7 @@ class Classification(Task):
 
     def augment(self, batch: Batch) -> Batch:
         """Jitter, erasing, mixup and cutmix, in that order; images become float32 in [0, 1] where any is on."""
-        if not (self.jitter or self.erasing or self.mixup or self.cutmix):
+        if not (self.jitter or self.erasing or self.mixes):
             return batch
         image = batch["image"]
         image = image.float() / 255 if image.dtype == torch.uint8 else image.clone()
@@ -184,7 +193,7 @@ class Classification(Task):
         if self.erasing:
             image = random_erasing(image, self.erasing, self.mean, self.std)
         batch = {**batch, "image": image}
-        if self.mixup or self.cutmix:
+        if self.mixes:
             batch = mix(batch, int(self.num_classes or 0), self.mixup, self.cutmix, self.mix_prob)
         return batch
 
@@ -210,13 +219,7 @@ class Classification(Task):
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """``logits`` and ``probabilities``, float32 (B, K); with test-time augmentation the mean over the views."""
         image = batch["image"]
-        views = [image]
-        if "hflip" in self.tta:
-            views.append(image.flip(3))
-        if "vflip" in self.tta:
-            views.append(image.flip(2))
-        if "rot180" in self.tta:
-            views.append(image.flip(2, 3))
+        views = [image, *(image.flip(VIEWS[name]) for name in VIEWS if name in self.tta)]
         logits = [self(view).float() for view in views]
         probabilities = torch.stack([x.sigmoid() if self.multi_label else x.softmax(1) for x in logits]).mean(0)
         if len(views) == 1:
@@ -274,9 +277,13 @@ class Classification(Task):
             return [class_names[k] for k in label.tolist()]
         if self.multi_label:
             return [";".join(n for n, y in zip(class_names, r, strict=True) if y >= 0.5) for r in label.tolist()]
-        names = []
-        for row in label:
-            top = row.topk(min(2, len(row)))
-            parts = [f"{class_names[int(k)]} {v:.2f}" for v, k in zip(*top, strict=True) if v > 0]
-            names.append(parts[0].split(" ")[0] if row.max() > 0.999 else " ".join(parts))
-        return names
+        return [_soft_name(row, class_names) for row in label]
+
+
+def _soft_name(label: Tensor, class_names: list[str]) -> str:
+    """The class of a soft label (K,), or its two most probable ones with their fractions."""
+    fractions, classes = label.topk(min(2, len(label)))
+    if fractions[0] > SURE:
+        return class_names[int(classes[0])]
+    pairs = zip(fractions.tolist(), classes.tolist(), strict=True)
+    return " ".join(f"{class_names[k]} {fraction:.2f}" for fraction, k in pairs if fraction > 0)

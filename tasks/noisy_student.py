@@ -10,18 +10,19 @@ Beside it, as baselines on the same data, two online methods, whose teacher labe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from datamodules.common.errors import UserError
-from tasks.base import Batch, Task
+from tasks.base import Task
+from tasks.checks import TrainingPlan
 from tasks.classification import Classification
 from tasks.detection.task import Detection
+from tasks.hooks import Batch, TaskHooks
+from tasks.joined import join_batches
 from tasks.online_teacher import (
     MeanTeacher,
     TeacherKind,
@@ -30,9 +31,10 @@ from tasks.online_teacher import (
     fixmatch_loss,
     refuse_data,
 )
+from tasks.student import own_arguments, refuse_own_hooks, save_as_the_students, without_noise
 
 
-class NoisyStudent(Task):
+class NoisyStudent(TaskHooks):
     """Trains a student on ``{"labeled": batch, "unlabeled": batch}``; its checkpoints are the student's own.
 
     Both halves go through the network as one batch, which matters for batch norm. Labels of the unlabelled half are
@@ -77,35 +79,19 @@ class NoisyStudent(Task):
         burn_in_steps: int = 0,
         noise: bool = True,
     ) -> None:
-        if isinstance(student, NoisyStudent):
-            raise UserError("model.student is a NoisyStudent; give an ordinary task, for example Classification.")
-        given = {"loss": loss, "labels": labels, "temperature": temperature, "smoothing": smoothing}
-        check_teacher(
-            teacher, student, {**given, "threshold": threshold, "ema_decay": ema_decay, "burn_in_steps": burn_in_steps}
-        )
+        if not isinstance(student, Task):
+            raise UserError(
+                f"model.student is a {type(student).__name__}; give an ordinary task, for example Classification."
+            )
+        refuse_own_hooks(student)
+        given: dict[str, Any] = {"loss": loss, "labels": labels, "temperature": temperature, "smoothing": smoothing}
+        given |= {"threshold": threshold, "ema_decay": ema_decay, "burn_in_steps": burn_in_steps}
+        check_teacher(teacher, student, given)
         if unlabeled_weight < 0:
             raise UserError(f"model.unlabeled_weight is {unlabeled_weight}; it must be 0 or more.")
-        if temperature <= 0:
-            raise UserError(f"model.temperature is {temperature}; it must be above 0 (1 leaves the labels alone).")
-        if not 0 <= smoothing < 1:
-            raise UserError(f"model.smoothing is {smoothing}; it must be at least 0 and below 1.")
-        if labels == "hard" and temperature != 1:
-            raise UserError(f"model.temperature is {temperature}, but model.labels is 'hard', which has none.")
-        if labels == "soft" and smoothing:
-            raise UserError(f"model.smoothing is {smoothing}, but model.labels is 'soft': soft labels need none.")
-        super().__init__(
-            num_classes=student.num_classes,
-            backbone=student.backbone,
-            optim=student.optim,
-            in_chans=student.in_chans,
-            image_size=student.image_size,
-            freeze_backbone=student.freeze_backbone,
-            unfreeze_at_epoch=student.unfreeze_at_epoch,
-            freeze_norm=student.freeze_norm,
-            channels_last=student.channels_last,
-            compile=student.compile_network,
-        )
-        _own_arguments(student)
+        _check_labels(labels, temperature, smoothing)
+        super().__init__()
+        own_arguments(student)
         self.student = student
         self.loss_scale = loss
         self.unlabeled_weight = unlabeled_weight
@@ -118,10 +104,14 @@ class NoisyStudent(Task):
         self.mean_teacher: MeanTeacher | None = None  # no sub-module: weight averaging and checkpoints have it not
         self._restored_teacher: dict[str, Any] | None = None
         # Checkpoints are the student's: the same names, so that `test` and the next generation take them unchanged.
-        self.register_state_dict_post_hook(_without_prefix)
-        self.register_load_state_dict_pre_hook(_with_prefix)
+        save_as_the_students(self)
 
-    # The student's network; it is registered once, as the student's.
+    @property
+    def taught(self) -> Task:
+        """The student."""
+        return self.student
+
+    # Before training.
 
     def resolve(self, spec: dict[str, Any], source: str) -> None:
         """Take what was left out from the data.
@@ -133,45 +123,21 @@ class NoisyStudent(Task):
         if (two_views := spec.pop("two_views", None)) is not None and two_views != (self.teacher != "offline"):
             refuse_data(self.teacher)
         self.student.resolve(spec, source)
-        for key in spec:
-            if hasattr(self, key):
-                setattr(self, key, getattr(self.student, key))
 
     def configure_model(self) -> None:
         """Build the student's network, once."""
-        if self.student.network is None:
-            self.student.load_pretrained = self.load_pretrained
-            self.student.configure_model()
-            if not self.noise:
-                assert self.student.network is not None
-                without_noise(self.student.network)
-        # Seen here, registered there: assigning a module would register it twice.
-        self.__dict__["network"] = self.student.network
-        self.__dict__["eval_metrics"] = self.student.eval_metrics
-        self.monitor, self.mode = self.student.monitor, self.student.mode
-        self.train(self.training)
+        if self.student.network is not None:
+            return
+        self.student.configure_model()
+        if not self.noise:
+            assert isinstance(self.student.network, nn.Module)
+            without_noise(self.student.network)
 
-    def build_network(self) -> nn.Module:
-        """The student's."""
-        return self.student.build_network()
-
-    def build_metrics(self) -> nn.Module:
-        """The student's."""
-        return self.student.build_metrics()
-
-    def head_names(self) -> set[str]:
-        """The student's."""
-        return self.student.head_names()
-
-    def check_training(
-        self, *, batch_size: int | None, has_validation: bool, has_end: bool, monitors: Sequence[str] = ()
-    ) -> None:
+    def check_training(self, plan: TrainingPlan) -> None:
         """The student's checks, and: there is one kind of label."""
         if isinstance(self.student, Classification) and self.student.multi_label:
             raise UserError("model.student has several labels an image; noisy student needs one label an image.")
-        self.student.check_training(
-            batch_size=batch_size, has_validation=has_validation, has_end=has_end, monitors=monitors
-        )
+        self.student.check_training(plan)
 
     def forward(self, image: Tensor) -> Any:
         """The student's."""
@@ -212,7 +178,7 @@ class NoisyStudent(Task):
         """
         size, rest = len(labeled["image"]), len(unlabeled["image"])
         scale = (size + rest) / size if self.loss_scale == "code" else 1.0
-        joined = join_batches(labeled, unlabeled, self.num_classes)
+        joined = join_batches(labeled, unlabeled, self.student.num_classes)
         weights = [
             batch["weight"] if "weight" in batch else batch["image"].new_ones(n, dtype=torch.float32)
             for batch, n in ((labeled, size), (unlabeled, rest))
@@ -244,7 +210,7 @@ class NoisyStudent(Task):
             return self.student.loss(labeled)
         targets, kept = confident_labels(teacher.task, unlabeled, self.threshold)
         size, rest = len(labeled["image"]), len(unlabeled["image"])
-        joined = join_batches(labeled, {**unlabeled, **targets}, self.num_classes)
+        joined = join_batches(labeled, {**unlabeled, **targets}, self.student.num_classes)
         mine = labeled["weight"] if "weight" in labeled else torch.ones_like(kept[:1]).expand(size)
         # So that the mean over both is the mean of the labelled plus the weighted mean of the unlabelled.
         weights = [mine / size, self.unlabeled_weight * kept / rest]
@@ -259,22 +225,6 @@ class NoisyStudent(Task):
                 self.mean_teacher.load_state_dict(self._restored_teacher)
                 self._restored_teacher = None
         return self.mean_teacher
-
-    def predict(self, batch: Batch) -> dict[str, Any]:
-        """The student's."""
-        return self.student.predict(batch)
-
-    def update_metrics(self, batch: Batch, predictions: dict[str, Any]) -> None:
-        """The student's."""
-        self.student.update_metrics(batch, predictions)
-
-    def rows(self, batch: Batch, predictions: dict[str, Any], class_names: list[str]) -> list[dict[str, Any]]:
-        """The student's."""
-        return self.student.rows(batch, predictions, class_names)
-
-    def captions(self, batch: Batch, predictions: dict[str, Any] | None, class_names: list[str]) -> list[str]:
-        """The student's."""
-        return self.student.captions(batch, predictions, class_names)
 
     # Lightning's hooks.
 
@@ -300,7 +250,6 @@ class NoisyStudent(Task):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As an ordinary task's, with the student's arguments; the mean teacher under a key of its own."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["hyper_parameters"] = {**self.student.hparams, "pretrained": False}
         if self.mean_teacher is not None:
             checkpoint["mean_teacher"] = self.mean_teacher.state_dict()
 
@@ -310,81 +259,12 @@ class NoisyStudent(Task):
         self._restored_teacher = checkpoint.get("mean_teacher")
 
 
-def without_noise(network: nn.Module) -> None:
-    """Set dropout and stochastic depth of a network to 0, whatever its arguments and defaults say."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd | StochasticDepth):
-            module.p = 0.0
-        for name in ("drop_prob", "drop_rate"):  # timm's DropPath, and its nets that call F.dropout
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-
-
-def join_batches(first: Batch, second: Batch, num_classes: int | None) -> Batch:
-    """One batch of two; keys that only one has are left out.
-
-    Class numbers beside soft labels become one-hot, of images and of pixels; annotations of different number (boxes)
-    are filled up to the longer, with zeros, or -1 for ``labels``.
-
-    Args:
-        first: A batch of B images.
-        second: A batch of U images of the same size.
-        num_classes: K, for one-hot labels.
-    """
-    joined: Batch = {}
-    if ("soft_mask" in first) != ("soft_mask" in second):
-        first, second = (_with_soft_mask(batch, int(num_classes or 0)) for batch in (first, second))
-    for key in first:
-        if key not in second:
-            continue
-        a, b = first[key], second[key]
-        if isinstance(a, list):
-            joined[key] = [*a, *b]
-            continue
-        if key == "label" and a.is_floating_point() != b.is_floating_point():
-            a, b = (x if x.is_floating_point() else F.one_hot(x, int(num_classes or 0)).float() for x in (a, b))
-        if a.is_floating_point() != b.is_floating_point():  # an augmented image beside one of bytes
-            a, b = (x if x.is_floating_point() else x.float() / 255 for x in (a, b))
-        if a.ndim > 1 and key in ("boxes", "labels", "iscrowd", "masks"):
-            most = max(a.shape[1], b.shape[1])
-            a, b = (_filled(x, most, -1 if key == "labels" else 0) for x in (a, b))
-        joined[key] = torch.cat([a, b.to(a.dtype)])
-    return joined
-
-
-def _with_soft_mask(batch: Batch, num_classes: int) -> Batch:
-    """A batch whose masks are soft: one-hot where they were not, and nothing at ignored pixels, which do not count."""
-    if "soft_mask" in batch:
-        return batch
-    classes = torch.arange(num_classes, device=batch["mask"].device, dtype=batch["mask"].dtype).view(1, -1, 1, 1)
-    return {**batch, "soft_mask": (batch["mask"].unsqueeze(1) == classes).to(torch.float16)}
-
-
-def _filled(x: Tensor, most: int, value: int) -> Tensor:
-    missing = x.new_full((len(x), most - x.shape[1], *x.shape[2:]), value)
-    return torch.cat([x, missing], 1)
-
-
-def _own_arguments(student: Task) -> None:
-    """Give the student its own hyper-parameters: Lightning's command line stores the outermost module's in each.
-
-    https://github.com/Lightning-AI/pytorch-lightning/blob/master/src/lightning/pytorch/cli.py (_InstantiatorFn)
-    """
-    given = student.hparams.get("student")
-    if isinstance(given, dict):
-        mine = {"_class_path": given["class_path"], **given.get("init_args", {}), "optim": student.hparams["optim"]}
-        student.hparams.clear()
-        student.hparams.update(mine)
-
-
-PREFIX = "student."
-
-
-def _without_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    for name in [name for name in state_dict if name.startswith(prefix + PREFIX)]:
-        state_dict[prefix + name.removeprefix(prefix + PREFIX)] = state_dict.pop(name)
-
-
-def _with_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    for name in [n for n in state_dict if n.startswith(prefix) and not n.startswith(prefix + PREFIX)]:
-        state_dict[prefix + PREFIX + name.removeprefix(prefix)] = state_dict.pop(name)
+def _check_labels(labels: Literal["soft", "hard"], temperature: float, smoothing: float) -> None:
+    if temperature <= 0:
+        raise UserError(f"model.temperature is {temperature}; it must be above 0 (1 leaves the labels alone).")
+    if not 0 <= smoothing < 1:
+        raise UserError(f"model.smoothing is {smoothing}; it must be at least 0 and below 1.")
+    if labels == "hard" and temperature != 1:
+        raise UserError(f"model.temperature is {temperature}, but model.labels is 'hard', which has none.")
+    if labels == "soft" and smoothing:
+        raise UserError(f"model.smoothing is {smoothing}, but model.labels is 'soft': soft labels need none.")

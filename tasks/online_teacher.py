@@ -18,11 +18,14 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
+from datamodules.common.batch import IGNORE, NO_LABEL
 from datamodules.common.errors import UserError
-from tasks.base import Batch, Task
+from tasks.base import Task
 from tasks.classification import Classification
 from tasks.detection.task import Detection
-from tasks.segmentation.task import IGNORE, Segmentation
+from tasks.hooks import Batch
+from tasks.reproducibility import broadcast_buffers
+from tasks.segmentation.task import Segmentation
 
 TeacherKind = Literal["offline", "fixmatch", "mean_teacher"]
 #: Arguments that only some teachers have a use for, and what they are by default.
@@ -65,15 +68,8 @@ class MeanTeacher:
         """Take in the student's weights behind an optimiser step; on every rank the same."""
         self.updates += 1
         self.average.update(student, self.updates)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Weights are the same on all ranks, statistics of batch norms are not: rank 0's, as DDP does in training.
-            buffers = [b for b in self.task.buffers() if b.is_floating_point()]
-            for dtype in sorted({b.dtype for b in buffers}, key=str):
-                same = [b for b in buffers if b.dtype == dtype]
-                flat = torch.cat([b.flatten() for b in same])
-                torch.distributed.broadcast(flat, 0)
-                for buffer, part in zip(same, flat.split([b.numel() for b in same]), strict=True):
-                    buffer.copy_(part.view_as(buffer))
+        # Weights are the same on all ranks, statistics of batch norms are not: rank 0's, as DDP does in training.
+        broadcast_buffers([buffer for buffer in self.task.buffers() if buffer.is_floating_point()])
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -165,7 +161,7 @@ def _confident_boxes(teacher: Detection, image: Tensor, threshold: float) -> tup
     sure = [{k: v[f["scores"] >= threshold] for k, v in f.items()} for f in teacher.find(image)]
     most = max(len(found["labels"]) for found in sure)
     boxes = image.new_zeros((len(sure), most, 4), dtype=torch.float32)
-    labels = image.new_full((len(sure), most), -1, dtype=torch.int64)
+    labels = image.new_full((len(sure), most), NO_LABEL, dtype=torch.int64)
     for i, found in enumerate(sure):
         boxes[i, : len(found["boxes"])] = found["boxes"]
         labels[i, : len(found["labels"])] = found["labels"]
@@ -184,6 +180,12 @@ def check_teacher(teacher: TeacherKind, student: Task, given: dict[str, Any]) ->
     Raises:
         UserError: Naming the argument.
     """
+    _check_values(teacher, given)
+    if teacher != "offline":
+        _check_student(teacher, student)
+
+
+def _check_values(teacher: TeacherKind, given: dict[str, Any]) -> None:
     for key, value in given.items():
         default, users = USED_BY[key]
         if value != default and teacher not in users:
@@ -198,8 +200,9 @@ def check_teacher(teacher: TeacherKind, student: Task, given: dict[str, Any]) ->
         raise UserError(f"model.ema_decay is {decay}; it must be at least 0 and below 1, for example 0.999.")
     if given["burn_in_steps"] < 0:
         raise UserError(f"model.burn_in_steps is {given['burn_in_steps']}; it must be 0 or more.")
-    if teacher == "offline":
-        return
+
+
+def _check_student(teacher: TeacherKind, student: Task) -> None:
     kind = type(student).__name__
     if teacher == "fixmatch" and not isinstance(student, Classification):
         raise UserError(f"model.teacher is 'fixmatch', which is for Classification; for {kind} take mean_teacher.")
@@ -210,12 +213,13 @@ def check_teacher(teacher: TeacherKind, student: Task, given: dict[str, Any]) ->
             f"model.teacher is '{teacher}', which teaches boxes, but model.student.detector '{student.detector}' learns"
             " masks, too: take another detector, or model.teacher: offline."
         )
-    for key in ("mixup", "cutmix"):
-        if getattr(student, key, 0):
-            raise UserError(
-                f"model.student.{key} is {getattr(student, key)}, but model.teacher is '{teacher}', whose labels come"
-                " too late to be mixed: leave it out."
-            )
+    if isinstance(student, Classification):
+        for key, value in (("mixup", student.mixup), ("cutmix", student.cutmix)):
+            if value:
+                raise UserError(
+                    f"model.student.{key} is {value}, but model.teacher is '{teacher}', whose labels come too late to"
+                    " be mixed: leave it out."
+                )
 
 
 def refuse_data(teacher: TeacherKind) -> NoReturn:

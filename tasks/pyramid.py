@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,12 +39,17 @@ class Pyramid(nn.Module):
         return maps if self.neck is None else self.neck(maps[-1])
 
 
+def gives_intermediates(net: nn.Module) -> bool:
+    """Whether a timm feature net takes its maps from `forward_intermediates` (`feature_cls: getter`)."""
+    return hasattr(getattr(net, "model", None), "forward_intermediates")
+
+
 def create_features(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> nn.Module:
     """A timm feature net; through `forward_intermediates` where the net has it, as its layers keep their names then."""
     arguments = arguments | {"features_only": True}
     try:
         net = create_net(name, pretrained, arguments | {"feature_cls": "getter"})
-        if hasattr(net.model, "forward_intermediates"):
+        if gives_intermediates(net):
             return net
     except ValueError:
         if isinstance(pretrained, str):
@@ -86,25 +92,49 @@ def create_pyramid(
         net = create_features(name, False, arguments)
     except (ValueError, AttributeError) as error:
         raise UserError(f"model.backbone: '{name}' gives no feature maps: {error}") from error
-    info: Any = net.feature_info
-    all_strides = [int(stride) for stride in info.reduction()]
-    single = len(all_strides) > 1 and len(set(all_strides)) == 1
-    places = dict(zip(all_strides, info.out_indices, strict=True))  # the last of a stride wins
-    available = scalable_strides(all_strides[0]) if single else sorted(places)
-    wanted = sorted(strides) if strides else available
-    if absent := [stride for stride in wanted if stride not in available]:
-        raise UserError(f"model.backbone: '{name}' has no maps of stride {absent}; it has {available}.")
-    used = [info.out_indices[-1]] if single else [places[stride] for stride in wanted]
-    if pretrained or list(info.out_indices) != used:
+    layout = _layout(net)
+    wanted = sorted(strides) if strides else layout.available
+    if absent := [stride for stride in wanted if stride not in layout.available]:
+        raise UserError(f"model.backbone: '{name}' has no maps of stride {absent}; it has {layout.available}.")
+    used = layout.places_of(wanted)
+    if pretrained or list(net.feature_info.out_indices) != used:  # type: ignore[union-attr, arg-type]
         net = create_features(name, pretrained, arguments | {"out_indices": tuple(used)})
-    info = net.feature_info
+    info: Any = net.feature_info
     channels = [int(count) for count in info.channels()]
     if grad_checkpointing:
         enable_checkpointing(getattr(net, "model", net), name)
-    if single:
-        neck = SimplePyramid(channels[0], all_strides[0], wanted)
-        pyramid = Pyramid(net, [256] * len(wanted), wanted, neck)
-    else:
+    if layout.single is None:
         pyramid = Pyramid(net, channels, wanted)
+    else:
+        neck = SimplePyramid(channels[0], layout.single, wanted)
+        pyramid = Pyramid(net, [neck.width] * len(wanted), wanted, neck)
     try_out(pyramid, name, in_chans, image_size)
     return pyramid
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where a net has its maps.
+
+    Attributes:
+        places: Of each stride the place in timm's `out_indices`.
+        single: The stride of a net that works at one stride, whose pyramid is made of its last map; else None.
+        available: Strides that a pyramid can have.
+    """
+
+    places: dict[int, int]
+    single: int | None
+    available: list[int]
+
+    def places_of(self, strides: Sequence[int]) -> list[int]:
+        """The places of the maps that a pyramid of these strides needs."""
+        return [self.places[stride] for stride in strides] if self.single is None else [self.places[self.single]]
+
+
+def _layout(net: nn.Module) -> _Layout:
+    info: Any = net.feature_info
+    strides = [int(stride) for stride in info.reduction()]
+    places = dict(zip(strides, info.out_indices, strict=True))  # the last of a stride wins
+    if len(strides) > 1 and len(places) == 1:
+        return _Layout(places, strides[0], scalable_strides(strides[0]))
+    return _Layout(places, None, sorted(places))

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import torch
 from pytorch_lightning import LightningModule
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -24,10 +25,24 @@ def same_buffers_on_all_ranks(module: LightningModule, *, start: bool) -> None:
     wrapper = module.trainer.strategy.model
     if not isinstance(wrapper, DistributedDataParallel):
         return
+    # No public switch: `DDPStrategy(broadcast_buffers=False)` would also stop it in training, where the trainer's
+    # strategy is the user's. tests/tasks/test_reproducibility.py fails when torch's attribute changes.
     wrapper.require_forward_param_sync = not start
     if start:
-        for buffer in module.buffers():
-            torch.distributed.broadcast(buffer, 0)
+        broadcast_buffers(list(module.buffers()))
+
+
+def broadcast_buffers(buffers: list[Tensor]) -> None:
+    """Give all ranks rank 0's values, one message for each dtype; nothing happens on one process."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    for dtype in sorted({buffer.dtype for buffer in buffers}, key=str):
+        same = [buffer for buffer in buffers if buffer.dtype == dtype]
+        flat = torch.cat([buffer.flatten() for buffer in same])
+        torch.distributed.broadcast(flat, 0)
+        sizes = [buffer.numel() for buffer in same]
+        for buffer, values in zip(same, flat.split(sizes), strict=True):
+            buffer.copy_(values.view_as(buffer))
 
 
 def seed_step(rank: int, batches_seen: int) -> None:

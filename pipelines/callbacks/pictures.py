@@ -88,7 +88,7 @@ class Pictures(Callback):
             return
         self._drawn = True
         names = class_names_of(trainer)
-        captions = pl_module.captions(batch, None, names)
+        captions = pl_module.taught.captions(batch, None, names)
         if annotation_of(batch, 0):
             picture = _pairs(batch, captions, palette_of(trainer), names)
         else:
@@ -161,28 +161,28 @@ class Pictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the first images and rows."""
-        self._collect(trainer, pl_module, outputs, batch)
+        self._collect(trainer, pl_module.taught, outputs, batch)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw for the ``validate`` command; ``fit`` draws panels now and then, and the rest once, at its end."""
         if trainer.state.fn == "validate":
-            self._draw(trainer, pl_module, "val")
+            self._draw(trainer, pl_module.taught, "val")
         elif not trainer.sanity_checking:
             self._validations += 1
             if self._validations & (self._validations - 1) == 0:  # a power of two
-                self._draw_panels(trainer, pl_module, "val")
+                self._draw_panels(trainer, pl_module.taught, "val")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the last validation."""
         if self._validations:
-            self._draw(trainer, pl_module, "val")
+            self._draw(trainer, pl_module.taught, "val")
 
     on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw."""
-        self._draw(trainer, pl_module, "test")
+        self._draw(trainer, pl_module.taught, "test")
 
 
 def _spread(trainer: pl.Trainer) -> set[int] | None:
@@ -199,7 +199,7 @@ def _what_is_kept(task: Any, batch: dict[str, Any], predictions: dict[str, Any],
     original = Original.of(batch, index)
     size = display_size(original.size)
     truth = rescaled(annotation_of(batch["target"][index]), original.size, size) if "target" in batch else None
-    if hasattr(task, "shown"):
+    if task.finds_boxes:
         found = {key: values[index] for key, values in predictions.items()}
         return _Kept(original, truth, {}, caption, found)
     return _Kept(original, truth, rescaled(annotation_of(predictions, index), original.size, size), caption)

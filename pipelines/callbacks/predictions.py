@@ -138,7 +138,7 @@ class PredictionWriter(Callback):
         """Note a batch's objects, those that ``predict`` shows or all of ``test``'s, in this rank's file."""
         self._has_boxes = True
         predicting = trainer.state.fn == "predict"
-        if predicting and hasattr(task, "shown"):
+        if predicting:
             outputs = task.shown(outputs)
         lines = []
         for i, (number, path) in enumerate(zip(batch["id"].tolist(), batch["path"], strict=True)):
@@ -193,7 +193,7 @@ class PredictionWriter(Callback):
         """Merge the ranks' objects into the files that were asked for."""
         testing = trainer.state.fn != "predict"
         formats = {"coco"} if testing else set(self.box_formats)
-        classes = int(getattr(trainer.lightning_module, "num_classes", None) or 0)
+        classes = int(trainer.lightning_module.taught.num_classes or 0)
         names = class_names_of(trainer) or [str(k) for k in range(classes)]
         with writing(self.directory):
             if "coco" in formats:
@@ -263,7 +263,7 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write one batch."""
-        self._add(trainer, pl_module, outputs, batch)
+        self._add(trainer, pl_module.taught, outputs, batch)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Merge."""

@@ -53,7 +53,7 @@ class RunFiles(Callback):
             return
         metrics = {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}
         pl_module = trainer.lightning_module
-        per_class = getattr(pl_module.eval_metrics, "per_class", None)
+        per_class = getattr(pl_module.taught.eval_metrics, "per_class", None)
         class_names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
         written: dict[str, Any] = dict(metrics)
         if per_class is not None and class_names:

@@ -18,6 +18,7 @@ from pipelines.preparation import prepare, print_metrics, start_run
 from pipelines.run.checkpoints import check_fits, open_checkpoint
 from pipelines.run.directory import find_checkpoint
 from pipelines.trainer import Trainer
+from tasks.hooks import TaskHooks
 
 
 def main(words: list[str]) -> int:
@@ -34,7 +35,7 @@ def main(words: list[str]) -> int:
 
 def probe(
     trainer: Trainer,
-    model: pl.LightningModule,
+    model: TaskHooks,
     datamodule: pl.LightningDataModule,
     C: float = 0.1,
     ckpt_path: str | None = None,

@@ -33,7 +33,7 @@ from pipelines.config.signatures import (
 )
 
 COMPONENT_KEYS = ("class_path", "init_args", "dict_kwargs")
-KINDS = {"Task": "task", "DataModule": "datamodule", "Callback": "callback", "Logger": "logger"}
+KINDS = {"Task": "task", "TaskHooks": "task", "DataModule": "datamodule", "Callback": "callback", "Logger": "logger"}
 PARTS = ("model", "data")  # what every config has to say
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from datamodules.common.errors import UserError
-from tasks.base import Batch, Task
+from tasks.base import Task
 from tasks.detection.detectors.box_regression import build_box_regression
 from tasks.detection.detectors.faster_rcnn import build_faster_rcnn
 from tasks.detection.detectors.fcos import build_fcos
@@ -25,6 +25,7 @@ from tasks.detection.evaluation.curves import Thresholds
 from tasks.detection.evaluation.metrics import CocoMetrics
 from tasks.detection.postprocess import Found, boxes_in_original, found_by_tiles
 from tasks.device_augment import jitter_images
+from tasks.hooks import Batch
 from tasks.optim import Optim
 
 Detector = Literal["box_regression", "faster_rcnn", "fcos", "mask_rcnn", "retinanet", "rtdetr", "yolo"]
@@ -78,6 +79,7 @@ class Detection(Task):
 
     monitor = "val/map"
     mode = "max"
+    finds_boxes = True
     eval_metrics: CocoMetrics
 
     def __init__(
@@ -221,6 +223,10 @@ class Detection(Task):
         )
         return found
 
+    def infer(self, image: Tensor) -> list[Found]:
+        """As ``find``."""
+        return self.find(image)
+
     def predict(self, batch: Batch) -> dict[str, Any]:
         """All boxes above ``min_score``, in original pixels; each value is a list of one entry an image.
 
@@ -249,15 +255,12 @@ class Detection(Task):
         """Compare with the annotations of the original pictures."""
         self.eval_metrics.update(predictions, batch["target"], batch["id"])
 
-    def on_validation_epoch_end(self) -> None:
-        """As every task; and keep each class's confidence of the best F1 for ``predict``."""
-        super().on_validation_epoch_end()
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self.best_thresholds = {kind: asdict(best) for kind, best in self.eval_metrics.thresholds.items()}
+    def after_validation(self) -> None:
+        """Keep each class's confidence of the best F1 for ``predict`` and ``test``."""
+        self.best_thresholds = {kind: asdict(best) for kind, best in self.eval_metrics.thresholds.items()}
 
-    def on_test_epoch_start(self) -> None:
-        """As every task; F1 and the like are taken at the checkpoint's thresholds, not at the best of the test."""
-        super().on_test_epoch_start()
+    def before_test(self) -> None:
+        """F1 and the like are taken at the checkpoint's thresholds, not at the best of the test."""
         self.eval_metrics.at = {kind: Thresholds(**best) for kind, best in self.best_thresholds.items()} or None  # type: ignore[misc]
 
     def thresholds(self) -> Tensor:
@@ -309,15 +312,13 @@ class Detection(Task):
 
     # What a checkpoint keeps.
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As every task, with the thresholds."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["task_state"]["best_thresholds"] = self.best_thresholds
+    def state(self) -> dict[str, Any]:
+        """The thresholds."""
+        return {"best_thresholds": self.best_thresholds}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """Take them back."""
-        super().on_load_checkpoint(checkpoint)
-        self.best_thresholds = checkpoint.get("task_state", {}).get("best_thresholds", {})
+        self.best_thresholds = state.get("best_thresholds", {})
 
 
 def _check_detector_args(detector: Detector, given: dict[str, Any]) -> None:

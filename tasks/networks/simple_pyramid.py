@@ -43,6 +43,7 @@ class SimplePyramid(nn.Module):
             width: channels of each map that comes out.
         """
         super().__init__()
+        self.width = width
         self.levels = nn.ModuleList([_level(channels, width, stride / wanted) for wanted in strides])
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from functools import reduce
+from dataclasses import dataclass
+from functools import cached_property, reduce
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from segmentation_models_pytorch.losses import LovaszLoss
-from segmentation_models_pytorch.losses._functional import focal_loss_with_logits, soft_tversky_score
 from torch import Tensor
 
+from datamodules.common.batch import IGNORE
 from datamodules.common.errors import UserError
 
 Kind = Literal["multiclass", "binary", "multilabel"]
 
 LOSSES = ("cross_entropy", "focal", "dice", "jaccard", "tversky", "lovasz")
-IGNORE = 255
 
 
 def check_losses(losses: Mapping[str, float]) -> None:
@@ -42,6 +42,53 @@ def check_losses(losses: Mapping[str, float]) -> None:
     if not any(losses.values()):
         shown = f"only weights of 0 ({', '.join(losses)})" if losses else "no loss"
         raise UserError(f"model.losses has {shown}, so there is nothing to learn from. For example: cross_entropy: 1.")
+
+
+def check_loss_arguments(
+    losses: Mapping[str, float],
+    *,
+    label_smoothing: float,
+    focal_gamma: float,
+    tversky_alpha: float,
+    tversky_beta: float,
+) -> None:
+    """Refuse arguments out of range, and those that none of the losses uses.
+
+    Raises:
+        UserError: Naming the argument.
+    """
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"model.label_smoothing is {label_smoothing}; it must be at least 0 and below 1.")
+    if focal_gamma < 0:
+        raise UserError(f"model.focal_gamma is {focal_gamma}; it must be 0 (off) or more.")
+    for key, value, default, user in (
+        ("label_smoothing", label_smoothing, 0.0, "cross_entropy"),
+        ("focal_gamma", focal_gamma, 2.0, "focal"),
+        ("tversky_alpha", tversky_alpha, 0.3, "tversky"),
+        ("tversky_beta", tversky_beta, 0.7, "tversky"),
+    ):
+        if value != default and user not in losses:
+            raise UserError(
+                f"model.{key} is {value}, but only {user} uses it, which is not among model.losses"
+                f" ({', '.join(losses)})."
+            )
+
+
+def presence_loss(logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
+    """Binary cross-entropy of which classes an image holds, the mean over classes and weighted images; a scalar.
+
+    Args:
+        logits: float32 (B, K).
+        mask: uint8 or int64 (B, H, W), class numbers and 255, or (B, K, H, W) of 0, 1 and 255.
+        weight: float (B,), scales each image's loss.
+    """
+    if mask.ndim == 4:
+        present = (mask == 1).flatten(2).any(2)
+    else:
+        classes = torch.arange(logits.shape[1], device=mask.device, dtype=mask.dtype)
+        present = torch.stack([(mask == k).flatten(1).any(1) for k in classes], dim=1)
+    loss = F.binary_cross_entropy_with_logits(logits, present.float(), reduction="none").mean(1)
+    return (loss if weight is None else loss * weight).mean()
 
 
 def segmentation_loss(
@@ -107,81 +154,119 @@ def segmentation_loss(
             "model.losses has lovasz, which asks of each pixel whether it is of a class or not, but the data has soft"
             " masks. Take lovasz out (jaccard has the same aim), or use hard masks."
         )
-    logits = logits.float()
-    multiclass, soft = kind == "multiclass", soft_mask is not None
-    if kind == "binary":
-        mask = mask.unsqueeze(1)
-    valid = (mask != IGNORE).unsqueeze(1) if multiclass else mask != IGNORE  # broadcasts against the logits
+    pixels = Pixels(logits.float(), mask.unsqueeze(1) if kind == "binary" else mask, soft_mask, kind)
     overlaps = {"dice": (0.5, 0.5), "jaccard": (1.0, 1.0), "tversky": (tversky_alpha, tversky_beta)}
-    target = probability = logits.new_zeros(())
-    if soft or not set(names) <= ({"cross_entropy", "lovasz"} if multiclass else {"lovasz"}):
-        target = _target_maps(mask, soft_mask, valid, logits.shape[1], kind)
-    if set(names) & set(overlaps):
-        probability = (logits.softmax(1) if multiclass else logits.sigmoid()) * valid
-
-    parts: dict[str, Tensor] = {}
+    means: dict[str, Tensor] = {}
     for name in names:
         if name in overlaps:
-            weights = None if kind == "binary" else class_weights
-            parts[name] = _overlap_loss(probability, target, *overlaps[name], weights)
+            loss = _overlap_loss(pixels, *overlaps[name], None if kind == "binary" else class_weights)
         elif name == "lovasz":
-            # One image at a time: the mean that SMP takes over images fails for one without valid pixels, which gives
-            # an empty tensor, whose sum is 0, as are its gradients.
-            lovasz = LovaszLoss(kind, ignore_index=IGNORE)
-            parts[name] = torch.stack([lovasz(logits[i : i + 1], mask[i : i + 1]).sum() for i in range(len(mask))])
-        elif name == "cross_entropy" and multiclass:
-            labels, ignore = (target, -100) if soft else (mask.long(), IGNORE)
-            value = F.cross_entropy(logits, labels, class_weights, None, ignore, None, "none", label_smoothing)
-            # With hard targets torch gives ignored pixels a loss of 0 itself.
-            parts[name] = _mean_of_valid(value.unsqueeze(1) if soft else value, valid, zero=not soft)
+            loss = _lovasz_loss(pixels)
+        elif name == "focal":
+            loss = _focal_loss(pixels, focal_gamma, class_weights)
         else:
-            if name == "focal":
-                value = focal_loss_with_logits(logits, target, gamma=focal_gamma, alpha=None, reduction="none")
-                value = value.mean(1, keepdim=True) if multiclass else value
-            else:
-                smooth = target * (1 - label_smoothing) + label_smoothing / 2
-                value = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
-            if class_weights is not None:
-                value = value * _pixel_weights(target, class_weights, kind)
-            parts[name] = _mean_of_valid(value, valid)
-
-    means = {name: (part if weight is None else part * weight).mean() for name, part in parts.items()}
+            loss = _cross_entropy(pixels, label_smoothing, class_weights)
+        means[name] = (loss if weight is None else loss * weight).mean()
     total = reduce(torch.add, [losses[name] * value for name, value in means.items()])
     return {"loss": total} | (means if len(means) > 1 else {})
 
 
-def _target_maps(mask: Tensor, soft_mask: Tensor | None, valid: Tensor, num_maps: int, kind: Kind) -> Tensor:
-    """Targets as float32 (B, K, H, W), 0 at ignored pixels."""
-    if soft_mask is not None:
-        return soft_mask[:, -num_maps:] * valid.float()
-    if kind != "multiclass":
-        return (mask == 1).float()
-    # F.one_hot would make int64 of all first.
-    classes = torch.arange(num_maps, device=mask.device, dtype=mask.dtype)
-    return (mask.unsqueeze(1) == classes.view(1, -1, 1, 1)).float()
+@dataclass(frozen=True)
+class Pixels:
+    """What the losses compare; what only some of them need is computed once, at the first use.
 
-
-def _mean_of_valid(value: Tensor, valid: Tensor, zero: bool = False) -> Tensor:
-    """Mean of each image's valid values, (B,); 0, with gradients of 0, where there are none.
-
-    With `zero` all others are 0 already; `value` may lack the axis of classes then.
+    Attributes:
+        logits: float32 (B, K, H, W).
+        mask: uint8 or int64 (B, H, W) for `multiclass`, else (B, K, H, W) of 0, 1 and 255.
+        soft_mask: See `segmentation_loss`.
+        kind: See `segmentation_loss`.
     """
-    value = value if zero else torch.where(valid, value, 0.0)
-    return value.flatten(1).sum(1) / valid.flatten(1).sum(1).clamp_min(1)
+
+    logits: Tensor
+    mask: Tensor
+    soft_mask: Tensor | None
+    kind: Kind
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """Pixels that are not ignored: bool, broadcasts against the logits."""
+        valid = self.mask != IGNORE
+        return valid.unsqueeze(1) if self.kind == "multiclass" else valid
+
+    @cached_property
+    def target(self) -> Tensor:
+        """Targets as float32 (B, K, H, W), 0 at ignored pixels."""
+        if self.soft_mask is not None:
+            return self.soft_mask[:, -self.logits.shape[1] :] * self.valid.float()
+        if self.kind != "multiclass":
+            return (self.mask == 1).float()
+        # F.one_hot would make int64 of all first.
+        classes = torch.arange(self.logits.shape[1], device=self.mask.device, dtype=self.mask.dtype)
+        return (self.mask.unsqueeze(1) == classes.view(1, -1, 1, 1)).float()
+
+    @cached_property
+    def probability(self) -> Tensor:
+        """float32 (B, K, H, W), 0 at ignored pixels."""
+        probability = self.logits.softmax(1) if self.kind == "multiclass" else self.logits.sigmoid()
+        return probability * self.valid
+
+    def weights(self, class_weights: Tensor) -> Tensor:
+        """Weights of the classes at each pixel, broadcast against (B, K, H, W)."""
+        if self.kind == "binary":
+            return class_weights[0] * (1 - self.target) + class_weights[1] * self.target
+        weights = class_weights.view(1, -1, 1, 1)
+        return weights if self.kind == "multilabel" else (self.target * weights).sum(1, keepdim=True)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean of each image's valid values, (B,); 0, with gradients of 0, where there are none.
+
+        Args:
+            value: Of the shape of the logits, or with one class.
+        """
+        return self.mean_of_sum(torch.where(self.valid, value, 0.0))
+
+    def mean_of_sum(self, value: Tensor) -> Tensor:
+        """As `mean`, of values that are 0 at ignored pixels; they may lack the axis of classes."""
+        return value.flatten(1).sum(1) / self.valid.flatten(1).sum(1).clamp_min(1)
 
 
-def _overlap_loss(
-    probability: Tensor, target: Tensor, alpha: float, beta: float, class_weights: Tensor | None
-) -> Tensor:
-    """1 - Tversky score, mean over the classes that an image has, (B,); both are 0 at ignored pixels."""
-    loss: Tensor = 1 - soft_tversky_score(probability, target, alpha, beta, dims=(2, 3))
-    weights = (target.sum((2, 3)) > 0).float() * (1.0 if class_weights is None else class_weights)
-    return (loss * weights).sum(1) / weights.sum(1).clamp_min(1e-9)
+def _cross_entropy(pixels: Pixels, label_smoothing: float, class_weights: Tensor | None) -> Tensor:
+    """See `segmentation_loss`, (B,)."""
+    if pixels.kind == "multiclass":
+        hard = pixels.soft_mask is None
+        labels, ignore = (pixels.mask.long(), IGNORE) if hard else (pixels.target, -100)
+        value = F.cross_entropy(pixels.logits, labels, class_weights, None, ignore, None, "none", label_smoothing)
+        # With hard targets torch gives ignored pixels a loss of 0 itself.
+        return pixels.mean_of_sum(value) if hard else pixels.mean(value.unsqueeze(1))
+    smooth = pixels.target * (1 - label_smoothing) + label_smoothing / 2
+    value = F.binary_cross_entropy_with_logits(pixels.logits, smooth, reduction="none")
+    return pixels.mean(value if class_weights is None else value * pixels.weights(class_weights))
 
 
-def _pixel_weights(target: Tensor, class_weights: Tensor, kind: Kind) -> Tensor:
-    """Weights of the classes at each pixel, broadcast against (B, K, H, W)."""
-    if kind == "binary":
-        return class_weights[0] * (1 - target) + class_weights[1] * target
-    weights = class_weights.view(1, -1, 1, 1)
-    return weights if kind == "multilabel" else (target * weights).sum(1, keepdim=True)
+def _focal_loss(pixels: Pixels, gamma: float, class_weights: Tensor | None) -> Tensor:
+    """(1 - p)^gamma times the binary cross-entropy -log p of each class, without alpha, as SMP has it; (B,)."""
+    entropy = F.binary_cross_entropy_with_logits(pixels.logits, pixels.target, reduction="none")
+    value = (1.0 - torch.exp(-entropy)).pow(gamma) * entropy
+    if pixels.kind == "multiclass":
+        value = value.mean(1, keepdim=True)
+    return pixels.mean(value if class_weights is None else value * pixels.weights(class_weights))
+
+
+def _overlap_loss(pixels: Pixels, alpha: float, beta: float, class_weights: Tensor | None) -> Tensor:
+    """1 - Tversky score, mean over the classes that an image has, (B,)."""
+    predicted, actual = pixels.probability.sum((2, 3)), pixels.target.sum((2, 3))
+    both = (predicted + actual - (pixels.probability - pixels.target).abs().sum((2, 3))) / 2
+    score = both / (both + alpha * (predicted - both) + beta * (actual - both)).clamp_min(1e-7)
+    weights = (actual > 0).float() * (1.0 if class_weights is None else class_weights)
+    return ((1 - score) * weights).sum(1) / weights.sum(1).clamp_min(1e-9)
+
+
+def _lovasz_loss(pixels: Pixels) -> Tensor:
+    """SMP's of one image at a time, (B,).
+
+    The mean that SMP takes over images fails for one without valid pixels, which gives an empty tensor, whose sum is 0,
+    as are its gradients.
+    """
+    lovasz = LovaszLoss(pixels.kind, ignore_index=IGNORE)
+    images = zip(pixels.logits.split(1), pixels.mask.split(1), strict=True)
+    return torch.stack([lovasz(logits, mask).sum() for logits, mask in images])

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+from datamodules.common.batch import IGNORE
 from datamodules.common.errors import UserError
 from tasks.metrics import f1_scores
 
-IGNORE = 255
 # Pixels that are counted at once, so that memory does not grow with the image.
 STRIP = 1 << 22
 

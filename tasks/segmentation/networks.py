@@ -8,178 +8,22 @@ is built with timm's `output_stride`. DPT takes its maps from the blocks of a pl
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import segmentation_models_pytorch as smp
 import torch
-import torch.nn.functional as F
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
-from timm.models._features import FeatureGetterNet
-from torch import Tensor, nn
 
 from datamodules.common.errors import UserError
 from tasks.backbones import check_backbone, create_classifier, create_net, enable_checkpointing, net_arguments
 from tasks.networks.segnet import SegNet
-from tasks.pyramid import Pyramid, create_features, create_pyramid
+from tasks.pyramid import Pyramid, create_features, create_pyramid, gives_intermediates
+from tasks.segmentation.architectures import LEAST_DEPTH, SMP, check_architecture, check_decoder_args
+from tasks.segmentation.segmenter import Encoder, Segmenter, round_up
 
-SMP: dict[str, Any] = {
-    "unet": smp.Unet,
-    "unetplusplus": smp.UnetPlusPlus,
-    "manet": smp.MAnet,
-    "linknet": smp.Linknet,
-    "fpn": smp.FPN,
-    "pspnet": smp.PSPNet,
-    "deeplabv3": smp.DeepLabV3,
-    "deeplabv3plus": smp.DeepLabV3Plus,
-    "pan": smp.PAN,
-    "upernet": smp.UPerNet,
-    "segformer": smp.Segformer,
-    "dpt": smp.DPT,
-}
-ARCHITECTURES = (*SMP, "segnet")
 STRIDE = 32  # of the deepest map; nets of fixed size are built for multiples of it
 TRY_SIDE = 128  # pixels; a small image, on which PAN's pyramid attention still works
-# What is set here and not by `decoder_args`.
-OURS = {"self", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "upsampling"}
-# Maps that each architecture needs at least, from stride 2 on.
-LEAST_DEPTH = {"unet": 2, "unetplusplus": 2, "manet": 2, "linknet": 2, "pspnet": 2, "deeplabv3": 2}
-LEAST_DEPTH |= {"fpn": 3, "deeplabv3plus": 3, "pan": 3, "upernet": 3, "segformer": 3}
-
-
-def _round_up(side: int, multiple: int) -> int:
-    return -(-side // multiple) * multiple
-
-
-class Encoder(nn.Module):
-    """A pyramid with SMP's interface: an image to a list of itself and its maps of stride 2, 4, ... 2 ** depth.
-
-    Maps that the net lacks (ConvNeXt, Swin and ViT have none of stride 2) or the architecture does not use have no
-    channels, as in SMP's own encoders.
-    """
-
-    def __init__(self, pyramid: Pyramid, levels: list[int], depth: int, in_chans: int) -> None:
-        """Wrap `pyramid`, whose maps are those of `levels` (1 to `depth`); strides are less where it is dilated."""
-        super().__init__()
-        self.pyramid = pyramid
-        self.levels = levels
-        channels = dict(zip(levels, pyramid.channels, strict=True))
-        self.out_channels = [in_chans, *(channels.get(level, 0) for level in range(1, depth + 1))]
-        self.output_stride = pyramid.strides[-1]
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """(B, C, H, W), H and W multiples of the last stride, to `depth` + 1 maps."""
-        batch, _, height, width = image.shape
-        features = [image.new_empty(batch, 0, height >> i, width >> i) for i in range(len(self.out_channels))]
-        features[0] = image
-        for level, features_of_level in zip(self.levels, self.pyramid(image), strict=True):
-            features[level] = features_of_level
-        return features
-
-    def set_in_channels(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: SMP calls it, but the pyramid was built with the right number."""
-
-    def make_dilated(self, output_stride: int) -> None:
-        """Nothing: SMP calls it, but the pyramid was built with the right stride."""
-
-
-class Segmenter(nn.Module):
-    """A network that pads: normalised float images (B, C, H, W) of any size to logits (B, num_outputs, H, W).
-
-    Images are padded with zeros (the mean colour) at the bottom and on the right to what the network takes, and the
-    logits are cropped. With an auxiliary head the result in training is a pair: logits, and the head's logits
-    (B, aux_classes). Raises ValueError for images larger than a net of fixed size takes, and in training for one image
-    where a batch norm has only one value a channel.
-
-    Attributes:
-        stride_multiple: heights and widths are padded to multiples of it.
-        fixed_size: height and width that all images are padded to, where the encoder takes no other.
-        pretrained_cfg: timm's description of the encoder, for `tasks.backbones.normalization`.
-    """
-
-    def __init__(self, net: nn.Module, names: tuple[str, str], prefix: str, multiple: int, pretrained_cfg: Any) -> None:
-        """Wrap `net`, called `names` (architecture, backbone); its encoder's parameters begin with `prefix`."""
-        super().__init__()
-        self.net = net
-        self.names = names
-        self.encoder_prefix = f"net.{prefix}"
-        self.stride_multiple = multiple
-        # PAN's pyramid attention halves the deepest map three times.
-        self.least_side = 8 * multiple if names[0] == "pan" else multiple
-        self.fixed_size: tuple[int, int] | None = None
-        self.pretrained_cfg = pretrained_cfg
-
-    def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that an image is padded to."""
-        if self.fixed_size:
-            if height > self.fixed_size[0] or width > self.fixed_size[1]:
-                size = " x ".join(str(side) for side in self.fixed_size)
-                raise UserError(
-                    f"model.backbone: '{self.names[1]}' was built for images of {size} pixels and takes no larger ones,"
-                    f" but this one has {height} x {width}. Evaluate by tiles of that size, or take a net for all sizes"
-                    " (resnet18, convnext_tiny, vit_small_patch16_224)."
-                )
-            return self.fixed_size
-        multiple = self.stride_multiple
-        return max(self.least_side, _round_up(height, multiple)), max(self.least_side, _round_up(width, multiple))
-
-    def forward(self, image: Tensor) -> Any:
-        """Logits of the class of each pixel; in training with an auxiliary head also those of the whole image."""
-        height, width = image.shape[-2:]
-        below, beside = (a - b for a, b in zip(self.padded_size(height, width), (height, width), strict=True))
-        if below or beside:
-            image = F.pad(image, (0, beside, 0, below))
-        try:
-            result = self.net(image)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise UserError(
-                f"model.architecture: '{self.names[0]}' reduces an image to one value a channel, and its batch norm"
-                f" cannot train on one image ({height} x {width} pixels); set data.batch_size to 2 or more, or take"
-                " larger crops or another architecture (fpn)."
-            ) from error
-        logits, aux = result if isinstance(result, tuple) else (result, None)
-        logits = logits[..., :height, :width]
-        return (logits, aux) if self.training and aux is not None else logits
-
-
-def encoder_parameter_names(module: nn.Module) -> set[str]:
-    """Names of the parameters of a `Segmenter`'s encoder: those that pretrained weights are for."""
-    prefix = str(module.encoder_prefix)
-    return {name for name, _ in module.named_parameters() if name.startswith(prefix)}
-
-
-def check_architecture(name: str) -> None:
-    """Check an architecture's name.
-
-    Raises:
-        UserError: an unknown name, with the nearest right ones.
-    """
-    if name not in ARCHITECTURES:
-        plain = name.lower().replace("-", "").replace("_", "").replace("+", "plus")
-        near = difflib.get_close_matches(plain, ARCHITECTURES, n=3) or ARCHITECTURES
-        raise UserError(f"model.architecture: there is none named '{name}'; did you mean {' or '.join(near)}?")
-
-
-def _check_decoder_args(architecture: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The defaults of the arguments of SMP's constructor that a user may set, where `given` has no others."""
-    parameters = inspect.signature(SMP[architecture].__init__).parameters.values() if architecture in SMP else ()
-    defaults = {p.name: p.default for p in parameters if p.name not in OURS and p.kind is not p.VAR_KEYWORD}
-    for key in given:
-        if key not in defaults:
-            near = difflib.get_close_matches(key, defaults, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(defaults) or 'none'}."
-            raise UserError(f"model.decoder_args.{key}: '{architecture}' has no such argument; {hint}")
-    allowed = (16, 32) if architecture == "pan" else (8, 16)
-    if (stride := given.get("encoder_output_stride", 16)) not in allowed:
-        raise UserError(
-            f"model.decoder_args.encoder_output_stride is {stride}; {architecture} takes {allowed[0]} or {allowed[1]}."
-        )
-    return defaults
 
 
 def _misfit(architecture: str, backbone: str, reason: object, advice: str) -> UserError:
@@ -258,7 +102,7 @@ def _dilated(
         reason = f"the first wants the second dilated to stride {output_stride}, which timm's net cannot be"
         raise _misfit(architecture, backbone, reason, f"{advice}, or take another net (resnet18), or unet") from error
     # As `create_features`, which tries only the first way if there is a file of weights.
-    arguments |= {"feature_cls": "getter"} if isinstance(net, FeatureGetterNet) else {}
+    arguments |= {"feature_cls": "getter"} if gives_intermediates(net) else {}
     net = create_net(backbone, weights["pretrained"], arguments | {"features_only": True})
     if weights["grad_checkpointing"]:
         enable_checkpointing(getattr(net, "model", net), backbone)
@@ -410,7 +254,7 @@ def create_segmenter(
     check_architecture(architecture)
     check_backbone(backbone)
     args = dict(decoder_args or {})
-    defaults = _check_decoder_args(architecture, args)
+    defaults = check_decoder_args(architecture, args)
     if aux_classes and architecture == "segnet":
         raise UserError("model.aux_weight: segnet has no auxiliary head; set it to 0, or take another architecture.")
     args |= {"encoder_weights": None, "in_channels": in_chans, "classes": num_outputs}
@@ -422,7 +266,7 @@ def create_segmenter(
     config = sketch.pretrained_cfg or {}
     height = width = TRY_SIDE
     if fixed := bool(config.get("fixed_input_size")):
-        height, width = (_round_up(side, STRIDE) for side in image_size or config["input_size"][1:])
+        height, width = (round_up(side, STRIDE) for side in image_size or config["input_size"][1:])
         encoder_args["image_size"] = height, width
         encoder_args["backbone_args"] = _any_size(backbone) | encoder_args["backbone_args"]
     if architecture == "segnet":

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from datamodules.common.geometry import original_size
+
 #: Scores are enlarged in strips of about so many numbers, so that memory does not grow with the picture.
 STRIP = 1 << 24
 #: Windows in one forward pass.
@@ -56,12 +58,12 @@ def labels_in_original(scores: Tensor, geometry: Tensor, several: bool, confiden
 
     Args:
         scores: float (K, h, w) on the canvas.
-        geometry: float (6,), see ``datamodules.transforms.geometry``; on any device.
+        geometry: float (6,), see ``datamodules.common.geometry``; on any device.
         several: See ``labels_of``.
         confidence: The same: (2, H, W) or (4, H, W) then.
     """
-    height, width, scale_x, scale_y, offset_x, offset_y = (float(v) for v in geometry.tolist())
-    size = round(height), round(width)
+    size = original_size(geometry)
+    scale_x, scale_y, offset_x, offset_y = geometry[2:].tolist()
     if (scale_x, scale_y, offset_x, offset_y) == (1, 1, 0, 0) and size == tuple(scores.shape[1:]):
         return labels_of(scores, several, confidence)
     rows = _places(size[0], scale_y, offset_y, scores.shape[1], round(size[0] * scale_y), scores)
@@ -78,7 +80,7 @@ def labels_in_original(scores: Tensor, geometry: Tensor, several: bool, confiden
 def _places(
     size: int, scale: float, offset: float, limit: int, shown: int, like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For each original pixel the two canvas pixels around its centre, and the second one's part."""
+    """For each original pixel the two canvas pixels around its center, and the second one's part."""
     place = (torch.arange(size, device=like.device, dtype=torch.float64) + 0.5) * scale + offset - 0.5
     low, high = max(0.0, offset), min(limit, offset + shown) - 1.0  # within the picture: no mixing with the filled rest
     place = place.clamp(low, max(low, high))

@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from datamodules.common.batch import IGNORE
 from datamodules.common.errors import UserError
-from tasks.base import Batch, Task
+from tasks.base import Task
 from tasks.device_augment import jitter_images
+from tasks.hooks import Batch
 from tasks.optim import Optim
-from tasks.segmentation.losses import check_losses, segmentation_loss
+from tasks.segmentation.losses import Kind, check_loss_arguments, check_losses, presence_loss, segmentation_loss
 from tasks.segmentation.metrics import SegmentationMetrics
-from tasks.segmentation.networks import create_segmenter, encoder_parameter_names
+from tasks.segmentation.networks import create_segmenter
 from tasks.segmentation.postprocess import labels_by_tiles, labels_in_original
-
-IGNORE = 255
-Kind = Literal["multiclass", "binary", "multilabel"]
+from tasks.segmentation.segmenter import encoder_parameter_names
 
 
 class Segmentation(Task):
@@ -121,24 +121,14 @@ class Segmentation(Task):
             compile=compile,
         )
         check_losses(losses)
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"model.label_smoothing is {label_smoothing}; it must be at least 0 and below 1.")
-        if label_smoothing and "cross_entropy" not in losses:
-            raise UserError(
-                f"model.label_smoothing is {label_smoothing}, but only cross_entropy uses it, which is not among"
-                f" model.losses ({', '.join(losses)})."
-            )
-        for key, value, default, loss in (
-            ("focal_gamma", focal_gamma, 2.0, "focal"),
-            ("tversky_alpha", tversky_alpha, 0.3, "tversky"),
-            ("tversky_beta", tversky_beta, 0.7, "tversky"),
-        ):
-            if value != default and loss not in losses:
-                raise UserError(
-                    f"model.{key} is {value}, but only {loss} uses it, which is not among model.losses"
-                    f" ({', '.join(losses)})."
-                )
-        for key, value in (("color_jitter", color_jitter), ("aux_weight", aux_weight), ("focal_gamma", focal_gamma)):
+        check_loss_arguments(
+            losses,
+            label_smoothing=label_smoothing,
+            focal_gamma=focal_gamma,
+            tversky_alpha=tversky_alpha,
+            tversky_beta=tversky_beta,
+        )
+        for key, value in (("color_jitter", color_jitter), ("aux_weight", aux_weight)):
             if value < 0:
                 raise UserError(f"model.{key} is {value}; it must be 0 (off) or more.")
         if any(not 0.25 <= scale <= 4 for scale in tta_scales):
@@ -216,7 +206,7 @@ class Segmentation(Task):
         logits, presence = output if isinstance(output, tuple) else (output, None)
         losses = self._losses(logits, batch)
         if presence is not None:
-            losses["presence"] = self._presence_loss(presence.float(), batch)
+            losses["presence"] = presence_loss(presence.float(), batch["mask"], batch.get("weight"))
             losses["loss"] = losses["loss"] + self.aux_weight * losses["presence"]
         return losses
 
@@ -235,35 +225,22 @@ class Segmentation(Task):
             tversky_beta=self.tversky_beta,
         )
 
-    def _presence_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Binary cross-entropy of which classes an image holds: (B, K)."""
-        mask = batch["mask"]
-        if mask.ndim == 4:
-            present = (mask == 1).flatten(2).any(2)
-        else:
-            classes = torch.arange(logits.shape[1], device=mask.device, dtype=mask.dtype)
-            present = torch.stack([(mask == k).flatten(1).any(1) for k in classes], dim=1)
-        loss = F.binary_cross_entropy_with_logits(logits, present.float(), reduction="none").mean(1)
-        return (loss * batch["weight"] if "weight" in batch else loss).mean()
-
     # Evaluation and prediction.
 
     def scores(self, image: Tensor) -> Tensor:
         """Class probabilities, float32 (B, K, H, W), K = 1 if binary; with test-time augmentation the views' mean."""
-        size = image.shape[2:]
-        views = []
-        for scale in (1.0, *self.tta_scales):
-            scaled = image
-            if scale != 1:
-                new = [max(1, round(side * scale)) for side in size]
-                scaled = F.interpolate(image.float(), new, mode="bilinear", antialias=scale < 1)
-                scaled = scaled.round().to(image.dtype) if image.dtype == torch.uint8 else scaled
-            for flip in ([], *([3] for _ in range("hflip" in self.tta)), *([2] for _ in range("vflip" in self.tta))):
-                logits = self(scaled.flip(flip) if flip else scaled).float()
-                view = logits.softmax(1) if self.kind == "multiclass" else logits.sigmoid()
-                view = view.flip(flip) if flip else view
-                views.append(view if scale == 1 else F.interpolate(view, size, mode="bilinear"))
+        flips: list[int | None] = [None]
+        flips += [axis for name, axis in (("hflip", 3), ("vflip", 2)) if name in self.tta]
+        views = [self._view(image, scale, flip) for scale in (1.0, *self.tta_scales) for flip in flips]
         return views[0] if len(views) == 1 else torch.stack(views).mean(0)
+
+    def _view(self, image: Tensor, scale: float, flip: int | None) -> Tensor:
+        """Class probabilities of an image that the network sees resized and flipped along an axis, turned back."""
+        seen = image if scale == 1 else _resized(image, scale)
+        logits = self(seen if flip is None else seen.flip(flip)).float()
+        scores: Tensor = logits.softmax(1) if self.kind == "multiclass" else logits.sigmoid()
+        scores = scores if flip is None else scores.flip(flip)
+        return scores if scale == 1 else F.interpolate(scores, image.shape[2:], mode="bilinear")
 
     def predict(self, batch: Batch) -> dict[str, Any]:
         """``mask``: for each image the labels in its original pixels, uint8 (H, W), or (K, H, W) for several labels.
@@ -319,3 +296,10 @@ class Segmentation(Task):
             )
             texts.append(" · ".join([name, *(f"{k} {v:.0%}" for v, k in areas[:3] if v >= 0.005)]))
         return texts
+
+
+def _resized(image: Tensor, scale: float) -> Tensor:
+    """A batch of images of the same dtype, its sides multiplied by ``scale``."""
+    size = [max(1, round(side * scale)) for side in image.shape[2:]]
+    resized = F.interpolate(image.float(), size, mode="bilinear", antialias=scale < 1)
+    return resized.round().to(image.dtype) if image.dtype == torch.uint8 else resized

@@ -17,6 +17,7 @@ from pipelines.hardware import AveragedWeights, SyncBatchNorm, resolve_precision
 from pipelines.run.tracking import Wandb
 from pipelines.trainer import Trainer
 from tasks import Classification
+from tests.tasks.fake_task import FakeData, FakeTask
 
 QUIET = {"accelerator": "cpu", "devices": 1, "wandb": Wandb(mode="off"), "enable_progress_bar": False}
 
@@ -124,6 +125,15 @@ def test_nothing_is_looked_for_in_the_working_directory():
     """In a SLURM job Lightning starts from any hpc_ckpt_*.ckpt in `default_root_dir`."""
     assert Trainer(**QUIET).default_root_dir == "runs"
     assert Trainer(default_root_dir="else", **QUIET).default_root_dir == "else"
+
+
+def test_the_summary_shows_the_operations_of_one_image(caplog):
+    task = FakeTask()
+    trainer = Trainer(max_epochs=1, logger=False, num_sanity_val_steps=0, **QUIET)
+    with caplog.at_level("INFO"):
+        super(Trainer, trainer).fit(task, datamodule=FakeData([[1.0, 2.0]]))
+    assert "2.6 K     Total Flops" in caplog.text  # 2 * (9 * 4 * 36 + 4 * 2) = 2,608
+    assert "FLOPs" not in caplog.text, "a column that Lightning fills with zeros"
 
 
 def test_sums_of_a_checkpoint_go_where_the_model_is():

@@ -242,6 +242,11 @@ class SquareTask:
     """Predicts masks in original pixels, wrong in one corner."""
 
     eval_metrics = Scores()
+    finds_boxes = False
+
+    @property
+    def taught(self) -> Any:
+        return self
 
     def captions(self, batch: dict[str, Any], outputs: dict[str, Any] | None, names: list[str]) -> list[str]:
         assert outputs is None or len(outputs["mask"]) == len(batch["image"]) == len(batch["target"])
@@ -391,6 +396,7 @@ def test_classification_has_its_grid(tmp_path: Path, logged: list[Any]) -> None:
         eval_metrics=SimpleNamespace(confusion=torch.eye(2, dtype=torch.int64), per_class=lambda: {"f1": [1.0, 1.0]}),
         captions=lambda batch, outputs, names: [f"{x:.1f}" for x in outputs["probabilities"][:, 0].tolist()],
     )
+    task.taught = task
     watcher, trainer = callback.Pictures(tmp_path, 0), stub_trainer(names=names)
     images = torch.randint(0, 255, (40, 3, 8, 8), dtype=torch.uint8)
     batch = {"image": images, "label": torch.zeros(40, dtype=torch.int64), "path": ["x"] * 40}

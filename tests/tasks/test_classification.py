@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torchvision.transforms.v2 import functional
 
 from tasks import Classification
 from tasks.device_augment import color_jitter, mix, random_erasing
+from tasks.losses import classification_loss
 
 
 def task(**arguments) -> Classification:
@@ -74,6 +76,39 @@ def test_mixing_keeps_the_sum_of_labels_and_mixes_both_alike():
     assert torch.allclose(both["image"].view(4, 4), both["label"], atol=1e-6)
 
 
+def test_the_weight_is_mixed_like_the_labels():
+    torch.manual_seed(0)
+    weight = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    mixed = mix({"image": torch.rand(4, 3, 8, 8), "label": torch.eye(4), "weight": weight}, 4, 0.4, 0.0, 1.0)
+    assert torch.allclose(mixed["weight"], mixed["label"] @ weight)
+    assert not torch.allclose(mixed["weight"], weight)
+
+
+def test_jitter_is_torchvisions_with_factors_of_each_image():
+    image = torch.rand(1, 3, 16, 16).expand(4, -1, -1, -1)
+    torch.manual_seed(3)
+    jittered = color_jitter(image, 0.4)
+    torch.manual_seed(3)
+    factors = torch.empty(3, 4).uniform_(0.6, 1.4)
+    assert len(factors.unique()) == 12
+    for i in range(4):
+        expected = functional.adjust_brightness(image[i], float(factors[0, i]))
+        expected = functional.adjust_contrast(expected, float(factors[1, i]))
+        expected = functional.adjust_saturation(expected, float(factors[2, i]))
+        assert torch.allclose(jittered[i], expected, atol=1e-3)  # torchvision rounds its weights of gray to 4 digits
+
+
+def test_erasing_draws_noise_of_the_models_normalization():
+    """Erased pixels are mean + std * normal noise."""
+    torch.manual_seed(0)
+    mean, std = torch.full((1, 3, 1, 1), 0.3), torch.full((1, 3, 1, 1), 0.1)
+    image = torch.full((64, 3, 32, 32), 7.0)
+    erased = random_erasing(image, 1.0, mean, std)
+    noise = erased[(erased - 7).abs() > 1e-4]
+    assert float(noise.mean()) == pytest.approx(0.3, abs=0.01)
+    assert float(noise.std()) == pytest.approx(0.1, abs=0.01)
+
+
 def test_jitter_and_erasing_keep_shape_and_range():
     image = torch.rand(6, 3, 16, 16)
     jittered = color_jitter(image, 0.4)
@@ -87,12 +122,69 @@ def test_jitter_and_erasing_keep_shape_and_range():
     assert 0 < changed.float().mean() < 0.5
 
 
-def test_views_are_averaged():
-    model = task(tta=["hflip"])
-    flipped = {**batch(), "image": batch()["image"].flip(3)}
-    plain = task()
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize(("view", "axes"), [("hflip", (3,)), ("vflip", (2,)), ("rot180", (2, 3))])
+def test_probabilities_of_views_are_averaged(view, axes, multi_label):
+    model, plain = (task(tta=tta, multi_label=multi_label) for tta in ([view], []))
+    for made in (model, plain):  # far from linear: the mean of probabilities is not that of logits
+        made.network.fc.weight.data.mul_(100)
+    flipped = {**batch(), "image": batch()["image"].flip(axes)}
     expected = (plain.predict(batch())["probabilities"] + plain.predict(flipped)["probabilities"]) / 2
-    assert torch.allclose(model.predict(batch())["probabilities"], expected, atol=1e-5)
+    found = model.predict(batch())
+    assert torch.allclose(found["probabilities"], expected, atol=1e-5)
+    again = found["logits"].sigmoid() if multi_label else found["logits"].softmax(1)
+    assert torch.allclose(again, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "label"),
+    [
+        ({}, torch.tensor([0, 1, 2, 0])),
+        ({"multi_label": True}, torch.tensor([[1, 1, 0], [0, 0, 0], [0, 1, 0], [1, 0, 1]]).float()),
+    ],
+)
+def test_the_evaluated_loss_has_no_smoothing_and_no_weight(arguments, label):
+    model = task(label_smoothing=0.3, **arguments)
+    inputs = batch(label=label, weight=torch.tensor([9.0, 1, 1, 1]))
+    predictions = model.predict(inputs)
+    model.update_metrics(inputs, predictions)
+    plain = torch.nn.functional.binary_cross_entropy_with_logits if arguments else torch.nn.functional.cross_entropy
+    assert float(model.eval_metrics.compute()["loss"]) == pytest.approx(float(plain(predictions["logits"], label)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changed"),
+    [
+        ({"loss": "focal"}, {"loss": "focal", "focal_gamma": 4.0}),
+        ({}, {"class_weights": [1.0, 2.0, 3.0]}),
+        ({}, {"label_smoothing": 0.2}),
+        ({}, {"loss": "bce"}),
+    ],
+)
+def test_arguments_of_the_loss_arrive_there(arguments, changed):
+    model = task(**changed)
+    label, logits = batch()["label"], model(batch()["image"])
+    expected = classification_loss(
+        logits,
+        label,
+        kind=changed.get("loss", "cross_entropy"),
+        label_smoothing=changed.get("label_smoothing", 0.0),
+        class_weights=torch.tensor(changed["class_weights"]) if "class_weights" in changed else None,
+        focal_gamma=changed.get("focal_gamma", 2.0),
+    ).mean()
+    assert float(model.loss(batch())["loss"]) == pytest.approx(float(expected))
+    assert abs(float(expected) - float(task(**arguments).loss(batch())["loss"])) > 1e-4
+
+
+def test_names_of_soft_labels_are_whole():
+    """One sure class by its whole name, others with their fractions; none without a fraction."""
+    label = torch.tensor([[0.0, 1.0, 0.0], [0.75, 0.25, 0.0], [0.0, 0.0, 1.0], [0.5, 0.3, 0.2]])
+    names = ["tabby cat", "golden retriever", "ox"]
+    found = task().captions({**batch(), "label": label}, None, names)
+    assert found[0] == "golden retriever"
+    assert found[1] == "tabby cat 0.75 golden retriever 0.25"
+    assert found[2] == "ox"
+    assert found[3] == "tabby cat 0.50 golden retriever 0.30"
 
 
 @pytest.mark.parametrize("channels_last", [True, False, "auto"])

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from tasks import Classification, NoisyStudent
-from tasks.noisy_student import join_batches, without_noise
+from tasks.joined import join_batches
+from tasks.student import without_noise
 
 
 def student(**arguments) -> Classification:
@@ -95,8 +96,8 @@ def test_the_control_has_no_noise_whatever_the_nets_own_defaults():
     without_noise(net)
     assert noise(net) == []
     arguments = {"drop_rate": 0.3, "drop_path_rate": 0.2}
-    assert noise(built(student(**arguments)).network)
-    assert noise(built(student(**arguments), noise=False).network) == []
+    assert noise(built(student(**arguments)).student.network)
+    assert noise(built(student(**arguments), noise=False).student.network) == []
 
 
 def test_drop_path_rate_is_a_drop_rate():

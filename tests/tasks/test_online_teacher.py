@@ -92,6 +92,24 @@ def test_fixmatch_is_the_published_loss():
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, gradients(model), strict=True))
 
 
+def test_smoothing_is_of_true_labels_alone():
+    model, plain = (built(classifier(label_smoothing=s), "fixmatch", threshold=0.0).eval() for s in (0.3, 0.0))
+    plain.load_state_dict(model.state_dict())
+    smoothed, sharp = (m.loss(m.augment(classes())) for m in (model, plain))
+    assert smoothed["loss_unlabeled"].item() == pytest.approx(sharp["loss_unlabeled"].item())
+    assert abs(smoothed["loss_labeled"].item() - sharp["loss_labeled"].item()) > 1e-3
+
+
+def test_weights_scale_the_labeled_images_of_online_methods():
+    weight = torch.tensor([2.0, 0.0, 1.0, 5.0])
+    for teacher, limit in (("fixmatch", 1.0), ("mean_teacher", 1.0)):
+        model, batch = built(classifier(), teacher, threshold=limit).eval(), classes()
+        batch["labeled"]["weight"] = weight
+        each = F.cross_entropy(model(batch["labeled"]["image"]), batch["labeled"]["label"], reduction="none")
+        loss = model.loss(model.augment(batch))["loss"]
+        assert loss.item() == pytest.approx((weight * each).mean().item(), rel=1e-4), teacher
+
+
 def test_nothing_sure_is_labels_only():
     model, batch = built(classifier(), "fixmatch", threshold=1.0).eval(), classes()
     losses = model.loss(model.augment(batch))

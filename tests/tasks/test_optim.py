@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from tasks.backbones import create_classifier, freeze, head_parameters
-from tasks.optim import Optim, build_optimizer, build_scheduler, describe, effective_lr, lr_factor
+from tasks.optim import Optim, describe, effective_lr
+from tasks.optimizers import build_optimizer
 from tasks.pyramid import create_pyramid
+from tasks.schedules import build_scheduler, lr_factor
 
 TOTAL, PER_EPOCH = 40, 4
 SCHEDULES: dict[str, dict[str, Any]] = {

@@ -16,7 +16,9 @@ from timm.models import vgg
 from torch import Tensor, nn
 
 from tasks.backbones import freeze, keep_frozen_in_eval, normalization
-from tasks.segmentation.networks import ARCHITECTURES, SMP, Segmenter, create_segmenter, encoder_parameter_names
+from tasks.segmentation.architectures import ARCHITECTURES, SMP
+from tasks.segmentation.networks import create_segmenter
+from tasks.segmentation.segmenter import Segmenter, encoder_parameter_names
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL_VGG: dict[str, Any] = {"mlp_ratio": 0.001}  # of the head, which is built and thrown away

@@ -11,7 +11,7 @@ from torch import nn
 from datamodules.transforms.geometry import evaluation_view
 from datamodules.transforms.tiles import check_tile, tile_windows
 from tasks.segmentation import postprocess as module
-from tasks.segmentation.postprocess import labels_by_tiles, labels_in_original
+from tasks.segmentation.postprocess import labels_by_tiles, labels_in_original, labels_of
 
 
 def fcn(classes: int = 5) -> nn.Module:
@@ -112,6 +112,33 @@ def test_back_to_original_pixels(resize, shape, monkeypatch):
         wrong = (number.double() - centre.view((-1, 1) if axis == 0 else (1, -1))).abs()
         assert wrong.select(1 - axis, 30)[shown].max() <= 1
         assert shown.sum() > 20
+
+
+@pytest.mark.parametrize("shape", [(160, 80), (80, 160), (130, 70)])
+def test_the_border_does_not_mix_with_the_padding(shape):
+    """One class all over the picture, another all over the padding: the picture is of the one class."""
+    canvas = (32, 32)
+    geometry = evaluation_view(shape, canvas, "letterbox", 1.0).geometry(shape)
+    height, width, scale_x, scale_y, offset_x, offset_y = (float(v) for v in geometry)
+    top, left = round(offset_y), round(offset_x)
+    scores = torch.zeros(2, *canvas)
+    scores[0] = 1.0
+    inside = (slice(top, top + round(height * scale_y)), slice(left, left + round(width * scale_x)))
+    scores[0][inside], scores[1][inside] = 0.0, 0.6
+    labels = labels_in_original(scores, torch.from_numpy(geometry), several=False)
+    assert labels.shape == shape
+    assert (labels == 1).all()
+
+
+def test_labels_and_confidence_by_hand():
+    """Probabilities in 255ths, rounded down; the next class without the first."""
+    scores = torch.tensor([[0.1, 0.7], [0.6, 0.2], [0.3, 0.1]]).unsqueeze(1)
+    assert labels_of(scores, several=False).tolist() == [[1, 0]]
+    assert labels_of(scores, several=False, confidence=1).tolist() == [[[1, 0]], [[153, 178]]]
+    assert labels_of(scores, several=False, confidence=2)[2:].tolist() == [[[2, 1]], [[76, 51]]]
+    one = torch.tensor([[[0.75, 0.25]]])
+    assert labels_of(one, several=False, confidence=2).tolist() == [[[1, 0]], [[191, 191]], [[0, 1]], [[63, 63]]]
+    assert labels_of(scores, several=True).tolist() == [[[0, 1]], [[1, 0]], [[0, 0]]]
 
 
 def test_labels_equal_torchs_bilinear_enlargement():
