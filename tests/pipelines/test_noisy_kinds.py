@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from datamodules.annotations.masks import load_mask
@@ -144,3 +145,101 @@ def test_labels_of_images_by_hand(tmp_path):
     assert again.probabilities[0].tolist() == [pytest.approx(0.4), pytest.approx(0.6)]
     two = IMAGES.scores(tmp_path / "labels.parquet", [0, 0], np.array([[1, 1], [2, 0], [0, 2]]))
     assert two["accuracy"].tolist() == [0.5, 1.0, 0.0]
+
+
+def test_boxes_between_the_ignored_scores_and_the_threshold_are_crowds_by_default_from_a_tenth_on(tmp_path):
+    file = written_boxes(tmp_path, [0.9, 0.11, 0.09], [0, 0, 0], [0, 0, 0])
+    report = BOXES.write_selection(tmp_path, Truth([]), Selection(threshold=0.5), file, None, UNKNOWN, 0)
+    assert (report["kept"], report["ignored"], report["images"], report["pool_images"]) == (1, 1, 1, 3)
+    BOXES.check_selection(Selection(threshold=0.1))
+    with pytest.raises(ValueError, match=r"boxes below selection.ignore \(0.1\) are dropped"):
+        BOXES.check_selection(Selection(threshold=0.09))
+    BOXES.check_selection(Selection(precision=0.9))  # which finds its own
+
+
+class Chunked:
+    """As much of a labeled pool as merging asks for: one chunk."""
+
+    def __init__(self, kind, root: Path, rows: list, paths: list[str]) -> None:
+        self.records = [{"path": path} for path in paths]
+        self.data, self.parts, self.file = Truth([]), root, root / f"0{kind.CHUNK}"
+        with open(self.file, "wb") as file:
+            kind.write_chunk(file, rows)
+
+    def files(self) -> list[Path]:
+        return [self.file]
+
+
+def test_probabilities_of_several_teachers_are_averaged(tmp_path):
+    pools = []
+    for name, row in (("a", [0.8, 0.2]), ("b", [0.2, 0.8]), ("c", [0.8, 0.2])):
+        (tmp_path / name).mkdir()
+        pools.append(Chunked(IMAGES, tmp_path / name, [np.array([row], np.float32)], ["digits#1"]))
+    IMAGES.merge(tmp_path / "labels.parquet", pools, ["ant", "bee"], "x", every=False)
+    assert images.read_labels(tmp_path / "labels.parquet").probabilities[0].tolist() == pytest.approx([0.6, 0.4])
+
+
+def test_boxes_of_hardly_any_score_are_not_written_but_where_scores_are_computed(tmp_path):
+    rows = [{"bbox": [[0, 0, 4, 6]] * 3, "labels": [0, 1, 2], "scores": [0.5, 0.05, 0.04], "size": [40, 48]}]
+    pool = Chunked(BOXES, tmp_path, rows, ["a.png"])
+    for every, scores in ((False, [0.5, 0.05]), (True, [0.5, 0.05, 0.04])):
+        BOXES.merge(tmp_path / "labels.json", [pool], NAMES, "x", every=every)
+        found = read_boxes(tmp_path / "labels.json", NAMES)
+        assert found.scores.tolist() == pytest.approx(scores)
+        assert found.boxes[0].tolist() == [0, 0, 4, 6]
+        assert (found.sizes, BOXES.digest_in(tmp_path / "labels.json")) == ([(40, 48)], "x")
+
+
+def test_images_whose_taught_class_the_student_believes_least_come_first(tmp_path):
+    def written(name: str, rows: list[list[float]], paths: list[str]) -> Path:
+        labels = images.Labels(paths, np.array(rows, np.float32), ["ant", "bee"])
+        images.write_labels(labels, tmp_path / name)
+        return tmp_path / name
+
+    paths = ["digits#1", "digits#2", "digits#3"]
+    taught = written("taught.parquet", [[0.9, 0.1], [0.4, 0.6], [0.8, 0.2]], paths)
+    student = written("student.parquet", [[0.7, 0.3], [0.9, 0.1], [0.2, 0.8]], paths)
+    pool = [{"path": path, "image": path} for path in paths]
+    truth = {"class_names": ["ant", "bee"], "pool": [0, 0, -1]}
+    doubtful = IMAGES.doubtful(taught, student, pool, truth, None, 2)
+    assert [(one["path"], one["taught"], one["student"], one["truth"]) for one in doubtful.found] == [
+        ("digits#2", "bee", "ant", "ant"),
+        ("digits#3", "ant", "bee", None),
+    ]
+    assert [one["probability"] for one in doubtful.found] == pytest.approx([0.1, 0.2])
+    assert doubtful.captions == ["bee? student: ant, truth: ant", "ant? student: bee"]
+    assert doubtful.pictures == ["digits#2", "digits#3"]
+
+
+def test_boxes_of_the_teacher_and_the_student_agree_by_their_f1(tmp_path):
+    """Both boxes of image 0 are found, one of two of image 1; image 2 has a crowd alone, and the student nothing."""
+    taught = written_boxes(tmp_path / "taught", [0.9, 0.9, 0.9, 0.9, 0.9], [0, 1, 0, 1, 0], [0, 0, 1, 1, 2])
+    found = read_boxes(taught, NAMES)
+    write_boxes(found._replace(crowd=np.array([False, False, False, False, True])), taught, NAMES, None)
+    taught.with_name("selection.json").write_text('{"thresholds": {"ant": 0.5, "bee": 0.5, "cat": null}}')
+    # In another order of the images; a box of the student below the threshold, and one of a class that is left out.
+    student = written_boxes(tmp_path / "student", [0.9, 0.9, 0.4, 0.9, 0.9], [0, 1, 0, 1, 2], [0, 0, 1, 1, 1])
+    other = read_boxes(student, NAMES)
+    paths = [str(tmp_path / "taught" / "pictures" / f"{i}.png") for i in (0, 1, 2)]
+    moved = other._replace(paths=paths[::-1], image=np.array([2, 2, 1, 1, 1]))  # images 0 and 1 of `paths`
+    rows = np.argsort(moved.image, kind="stable")
+    moved = moved._replace(
+        **{key: getattr(moved, key)[rows] for key in ("image", "boxes", "labels", "scores", "crowd")}
+    )
+    write_boxes(moved, student, NAMES, None)
+    agreements = BOXES.agreements(taught, student, NAMES)
+    assert [Path(one.path).name for one in agreements] == ["0.png", "1.png", "2.png"]
+    assert [one.agreement for one in agreements] == pytest.approx([1.0, 2 / 3, 0.0])
+    assert [one.counts for one in agreements][1] == {"taught": 2, "student": 1}
+    assert [len(side["boxes"]) for side in agreements[1].sides()] == [2, 1]
+
+
+def test_pixels_of_the_teacher_and_the_student_agree_where_they_are_taught(tmp_path):
+    taught = written_pixels(tmp_path / "a", [np.array([[0, 1, 2, 255]], np.uint8)], [np.full((1, 4), 255, np.uint8)])
+    student = written_pixels(tmp_path / "b", [np.array([[0, 1, 1, 0]], np.uint8)], [np.full((1, 4), 255, np.uint8)])
+    table = pq.read_table(student)
+    same = table.set_column(0, "path", pq.read_table(taught).column("path"))
+    pq.write_table(same, student)
+    (agreement,) = PIXELS.agreements(taught, student, NAMES)
+    assert agreement.agreement == pytest.approx(2 / 3)
+    assert [side["mask"].tolist() for side in agreement.sides()] == [[[0, 1, 2, 255]], [[0, 1, 1, 0]]]
