@@ -16,7 +16,7 @@ from pipelines.noisy_student.settings import first_generation
 USAGE = """usage: python -m pipelines noisy-student --config FILE [--key value]
 
 Trains a teacher, labels the pool, selects, trains students, and reports what the unlabeled images were worth.
-The same command goes on where it was stopped. Keys: docs/noisy_student.md."""
+The same command continues where it was stopped. Keys: docs/noisy_student.md."""
 
 
 def main(args: list[str], *, one_generation: bool = False) -> int:

@@ -85,13 +85,13 @@ def student_config(
 
 
 def outcome(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a command's config that its outcome depends on, without paths of files that go in by digest."""
-    part: dict[str, Any] = copy.deepcopy(dict(config))
-    arguments = part["data"]["init_args"]
-    for half in (part["data"], arguments.get("labeled"), arguments.get("unlabeled")):
+    """What of a command's config its outcome depends on, without paths of files, whose digests are inputs."""
+    kept: dict[str, Any] = copy.deepcopy(dict(config))
+    arguments = kept["data"]["init_args"]
+    for half in (kept["data"], arguments.get("labeled"), arguments.get("unlabeled")):
         if half is not None:
             half["init_args"].pop("split_file", None)
     if arguments.get("unlabeled") is not None:
         arguments["unlabeled"]["init_args"].pop("source")
-    part["trainer"] = {key: value for key, value in part["trainer"].items() if key not in COSMETIC}
-    return part
+    kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in COSMETIC}
+    return kept

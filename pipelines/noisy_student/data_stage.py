@@ -161,6 +161,6 @@ def _size(record: Record) -> int:
 
 
 def read_truth(file: Path) -> dict[str, Any]:
-    """What ``make_data`` wrote: ``class_names``, and by split what ``Kind.truth_of`` says of each image."""
+    """What ``make_data`` wrote: ``class_names``, and by split what ``Kind.truth_of`` gives for each image."""
     truth: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return truth

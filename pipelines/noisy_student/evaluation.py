@@ -1,4 +1,4 @@
-"""What a model says of the validation and test images, as a stage's command: ``python -m`` this module.
+"""Evaluates a model on the validation and test images, as a stage's command: ``python -m`` this module.
 
 A module and no word of the command line, since only the loop gives it.
 """
@@ -53,7 +53,7 @@ def evaluate_checkpoint(
 
 
 def evaluate_splits(trainer: Trainer, loaded: Loaded, data: DataModule, directory: Path) -> None:
-    """Write ``val`` and ``test``: what a model says of their images, and what scores are computed from.
+    """Write ``val`` and ``test``: a model's labels of their images, and what scores are computed from.
 
     Args:
         trainer: Where to run.

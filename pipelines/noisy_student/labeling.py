@@ -1,7 +1,7 @@
-"""Pseudo-labels: what a teacher, or the mean of several, says of a pool of images, as an ordinary annotation file.
+"""Pseudo-labels: what a teacher, or the mean of several, predicts for a pool of images, as an ordinary annotation file.
 
-The pool is cut into chunks; rank r labels chunks r, r + world, ..., each into a file of its own. So any number of ranks
-gives the same bytes, and a run that was killed goes on behind the last chunk.
+The pool is split into chunks; rank r labels chunks r, r + world, ..., each into its own file. So any number of ranks
+gives the same bytes, and a run that was killed continues after the last chunk.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ def _common_classes(teachers: Sequence[Loaded]) -> list[str]:
 
 
 def _digest(teachers: Sequence[Loaded], paths: Sequence[str]) -> str:
-    """Of the teachers' weights and views of the images, the images' names, and how they are cut into batches."""
+    """Of the teachers' weights and views of the images, the images' names, and how they are split into batches."""
     digest = hashlib.sha256(json.dumps(list(paths)).encode())
     for teacher in teachers:
         view = {key: getattr(teacher.data, key, None) for key in VIEW}

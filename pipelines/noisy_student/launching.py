@@ -41,7 +41,7 @@ def run_command(command: StageCommand, words: list[str], launch: Sequence[str] |
         launch: Words before it; None runs it in this process.
 
     Raises:
-        StageError: If it fails; what it said stands above.
+        StageError: If it fails; its own message is above.
     """
     if launch is None:
         status = command.main(words)
@@ -50,10 +50,10 @@ def run_command(command: StageCommand, words: list[str], launch: Sequence[str] |
         python = [] if is_torchrun else [sys.executable]
         status = subprocess.run([*launch, *python, "-m", *command.module, *words], check=False).returncode
     if status > 128:
-        raise StageError(f"`{command.name}` was ended by a signal; the same command goes on from there.", status)
+        raise StageError(f"`{command.name}` was ended by a signal; give the same command again to continue.", status)
     if status:
         raise StageError(
-            f"`{command.name}` ended with status {status}; correct what it says, then give the same command again."
+            f"`{command.name}` ended with status {status}; fix what it names, then give the same command again."
         )
 
 

@@ -2,7 +2,7 @@
 
 A stage is done when its ``manifest.json`` has been renamed into place. It names the settings and the digests of the
 files that the stage read: where they are the same, the stage is not repeated; where they differ, it is done again, and
-so is what depends on files that came out differently. A stage that was killed goes on where it was.
+so is what depends on files that came out differently. A stage that was killed continues where it was.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Outputs = dict[str, Output]
 
 
 class StageError(UserError):
-    """A stage's command failed; its own message stands above.
+    """A stage's command failed; its own message is above.
 
     Args:
         message: What to say.
@@ -56,7 +56,7 @@ def run_stage(
         directory: The stage's own.
         settings: Plain values that its outcome depends on.
         inputs: What it reads.
-        work: Does it in the directory, and goes on with what a killed one left there; returns name -> file name.
+        work: Does it in the directory, and continues what a killed one left there; returns name -> file name.
 
     Returns:
         Its files, by name.
@@ -91,7 +91,7 @@ def _done_before(directory: Path, key: Mapping[str, Any], label: str) -> Outputs
         directory.rename(old)
         return None
     if manifest is None:
-        say(f"{label}: goes on")
+        say(f"{label}: continues")
         return None
     outputs = {n: Output(directory / o["file"], o["digest"]) for n, o in manifest["outputs"].items()}
     missing = [output.path for output in outputs.values() if not output.path.exists()]

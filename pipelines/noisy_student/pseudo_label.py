@@ -51,7 +51,7 @@ def pseudo_label(
 
     Class probabilities become a ``.parquet`` list, boxes a COCO ``.json`` file with scores, masks index PNGs with
     maps of confidence and a ``.parquet`` list of them. The teacher sees clean images in evaluation mode, with its
-    averaged weights where it has some. Ranks share the pool; the same command goes on where a killed one ended,
+    averaged weights where it has some. Ranks share the pool; the same command continues where a killed one ended,
     and does nothing where the file is complete.
 
     Args:
@@ -104,7 +104,8 @@ def _check(kind: Kind, output: Path, selection: Selection | None, batch_size: in
     labels = (read_json(report) or {}).get("labels", output.name)
     if labels != output.name:
         raise UserError(
-            f"{report} says what was selected of {labels}, and would be overwritten: give --output in another folder."
+            f"{report} is the report of a selection from {labels}, and would be overwritten: give --output in another"
+            " folder."
         )
 
 

@@ -30,7 +30,7 @@ WHAT = {
     "labels_only": "control: the last student's net, noise and number of steps, labels only",
     "no_noise": "control: the last student without noise, the same steps and pseudo-labels",
 }
-# Difference -> (minuend, subtrahend, what it says).
+# Difference -> (minuend, subtrahend, what it means).
 DIFFERENCES = {
     "gain": ("last", "teacher", "all of it: the last student over the teacher"),
     "unlabeled data": ("last", "labels_only", "the last student over the same net and noise on labels only"),
@@ -122,7 +122,7 @@ def _what(name: str) -> str:
 
 
 def _doubtful(root: Path, kind: Kind, data: DataModule, run: SeedRun, truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """Taught labels that the last student believes least, the most doubtful first; and their pictures as a sheet."""
+    """Taught labels that the last student believes least, the most doubtful first; and a sheet of them."""
     selected, relabeled = run.selections[-1]["selected"].path, run.relabeled["labels"].path
     pool = pool_records(run.data["pool"].path)
     doubtful = kind.doubtful(selected, relabeled, pool, truth, data, SUSPECTS)

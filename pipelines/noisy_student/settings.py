@@ -74,7 +74,7 @@ class Settings:
             the seed.
         selection: Which pseudo-labels are taught.
         trainer: Arguments of the trainer for all trainings.
-        checkpoint: Which checkpoint of a training goes on: `last`, or `best` on the validation split.
+        checkpoint: Which checkpoint of a training is used: `last`, or `best` on the validation split.
         controls: Also train the last student on labels only, and without noise, for as many steps.
         seeds: The whole loop is run for each; the report has their mean and spread.
         overlap: What to do with validation and test images in the pool: `error`, `remove` or `allow`.

@@ -80,7 +80,7 @@ def take_teacher(directory: Path, settings: Settings, data: DataModule, checkpoi
 
 
 def evaluate(directory: Path, settings: Settings, data: DataModule, checkpoint: Path) -> dict[str, str]:
-    """Write ``val`` and ``test``: what a model says of their images, and what scores are computed from.
+    """Write ``val`` and ``test``: a model's labels of their images, and what scores are computed from.
 
     With ``launch`` it is a command of its own, like a training.
 

@@ -1,4 +1,4 @@
-"""What the report of a selection says: how many labels there were, were kept and are taught, and how many are right.
+"""What the report of a selection holds: how many labels there were, were kept and are taught, and how many are right.
 
 The keys are those of ``selection.json`` since it was first written: runs that are finished have them.
 """

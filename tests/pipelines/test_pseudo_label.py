@@ -146,7 +146,7 @@ def test_several_teachers_are_averaged_and_the_worthwhile_labels_selected(world,
     assert len(read_list("selected.parquet").records) == account["images"]
     before = Path("selection.json").read_bytes()
     assert in_child(lambda: label(world, "a.parquet", "--selection.threshold", "0.5")) != 0
-    assert "selection.json says what was selected of both.parquet" in capfd.readouterr().err
+    assert "selection.json is the report of a selection from both.parquet" in capfd.readouterr().err
     assert Path("selection.json").read_bytes() == before
 
 

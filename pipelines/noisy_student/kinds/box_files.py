@@ -1,4 +1,4 @@
-"""A file of boxes with scores in COCO's format, written, read and cut down."""
+"""A file of boxes with scores in COCO's format, written, read and reduced."""
 
 from __future__ import annotations
 
@@ -140,11 +140,11 @@ def take(found: Boxes, rows: NDArray[Any]) -> Boxes:
 def images_of(found: Boxes, images: NDArray[np.int64]) -> Boxes:
     """Some of the images, by their rising numbers, with their boxes."""
     inside = np.isin(found.image, images)
-    part = take(found, inside)
-    return part._replace(
+    chosen = take(found, inside)
+    return chosen._replace(
         paths=[found.paths[i] for i in images],
         sizes=[found.sizes[i] for i in images],
-        image=np.searchsorted(images, part.image),
+        image=np.searchsorted(images, chosen.image),
     )
 
 
@@ -169,7 +169,7 @@ def true_boxes(records: Sequence[Record], data: Any) -> Boxes:
     return Boxes(
         [record["path"] for record in records],
         [s["image"].shape[:2] if hasattr(s["image"], "shape") else (s["height"], s["width"]) for s in samples],
-        np.repeat(np.arange(len(records)), [len(part) for part in labels]),
+        np.repeat(np.arange(len(records)), [len(of_image) for of_image in labels]),
         np.concatenate([np.zeros((0, 4), np.float32), *(s["boxes"] for s in samples)]).astype(np.float32),
         np.concatenate([np.zeros(0, np.int64), *labels]),
         np.ones(sum(map(len, labels)), np.float32),
