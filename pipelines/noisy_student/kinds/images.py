@@ -164,7 +164,7 @@ class Images(Kind):
 IMAGES = Images()
 
 
-def write_labels(labels: Labels, output: Path, digest: str = "") -> None:
+def write_labels(labels: Labels, output: Path, digest: str | None = None) -> None:
     """Write a list with the columns ``path``, ``split``, ``p_CLASS``, and for people ``pseudo_label``, ``confidence``.
 
     Args:
@@ -180,7 +180,7 @@ def write_labels(labels: Labels, output: Path, digest: str = "") -> None:
     }
     for k, name in enumerate(labels.class_names):
         columns[f"{COLUMN}{name}"] = labels.probabilities[:, k]
-    write_table(columns, output, digest)
+    write_table(columns, output, {} if digest is None else {"digest": digest})
 
 
 def read_labels(file: Path, class_names: Sequence[str] | None = None) -> Labels:

@@ -98,7 +98,7 @@ def merge_pixels(output: Path, pool: Chunks, rows: Sequence[dict[str, Any]], dig
     }
     if (folder / SOFT).is_dir():
         columns["soft_mask"] = [f"{folder.name}/{SOFT}/{row['name']}.png" for row in rows]
-    write_table(columns, output, digest)
+    write_table(columns, output, {"digest": digest})
 
 
 def read_pixels(file: Path) -> PixelFiles:

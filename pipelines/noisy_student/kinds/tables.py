@@ -15,18 +15,22 @@ from datamodules.common.files import atomic_path
 NOTE = "pseudo_label"  # key of the file's metadata
 
 
-def write_table(columns: Mapping[str, Sequence[Any] | NDArray[Any]], output: Path, digest: str = "") -> None:
+def write_table(
+    columns: Mapping[str, Sequence[Any] | NDArray[Any]], output: Path, note: dict[str, str] | None = None
+) -> None:
     """Write a parquet file in one step.
 
     Args:
         columns: By name.
         output: The file.
-        digest: Kept in the file's metadata.
+        note: Kept in the file's metadata: the ``digest`` of what the labels were made from.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table(dict(columns)).replace_schema_metadata({NOTE: json.dumps({"digest": digest})})
+    table = pa.table(dict(columns))
+    if note is not None:
+        table = table.replace_schema_metadata({NOTE: json.dumps(note)})
     with atomic_path(output) as temporary:
         pq.write_table(table, temporary)
 
