@@ -6,12 +6,13 @@ import os
 import sys
 import traceback
 
-from pipelines import cli
+from pipelines.config.ready import complete
 from pipelines.config.reasons import reason_of
 from pipelines.noisy_student.loop import run
 from pipelines.noisy_student.manifest import StageError
 from pipelines.noisy_student.reading import read_settings
 from pipelines.noisy_student.settings import first_generation
+from pipelines.quiet import quieten
 
 USAGE = """usage: python -m pipelines noisy-student --config FILE [--key value]
 
@@ -39,9 +40,9 @@ def main(args: list[str], *, one_generation: bool = False) -> int:
             f"noisy-student is one process, but {ranks[0]} is set: start it without a launcher, and give the launcher"
             " as launch: in the config."
         )
-    cli.quieten()
+    quieten()
     try:
-        settings = read_settings(cli.complete(["noisy-student", *args]))
+        settings = read_settings(complete(["noisy-student", *args]))
         run(first_generation(settings) if one_generation else settings)
     except Exception as error:
         if os.environ.get("PIPELINES_TRACEBACK"):

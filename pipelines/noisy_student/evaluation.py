@@ -13,6 +13,7 @@ import yaml
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from pipelines import cli
+from pipelines.command import Command
 from pipelines.noisy_student.data_stage import set_up
 from pipelines.noisy_student.kinds.registry import kind_of
 from pipelines.noisy_student.labeling import evaluate, prepare_teacher
@@ -32,7 +33,7 @@ def main(words: list[str]) -> int:
     Returns:
         The exit status, see ``cli.execute``.
     """
-    return cli.execute(cli.Command("evaluation", evaluate_checkpoint), words)
+    return cli.execute(Command("evaluation", evaluate_checkpoint), words)
 
 
 def evaluate_checkpoint(

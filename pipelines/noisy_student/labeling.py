@@ -28,7 +28,7 @@ from pipelines.noisy_student.kinds.registry import kind_of
 from pipelines.noisy_student.manifest import digest_of
 from pipelines.noisy_student.paths import listed
 from pipelines.outputs.names import output_names
-from pipelines.run.checkpoints import check_fits
+from pipelines.run.compatibility import check_fits
 from pipelines.run.loading import Loaded, load
 
 Key = tuple[int, int, int]

@@ -13,6 +13,7 @@ from datamodules.common.errors import UserError
 from datamodules.common.files import read_json
 from datamodules.unlabeled import pool_records
 from pipelines import cli
+from pipelines.command import Command
 from pipelines.noisy_student.kinds.base import Kind
 from pipelines.noisy_student.kinds.registry import kind_of
 from pipelines.noisy_student.labeling import evaluate, label_pool, load_teacher, prepare_teacher
@@ -32,7 +33,7 @@ def main(words: list[str]) -> int:
     Returns:
         The exit status, see ``cli.execute``.
     """
-    return cli.execute(cli.Command("pseudo-label", pseudo_label), words)
+    return cli.execute(Command("pseudo-label", pseudo_label), words)
 
 
 def pseudo_label(
