@@ -12,7 +12,7 @@ from datamodules.base import DataModule
 from datamodules.common.files import read_json, write_json
 from pipelines.noisy_student import data_stage, stages
 from pipelines.noisy_student.configs import outcome, student_config, teacher_config
-from pipelines.noisy_student.kinds.base import Kind
+from pipelines.noisy_student.kinds.base import Kind, SelectionJob
 from pipelines.noisy_student.kinds.registry import kind_of
 from pipelines.noisy_student.manifest import (
     Output,
@@ -161,13 +161,15 @@ class SeedLoop:
 
         def select(directory: Path) -> dict[str, str]:
             return stages.select(
-                directory,
-                self.data,
-                self.settings.selection,
-                labels["labels"].path,
-                validation.path,
-                self.truth,
-                self.seed,
+                SelectionJob(
+                    directory,
+                    self.data,
+                    self.settings.selection,
+                    labels["labels"].path,
+                    validation.path,
+                    self.truth,
+                    self.seed,
+                )
             )
 
         return self.stage(name, {**_selection(self.settings), "seed": self.seed}, inputs, select)

@@ -14,7 +14,7 @@ from datamodules.common.files import read_json
 from datamodules.unlabeled import pool_records
 from pipelines import cli
 from pipelines.command import Command
-from pipelines.noisy_student.kinds.base import Kind
+from pipelines.noisy_student.kinds.base import Kind, SelectionJob
 from pipelines.noisy_student.kinds.registry import kind_of
 from pipelines.noisy_student.labeling import evaluate, label_pool, load_teacher, prepare_teacher
 from pipelines.noisy_student.selection import Selection
@@ -127,7 +127,7 @@ def _select(trainer: Trainer, teachers: Sequence[Loaded], selection: Selection, 
             "val": [kind.truth_of(record) for record in records],
             "pool": [kind.truth_of({})] * num_images,  # nothing is known of them
         }
-        report = kind.write_selection(output.parent, data, selection, output, validation, truth, 0)
+        report = kind.write_selection(SelectionJob(output.parent, data, selection, output, validation, truth, 0))
         rank_zero_info(
             f"{output.with_name(f'selected{kind.LABELS}')} teaches {report['images']} images: {report['kept']} of"
             f" {report['pool']} {kind.UNIT} were kept ({report['coverage']:.0%})."

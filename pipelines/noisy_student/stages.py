@@ -6,7 +6,6 @@ Each leaves files that can be read and used again.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,17 @@ from datamodules.common.files import read_json, write_text
 from pipelines import cli
 from pipelines.config.carried import packages_of
 from pipelines.noisy_student import evaluation, pseudo_label
+from pipelines.noisy_student.kinds.base import SelectionJob
 from pipelines.noisy_student.kinds.registry import kind_of
 from pipelines.noisy_student.labeling import load_teacher
 from pipelines.noisy_student.launching import StageCommand, run_command, trainer_flags
 from pipelines.noisy_student.manifest import say
 from pipelines.noisy_student.results import REPORT
-from pipelines.noisy_student.selection import Selection
 from pipelines.noisy_student.settings import Settings, plain
 from pipelines.run.directory import run_of_checkpoint, runs_of
 from pipelines.run.student import export
 from pipelines.run.tracking import Wandb
 from pipelines.trainer import Trainer
-
-Truth = Mapping[str, Any]
 
 FIT = StageCommand("fit", ("pipelines", "fit"), lambda words: cli.main(["fit", *words]))
 LABEL = StageCommand("pseudo-label", ("pipelines", "pseudo-label"), pseudo_label.main)
@@ -117,18 +114,10 @@ def label(
     return {"labels": file}
 
 
-def select(
-    directory: Path,
-    data: DataModule,
-    selection: Selection,
-    labels_file: Path,
-    validation_file: Path,
-    truth: Truth,
-    seed: int,
-) -> dict[str, str]:
+def select(job: SelectionJob) -> dict[str, str]:
     """``selected.parquet`` or ``.json`` (what the student is taught) and ``selection.json`` (what was done)."""
-    kind = kind_of(data)
-    report = kind.write_selection(directory, data, selection, labels_file, validation_file, truth, seed)
+    kind = kind_of(job.data)
+    report = kind.write_selection(job)
     say(
         f"{report['kept']} of {report['pool']} {kind.UNIT} kept ({report['coverage']:.0%}),"
         f" {report['images']} images taught"

@@ -25,6 +25,7 @@ from pipelines.__main__ import main
 from pipelines.noisy_student import labeling, selection
 from pipelines.noisy_student.configs import student_config
 from pipelines.noisy_student.kinds import boxes
+from pipelines.noisy_student.kinds.base import Kind, SelectionJob
 from pipelines.noisy_student.kinds.box_files import Boxes, read_boxes, write_boxes
 from pipelines.noisy_student.kinds.boxes import BOXES as BOX_KIND
 from pipelines.noisy_student.kinds.pixel_files import read_pixels
@@ -280,6 +281,10 @@ class Truth:
         return lambda record: record
 
 
+def selected(kind: Kind, *job) -> dict:
+    return kind.write_selection(SelectionJob(*job))
+
+
 def written_boxes(root: Path, scores: list[float], labels: list[int], image: list[int], images: int = 3) -> Path:
     paths = [str(root / "pictures" / f"{i}.png") for i in range(images)]
     for path in paths:
@@ -301,7 +306,7 @@ def test_boxes_are_taught_ignored_or_dropped_by_their_scores(tmp_path):
     for record, corners in zip(annotated, ([1, 0, 11, 12], [0, 0, 10, 12]), strict=True):
         record |= {"boxes": np.array([corners], np.float32), "height": 40, "width": 48}
     truth = {"class_names": NAMES, "pool": ["a", "b", None]}
-    account = BOX_KIND.write_selection(tmp_path, Truth(annotated), Selection(threshold=0.5), file, None, truth, 0)
+    account = selected(BOX_KIND, tmp_path, Truth(annotated), Selection(threshold=0.5), file, None, truth, 0)
     assert (account["kept"], account["pool"], account["ignored"], account["images"]) == (2, 5, 1, 2)
     assert account["kept_as"] == {"ant": 1, "bee": 1, "cat": 0}
     assert account["precision"] == 0.5  # the ant is one, the bee is a cat
@@ -316,13 +321,11 @@ def test_boxes_are_taught_ignored_or_dropped_by_their_scores(tmp_path):
     assert second["labels"].tolist() == [1]  # 0.07 is dropped
     assert np.allclose(first["boxes"], [[0, 0, 10.5, 12.25], [20, 20, 30.5, 32.25]])
     only_ants = Selection(threshold={"ant": 0.5})
-    account = BOX_KIND.write_selection(tmp_path, Truth(annotated), only_ants, file, None, truth, 0)
+    account = selected(BOX_KIND, tmp_path, Truth(annotated), only_ants, file, None, truth, 0)
     assert account["kept_as"] == {"ant": 1, "bee": 0, "cat": 0}
     assert account["ignored"] == 1  # the bee beside it
     with pytest.raises(ValueError, match=r"keeps none of the 5 pseudo-labels; the highest score is 0.900"):
-        BOX_KIND.write_selection(
-            tmp_path, Truth([]), Selection(threshold=0.95), file, None, truth | {"pool": [None] * 3}, 0
-        )
+        selected(BOX_KIND, tmp_path, Truth([]), Selection(threshold=0.95), file, None, truth | {"pool": [None] * 3}, 0)
 
 
 def test_a_precision_of_boxes_is_judged_on_the_validation_images(tmp_path):
@@ -334,7 +337,7 @@ def test_a_precision_of_boxes_is_judged_on_the_validation_images(tmp_path):
     np.savez(tmp_path / "val.npz", labels=labels, scores=score, hit=hit[None], ignored=np.zeros((1, 200), bool))
     chosen = Selection(precision=0.9)
     truth = {"class_names": NAMES, "pool": [None] * 3}
-    account = BOX_KIND.write_selection(tmp_path, Truth([]), chosen, file, tmp_path / "val.npz", truth, 0)
+    account = selected(BOX_KIND, tmp_path, Truth([]), chosen, file, tmp_path / "val.npz", truth, 0)
     assert account["left_out"] == ["bee", "cat"]
     assert account["kept_as"] == {"ant": 3, "bee": 0, "cat": 0}
     assert account["thresholds"]["ant"] == pytest.approx(0.6)
@@ -359,7 +362,7 @@ def test_uncertain_pixels_become_255_and_selected_masks_are_ordinary_ones(tmp_pa
     true[:, 1] = 1
     record = {"path": "a", "image": np.zeros((4, 2, 3), np.uint8), "mask": true}
     truth = {"class_names": NAMES, "pool": ["a", None]}
-    account = PIXEL_KIND.write_selection(tmp_path, Truth([record]), Selection(threshold=0.8), file, None, truth, 0)
+    account = selected(PIXEL_KIND, tmp_path, Truth([record]), Selection(threshold=0.8), file, None, truth, 0)
     assert (account["kept"], account["pool"], account["images"], account["pool_images"]) == (6, 16, 1, 2)
     assert account["kept_as"] == {"ant": 2, "bee": 3, "cat": 1}
     assert account["precision"] == pytest.approx(5 / 6)  # the cat is an ant
@@ -374,14 +377,11 @@ def test_uncertain_pixels_become_255_and_selected_masks_are_ordinary_ones(tmp_pa
     assert (sample["mask"] == expected).all()
     by_class = Selection(threshold={"bee": 0.8})
     assert (
-        PIXEL_KIND.write_selection(tmp_path, Truth([]), by_class, file, None, truth | {"pool": [None] * 2}, 0)["images"]
-        == 2
+        selected(PIXEL_KIND, tmp_path, Truth([]), by_class, file, None, truth | {"pool": [None] * 2}, 0)["images"] == 2
     )
     unsure = written_pixels(tmp_path / "unsure", [mask], [sure // 2])
     with pytest.raises(ValueError, match="keeps none of the pixels of 1 images"):
-        PIXEL_KIND.write_selection(
-            tmp_path, Truth([]), Selection(threshold=0.9), unsure, None, truth | {"pool": [None]}, 0
-        )
+        selected(PIXEL_KIND, tmp_path, Truth([]), Selection(threshold=0.9), unsure, None, truth | {"pool": [None]}, 0)
 
 
 def test_geometric_noise_moves_pseudo_labels_with_the_image(tmp_path):
@@ -394,13 +394,13 @@ def test_geometric_noise_moves_pseudo_labels_with_the_image(tmp_path):
     for i in range(4):
         save_png(picture, path / f"{i}.png")
     truth = {"class_names": NAMES, "pool": [None] * 4}
-    PIXEL_KIND.write_selection(tmp_path, Truth([]), Selection(threshold=0.5), file, None, truth, 0)
+    selected(PIXEL_KIND, tmp_path, Truth([]), Selection(threshold=0.5), file, None, truth, 0)
     size = [(64, 64)] * 4
     corners = np.tile(np.array([[8, 10, 20, 26]], np.float32), (4, 1))
     columns = np.arange(4), corners, np.ones(4, np.int64), np.ones(4, np.float32), np.zeros(4, bool)
     found = Boxes([str(path / f"{i}.png") for i in range(4)], size, *columns)
     write_boxes(found, tmp_path / "labels.json", NAMES, None)
-    BOX_KIND.write_selection(tmp_path, Truth([]), Selection(threshold=0.5), tmp_path / "labels.json", None, truth, 0)
+    selected(BOX_KIND, tmp_path, Truth([]), Selection(threshold=0.5), tmp_path / "labels.json", None, truth, 0)
     noise = {"preset": "light", "hflip": 1.0, "vflip": 1.0, "scale_jitter": (0.6, 0.9)}
     common = {"class_names": NAMES, "val_fraction": 0.0, "image_size": 64, "batch_size": 2, "num_workers": 0}
     seg = SegmentationData(str(tmp_path / "selected.parquet"), mask_format="index", augment=Augment(**noise), **common)

@@ -16,7 +16,7 @@ from pipelines.noisy_student.kinds.images import IMAGES
 from pipelines.noisy_student.kinds.pixel_files import read_pixels
 from pipelines.noisy_student.kinds.pixels import PIXELS, confusion
 from pipelines.noisy_student.selection import Selection
-from tests.pipelines.test_noisy_dense import NAMES, Truth, written_boxes, written_pixels
+from tests.pipelines.test_noisy_dense import NAMES, Truth, selected, written_boxes, written_pixels
 
 UNKNOWN = {"class_names": NAMES, "pool": [None] * 3}
 
@@ -41,14 +41,14 @@ def test_boxes_that_found_a_crowd_say_nothing_of_the_precision(tmp_path):
     right, crowd = np.arange(140) < 40, np.arange(140) >= 40
     target = Selection(precision=0.9)
     seen = validation_of_ants(tmp_path / "val.npz", scores, right, crowd)
-    assert BOXES.write_selection(tmp_path, Truth([]), target, file, seen, UNKNOWN, 0)["kept"] == 3
+    assert selected(BOXES, tmp_path, Truth([]), target, file, seen, UNKNOWN, 0)["kept"] == 3
     few = validation_of_ants(tmp_path / "few.npz", scores, np.arange(140) < 20, np.arange(140) >= 20)
     with pytest.raises(ValueError, match="keeps none of the 3 pseudo-labels"):
-        BOXES.write_selection(tmp_path, Truth([]), target, file, few, UNKNOWN, 0)
+        selected(BOXES, tmp_path, Truth([]), target, file, few, UNKNOWN, 0)
     # The same boxes, hitting crowds: no object was found.
     hits = validation_of_ants(tmp_path / "hits.npz", scores, np.ones(140, bool), np.arange(140) >= 20)
     with pytest.raises(ValueError, match="keeps none of the 3 pseudo-labels"):
-        BOXES.write_selection(tmp_path, Truth([]), target, file, hits, UNKNOWN, 0)
+        selected(BOXES, tmp_path, Truth([]), target, file, hits, UNKNOWN, 0)
 
 
 def test_validation_boxes_below_the_ignored_scores_do_not_count(tmp_path):
@@ -57,20 +57,20 @@ def test_validation_boxes_below_the_ignored_scores_do_not_count(tmp_path):
     scores = np.repeat([0.8, 0.2], [40, 400])
     seen = validation_of_ants(tmp_path / "val.npz", scores, scores > 0.5, np.zeros(440, bool))
     chosen = Selection(precision=0.9, ignore=0.3)
-    report = BOXES.write_selection(tmp_path, Truth([]), chosen, file, seen, UNKNOWN, 0)
+    report = selected(BOXES, tmp_path, Truth([]), chosen, file, seen, UNKNOWN, 0)
     assert (report["kept"], report["samples_needed"]) == (3, 29)
     # Right ones there do not help either: 20 and 400 of them.
     scores = np.repeat([0.8, 0.2], [20, 400])
     seen = validation_of_ants(tmp_path / "val.npz", scores, np.ones(420, bool), np.zeros(420, bool))
     with pytest.raises(ValueError, match="keeps none"):
-        BOXES.write_selection(tmp_path, Truth([]), chosen, file, seen, UNKNOWN, 0)
+        selected(BOXES, tmp_path, Truth([]), chosen, file, seen, UNKNOWN, 0)
 
 
 def test_a_threshold_that_was_found_is_never_below_the_ignored_scores(tmp_path):
     """All boxes are right; the pool's levels are 0.05 and 0.6, and boxes below 0.1 are dropped."""
     file = written_boxes(tmp_path, [0.05, 0.6, 0.64], [0, 0, 0], [0, 1, 2])
     seen = validation_of_ants(tmp_path / "val.npz", np.full(100, 0.9), np.ones(100, bool), np.zeros(100, bool))
-    report = BOXES.write_selection(tmp_path, Truth([]), Selection(precision=0.9), file, seen, UNKNOWN, 0)
+    report = selected(BOXES, tmp_path, Truth([]), Selection(precision=0.9), file, seen, UNKNOWN, 0)
     assert report["thresholds"]["ant"] == pytest.approx(0.6)
     assert (report["kept"], report["pool"], report["coverage"]) == (2, 3, pytest.approx(2 / 3))
 
@@ -78,7 +78,7 @@ def test_a_threshold_that_was_found_is_never_below_the_ignored_scores(tmp_path):
 def test_a_threshold_between_two_scores_and_at_one(tmp_path):
     """Exact in float32: 0.5 is kept at 0.5, and 0.25 is ignored at an `ignore` of 0.25."""
     file = written_boxes(tmp_path, [0.5, 0.25, 0.24], [0, 0, 1], [0, 0, 0])
-    report = BOXES.write_selection(tmp_path, Truth([]), Selection(threshold=0.5, ignore=0.25), file, None, UNKNOWN, 0)
+    report = selected(BOXES, tmp_path, Truth([]), Selection(threshold=0.5, ignore=0.25), file, None, UNKNOWN, 0)
     assert (report["kept"], report["ignored"], report["pool"]) == (1, 1, 3)
     kept = read_boxes(tmp_path / "selected.json", NAMES)
     assert kept.scores.tolist() == [0.5, 0.25]
@@ -89,14 +89,14 @@ def test_boxes_written_as_crowds_by_hand_stay_crowds(tmp_path):
     file = written_boxes(tmp_path, [0.9, 0.9], [0, 0], [0, 0])
     found = read_boxes(file, NAMES)
     write_boxes(found._replace(crowd=np.array([False, True])), file, NAMES, None)
-    report = BOXES.write_selection(tmp_path, Truth([]), Selection(threshold=0.5), file, None, UNKNOWN, 0)
+    report = selected(BOXES, tmp_path, Truth([]), Selection(threshold=0.5), file, None, UNKNOWN, 0)
     assert (report["kept"], report["ignored"]) == (1, 1)
 
 
 def test_thresholds_of_classes_and_the_classes_that_are_not_named(tmp_path):
     file = written_boxes(tmp_path, [0.6, 0.6, 0.6], [0, 1, 2], [0, 1, 2])
     chosen = Selection(threshold={"ant": 0.5, "bee": 0.7})
-    report = BOXES.write_selection(tmp_path, Truth([]), chosen, file, None, UNKNOWN, 0)
+    report = selected(BOXES, tmp_path, Truth([]), chosen, file, None, UNKNOWN, 0)
     assert report["kept_as"] == {"ant": 1, "bee": 0, "cat": 0}
     assert report["thresholds"] == {"ant": 0.5, "bee": 0.7, "cat": None}
 
@@ -110,7 +110,7 @@ def test_pixels_are_kept_from_the_first_level_that_reaches_the_threshold(tmp_pat
     levels = np.array([[least, max(least - 1, 0)]], np.uint8)
     file = written_pixels(tmp_path, [np.zeros((1, 2), np.uint8)], [levels])
     truth = {"class_names": NAMES, "pool": [None]}
-    report = PIXELS.write_selection(tmp_path, Truth([]), Selection(threshold=threshold), file, None, truth, 0)
+    report = selected(PIXELS, tmp_path, Truth([]), Selection(threshold=threshold), file, None, truth, 0)
     assert report["kept"] == (2 if least == 0 else 1)
     (mask,) = read_pixels(tmp_path / "selected.parquet").masks
     assert load_mask(mask).pixels.tolist() == [[0, 0 if least == 0 else 255]]
@@ -121,7 +121,7 @@ def test_pixels_that_somebody_ignored_stay_so_and_the_report_counts_each_class(t
     file = written_pixels(tmp_path, [mask, mask], [np.full((1, 4), 255, np.uint8), np.zeros((1, 4), np.uint8)])
     true = {"path": "a", "image": np.zeros((1, 4, 3), np.uint8), "mask": np.array([[0, 0, 255, 0]], np.uint8)}
     truth = {"class_names": NAMES, "pool": ["a", None]}
-    report = PIXELS.write_selection(tmp_path, Truth([true]), Selection(threshold=0.5), file, None, truth, 0)
+    report = selected(PIXELS, tmp_path, Truth([true]), Selection(threshold=0.5), file, None, truth, 0)
     assert (report["pool"], report["kept"], report["coverage"]) == (6, 3, 0.5)
     assert report["labelled_as"] == {"ant": 2, "bee": 2, "cat": 2}
     assert report["kept_as"] == report["taught_as"] == {"ant": 1, "bee": 1, "cat": 1}
@@ -149,7 +149,7 @@ def test_labels_of_images_by_hand(tmp_path):
 
 def test_boxes_between_the_ignored_scores_and_the_threshold_are_crowds_by_default_from_a_tenth_on(tmp_path):
     file = written_boxes(tmp_path, [0.9, 0.11, 0.09], [0, 0, 0], [0, 0, 0])
-    report = BOXES.write_selection(tmp_path, Truth([]), Selection(threshold=0.5), file, None, UNKNOWN, 0)
+    report = selected(BOXES, tmp_path, Truth([]), Selection(threshold=0.5), file, None, UNKNOWN, 0)
     assert (report["kept"], report["ignored"], report["images"], report["pool_images"]) == (1, 1, 1, 3)
     BOXES.check_selection(Selection(threshold=0.1))
     with pytest.raises(ValueError, match=r"boxes below selection.ignore \(0.1\) are dropped"):

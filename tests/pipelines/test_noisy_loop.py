@@ -1,4 +1,4 @@
-"""The loop: stages that are never repeated, kills that change nothing, checkpoints that are ordinary, the account."""
+"""The loop: stages that are never repeated, kills that change nothing, checkpoints that are ordinary, the report."""
 
 from __future__ import annotations
 

@@ -61,6 +61,34 @@ class Doubtful:
     captions: list[str]
 
 
+@dataclass(frozen=True)
+class SelectionJob:
+    """What a selection reads and where it writes.
+
+    Attributes:
+        directory: Where to.
+        data: The labeled data.
+        selection: What is asked for.
+        labels: The pool's labels.
+        validation: The teacher's evaluation on the validation images; needed for a target precision.
+        truth: What ``truth.json`` holds: ``class_names``, and of each image of ``pool`` and ``val`` its truth.
+        seed: Of the random part of repeats.
+    """
+
+    directory: Path
+    data: Any
+    selection: Selection
+    labels: Path
+    validation: Path | None
+    truth: Mapping[str, Any]
+    seed: int
+
+    @property
+    def class_names(self) -> list[str]:
+        """K names."""
+        return list(self.truth["class_names"])
+
+
 class Kind(ABC):
     """One kind of annotation: what differs between the tasks.
 
@@ -183,26 +211,8 @@ class Kind(ABC):
 
     # Selection.
 
-    def write_selection(
-        self,
-        directory: Path,
-        data: Any,
-        selection: Selection,
-        labels: Path,
-        validation: Path | None,
-        truth: Mapping[str, Any],
-        seed: int,
-    ) -> dict[str, Any]:
+    def write_selection(self, job: SelectionJob) -> dict[str, Any]:
         """Write ``selected`` and ``selection.json``.
-
-        Args:
-            directory: Where to.
-            data: The labeled data.
-            selection: What is asked for.
-            labels: The pool's labels.
-            validation: The teacher's evaluation on the validation images; needed for a target precision.
-            truth: What ``truth.json`` holds: ``class_names``, and of each image of ``pool`` and ``val`` its truth.
-            seed: Of the random part of repeats.
 
         Returns:
             The report of the selection, see ``tally.Tally``.
@@ -210,25 +220,12 @@ class Kind(ABC):
         Raises:
             UserError: If nothing is kept, or a target precision lacks its validation images.
         """
-        report = {
-            "labels": labels.name,
-            "unit": self.UNIT,
-            **self.select(directory, data, selection, labels, validation, truth, seed),
-        }
-        write_json(directory / "selection.json", report)
+        report = {"labels": job.labels.name, "unit": self.UNIT, **self.select(job)}
+        write_json(job.directory / "selection.json", report)
         return report
 
     @abstractmethod
-    def select(
-        self,
-        directory: Path,
-        data: Any,
-        selection: Selection,
-        labels: Path,
-        validation: Path | None,
-        truth: Mapping[str, Any],
-        seed: int,
-    ) -> dict[str, Any]:
+    def select(self, job: SelectionJob) -> dict[str, Any]:
         """Write ``selected``; returns the report of it."""
 
     # What is most likely wrong.

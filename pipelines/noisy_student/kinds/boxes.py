@@ -13,7 +13,7 @@ from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
 from datamodules.common.files import read_json
 from pipelines.fusion import fused
-from pipelines.noisy_student.kinds.base import Chunks, Floats
+from pipelines.noisy_student.kinds.base import Chunks, Floats, SelectionJob
 from pipelines.noisy_student.kinds.box_files import (
     Boxes,
     boxes_of_entries,
@@ -152,25 +152,15 @@ class BoxKind(Dense):
 
     # Selection.
 
-    def select(
-        self,
-        directory: Path,
-        data: Any,
-        selection: Selection,
-        labels: Path,
-        validation: Path | None,
-        truth: Mapping[str, Any],
-        seed: int,
-    ) -> dict[str, Any]:
+    def select(self, job: SelectionJob) -> dict[str, Any]:
         """Write ``selected.json``.
 
         Boxes that reach the threshold of their class are taught. Those between it and ``selection.ignore`` become
         crowds, on which detectors learn neither an object nor background. Images without a box to teach are left out.
         """
-        names = list(truth["class_names"])
-        found = read_boxes(labels, names)
-        ignore = _ignore(selection)
-        thresholds, report = _thresholds(found, selection, names, validation)
+        names = job.class_names
+        found = read_boxes(job.labels, names)
+        thresholds, report = _thresholds(found, job.selection, names, job.validation)
         kept = (found.scores >= thresholds[found.labels]) & ~found.crowd
         if not kept.any():
             highest = f"the highest score is {found.scores.max():.3f}" if len(kept) else "there is none"
@@ -178,10 +168,10 @@ class BoxKind(Dense):
                 f"selection keeps none of the {len(kept)} pseudo-labels; {highest}. Lower selection.threshold or"
                 " selection.precision, or train a better teacher."
             )
-        written = kept | found.crowd | (found.scores >= ignore)
+        written = kept | found.crowd | (found.scores >= _ignore(job.selection))
         selected = take(found._replace(crowd=~kept), written)
         selected = images_of(selected, np.unique(found.image[kept]))
-        write_boxes(selected, directory / "selected.json", names, data.class_ids)
+        write_boxes(selected, job.directory / "selected.json", names, job.data.class_ids)
         tally = Tally(
             class_names=names,
             thresholds=thresholds,
@@ -192,7 +182,7 @@ class BoxKind(Dense):
             distinct_images=len(selected.paths),
         )
         report |= tally.report() | {"pool_images": len(found.paths), "ignored": int(selected.crowd.sum())}
-        return report | _compared(found, kept, annotated(truth, data), data, names)
+        return report | _compared(found, kept, annotated(job.truth, job.data), job.data, names)
 
     # What is most likely wrong.
 

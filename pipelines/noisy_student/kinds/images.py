@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
-from pipelines.noisy_student.kinds.base import Chunks, Doubtful, Floats, Kind
+from pipelines.noisy_student.kinds.base import Chunks, Doubtful, Floats, Kind, SelectionJob
 from pipelines.noisy_student.kinds.tables import digest_of_table, write_table
 from pipelines.noisy_student.precision import evaluated
 from pipelines.noisy_student.selection import Selection, select
@@ -104,25 +104,18 @@ class Images(Kind):
         """The accuracy."""
         return {self.METRIC: accuracy(counts, correct(file, truth))}
 
-    def select(
-        self,
-        directory: Path,
-        data: Any,
-        selection: Selection,
-        labels: Path,
-        validation: Path | None,
-        truth: Mapping[str, Any],
-        seed: int,
-    ) -> dict[str, Any]:
+    def select(self, job: SelectionJob) -> dict[str, Any]:
         """Write ``selected.parquet``."""
-        pool = read_labels(labels)
+        pool = read_labels(job.labels)
         seen = None
-        if validation is not None and truth["val"]:
-            probabilities = read_labels(validation, pool.class_names).probabilities
-            seen = evaluated(probabilities, np.array(truth["val"], np.int64))
-        known = np.array(truth["pool"], np.int64)
-        selected = select(pool.probabilities, pool.class_names, selection, validation=seen, seed=seed, truth=known)
-        write_labels(pool.rows(selected.rows), directory / "selected.parquet")
+        if job.validation is not None and job.truth["val"]:
+            probabilities = read_labels(job.validation, pool.class_names).probabilities
+            seen = evaluated(probabilities, np.array(job.truth["val"], np.int64))
+        known = np.array(job.truth["pool"], np.int64)
+        selected = select(
+            pool.probabilities, pool.class_names, job.selection, validation=seen, seed=job.seed, truth=known
+        )
+        write_labels(pool.rows(selected.rows), job.directory / "selected.parquet")
         return selected.report
 
     def doubtful(

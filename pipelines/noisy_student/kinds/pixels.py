@@ -19,7 +19,7 @@ from datamodules.annotations.records import Record
 from datamodules.common.batch import IGNORE
 from datamodules.common.errors import UserError
 from pipelines.fusion import averaged_scores
-from pipelines.noisy_student.kinds.base import Chunks, Floats
+from pipelines.noisy_student.kinds.base import Chunks, Floats, SelectionJob
 from pipelines.noisy_student.kinds.dense import Agreement, Dense, annotated
 from pipelines.noisy_student.kinds.pixel_files import (
     PNGS,
@@ -158,26 +158,17 @@ class Pixels(Dense):
 
     # Selection.
 
-    def select(
-        self,
-        directory: Path,
-        data: Any,
-        selection: Selection,
-        labels: Path,
-        validation: Path | None,
-        truth: Mapping[str, Any],
-        seed: int,
-    ) -> dict[str, Any]:
+    def select(self, job: SelectionJob) -> dict[str, Any]:
         """Write ``selected.parquet`` with its folder.
 
         Pixels below the threshold of their class become 255. Images without any other pixel are left out.
         """
-        names, pixels = list(truth["class_names"]), read_pixels(labels)
-        thresholds = fixed_thresholds(names, selection.threshold)
-        output, folder = directory / "selected.parquet", pixels.folder
+        names, pixels = job.class_names, read_pixels(job.labels)
+        thresholds = fixed_thresholds(names, job.selection.threshold)
+        output, folder = job.directory / "selected.parquet", pixels.folder
         shutil.rmtree(output.with_suffix(""), ignore_errors=True)  # of a run that was killed
-        known, read = annotated(truth, data), data.make_reader()
-        palette = class_palette(names, getattr(data, "class_colors", None))
+        known, read = annotated(job.truth, job.data), job.data.make_reader()
+        palette = class_palette(names, getattr(job.data, "class_colors", None))
 
         def work(i: int) -> _Selected:
             mask, kept = read_mask(pixels.masks[i]), _kept(pixels, i, thresholds)
@@ -187,7 +178,7 @@ class Pixels(Dense):
             true = read(known[i])["mask"] if i in known else np.full_like(mask, IGNORE)
             soft = b"" if pixels.soft is None else Path(pixels.soft[i]).read_bytes()
             return _Selected(
-                mask=str(target.relative_to(directory)),
+                mask=str(target.relative_to(job.directory)),
                 digest=hashlib.sha256(kept.tobytes() + soft).hexdigest()[:32],
                 labeled=_counts(mask, len(names)),
                 kept=_counts(kept, len(names)),
