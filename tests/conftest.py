@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import struct
@@ -70,6 +71,12 @@ def folder(tmp_path: Path) -> Path:
     return write_images(tmp_path / "pictures", counts)
 
 
+def import_commands() -> None:
+    """What commands import when they begin: imported once, before forking, and not in each child."""
+    for name in ("pipelines.cli", "pipelines.noisy_student.loop", "matplotlib.backends.backend_agg"):
+        importlib.import_module(name)
+
+
 def leave_figures_blank() -> None:
     """From here on matplotlib draws a dot: its text is a third of the time of a short command."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -92,6 +99,7 @@ def in_child(work: Callable[[], object], seconds: int = TIMEOUT_SECONDS, figures
     The child computes with one thread: OpenMP's threads do not survive a fork, and waiting for them hangs.
     https://github.com/pytorch/pytorch/issues/17199
     """
+    import_commands()
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
