@@ -218,7 +218,7 @@ class Task(TaskHooks):
         return self.network(self.normalize(image))
 
     def normalize(self, image: Tensor) -> Tensor:
-        """The only normalisation there is: by the backbone's own mean and deviation.
+        """The only normalization there is: by the backbone's own mean and deviation.
 
         Args:
             image: uint8 (B, C, H, W), or float in [0, 1].

@@ -78,7 +78,7 @@ def _parameter_groups(
 def build_optimizer(
     module: nn.Module, optim: Optim, global_batch: int, head_names: Collection[str] | None = None
 ) -> torch.optim.Optimizer:
-    """The optimiser over all parameters that want gradients, in groups of one learning rate and weight decay each.
+    """The optimizer over all parameters that want gradients, in groups of one learning rate and weight decay each.
 
     Groups have `name` (unique) and `initial_lr`. When a state is loaded, the groups keep the settings given here
     (rate, decay, momentum, `opt_args`), and only a schedule's present fall of the rate is taken over: on resume the
@@ -87,11 +87,11 @@ def build_optimizer(
     Args:
         module: the network, whose parameter names `head_names` are; layer decay needs a timm net in it.
         optim: the settings.
-        global_batch: images in one optimiser step: all ranks, times accumulation.
+        global_batch: images in one optimizer step: all ranks, times accumulation.
         head_names: parameters of the head; needed for `backbone_lr_scale`.
 
     Raises:
-        UserError: nothing to train; `backbone_lr_scale` without head; the optimiser refuses its arguments.
+        UserError: nothing to train; `backbone_lr_scale` without head; the optimizer refuses its arguments.
     """
     if optim.backbone_lr_scale != 1 and not head_names:
         refuse("backbone_lr_scale", optim.backbone_lr_scale, "this net has no head to set apart; leave it out.")
@@ -110,7 +110,7 @@ def build_optimizer(
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"model.optim.opt_args: {optim.name} refuses {optim.opt_args}: {error}") from error
     if fused:
-        # Lightning refuses to clip gradients for optimisers that unscale by themselves; without this mark the gradient
+        # Lightning refuses to clip gradients for optimizers that unscale by themselves; without this mark the gradient
         # scaler unscales before the step, as for any other: https://github.com/Lightning-AI/pytorch-lightning/issues/16434
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     _keep_settings_on_load(optimizer, {"weight_decay", "momentum", *arguments})

@@ -136,8 +136,8 @@ def segmentation_loss(
         class_weights: float (K,), `binary`: (2,). They weight the pixels of a class in `cross_entropy` and `focal` (the
             maps, for `multilabel`), and the classes in the mean of `dice`, `jaccard` and `tversky` (divided by the
             sum of those in it, so without effect on the one map of `binary`).
-        label_smoothing: Share s of the target that `cross_entropy` spreads over all classes: t * (1 - s) + s / K, with
-            K = 2 for each map of `binary` and `multilabel`.
+        label_smoothing: Fraction s of the target that `cross_entropy` spreads over all classes: t * (1 - s) + s / K,
+            with K = 2 for each map of `binary` and `multilabel`.
         focal_gamma: 0 makes `focal` a binary cross-entropy.
         tversky_alpha: Weight of false positives.
         tversky_beta: Weight of false negatives.

@@ -33,7 +33,7 @@ def _misfit(architecture: str, backbone: str, reason: object, advice: str) -> Us
 
 
 def _sketch(build: Callable[[], Any]) -> Any:
-    """What `build` gives, on the meta device where the net can be built there: no memory, no initialisation."""
+    """What `build` gives, on the meta device where the net can be built there: no memory, no initialization."""
     try:
         with torch.device("meta"):
             return build()
