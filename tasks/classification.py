@@ -139,21 +139,15 @@ class Classification(Task):
             self.multi_label = False
         if self.multi_label and self.loss_kind == "cross_entropy":
             raise UserError("model.loss is 'cross_entropy', but the images are multi-label: use bce or focal.")
-        if self.class_weights is not None and len(self.class_weights) != self.num_classes:
-            raise UserError(
-                f"model.class_weights has {len(self.class_weights)} values, but there are {self.num_classes} classes."
-            )
+        self.use_class_weights(self.class_weights)
         if self.multi_label:
             self.monitor = "val/map"
-        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
-        self.register_buffer("loss_weights", weights, persistent=False)
-        size = self.image_size
         return create_classifier(
             self.backbone,
             int(self.num_classes or 0),
             in_chans=int(self.in_chans or 3),
             pretrained=self.pretrained if self.load_pretrained else False,
-            image_size=(size[0], size[1]) if size else None,
+            image_size=self.image_height_width,
             drop_rate=self.drop_rate,
             drop_path_rate=self.drop_path_rate,
             backbone_args=self.backbone_args,

@@ -39,7 +39,8 @@ class Optim:
         layer_decay: the learning rate of each layer is this times that of the layer after it (BEiT; 0.65 to 0.9 is
             usual).
         backbone_lr_scale: learning rate of all but the head, relative to the head's.
-        lr_scaling: scale lr with (global batch / lr_base_batch), or its square root; off unless asked.
+        lr_scaling: scale lr with (global batch / lr_base_batch), or its square root; off unless asked. Of a
+            semi-supervised batch the labeled images count.
         lr_base_batch: batch size that lr was chosen for.
         schedule: per optimizer step; `plateau` after each validation.
         warmup_epochs: linear rise from almost 0; may be a fraction.
@@ -128,6 +129,10 @@ def _check_optimizer(optim: Optim) -> None:
         refuse(
             "momentum", optim.momentum, f"{optim.name} has none; leave it out (betas are set in model.optim.opt_args)."
         )
+    _check_opt_args(optim, name)
+
+
+def _check_opt_args(optim: Optim, name: str) -> None:
     known = inspect.signature(get_optimizer_class(name, bind_defaults=False).__init__).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return

@@ -163,20 +163,14 @@ class Segmentation(Task):
         classes = int(self.num_classes or 0)
         if classes > IGNORE:
             raise UserError(f"model.num_classes is {classes}; masks of 8 bits hold at most {IGNORE} classes.")
-        if self.class_weights is not None and len(self.class_weights) != classes:
-            raise UserError(
-                f"model.class_weights has {len(self.class_weights)} values, but there are {classes} classes."
-            )
-        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
-        self.register_buffer("loss_weights", weights, persistent=False)
-        size = self.image_size
+        self.use_class_weights(self.class_weights)
         return create_segmenter(
             self.architecture,
             self.backbone,
             1 if self.kind == "binary" else classes,
             in_chans=int(self.in_chans or 3),
             pretrained=self.pretrained if self.load_pretrained else False,
-            image_size=(size[0], size[1]) if size else None,
+            image_size=self.image_height_width,
             decoder_args=self.decoder_args,
             drop_path_rate=self.drop_path_rate,
             backbone_args=self.backbone_args,
