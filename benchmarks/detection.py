@@ -22,7 +22,7 @@ from benchmarks.training import Marked, beside, make_task, ours
 from datamodules import DetectionData
 from datamodules.transforms.augment import DetectionAugment
 from tasks import Detection
-from tasks.detection.detectors.parts import read_targets
+from tasks.detection.detectors.targets import read_targets
 from tasks.hooks import Batch
 from tasks.optimizers import build_optimizer
 
@@ -158,7 +158,7 @@ def as_lists(batch: Batch, *, offset: bool) -> tuple[list[Tensor], list[dict[str
     truth = read_targets(batch)
     images = [image.float() / 255 for image in batch["image"]]
     targets = [
-        {"boxes": boxes[learnt], "labels": labels[learnt] + offset}
-        for boxes, labels, learnt in zip(truth.boxes, truth.labels, truth.learnt, strict=True)
+        {"boxes": boxes[learned], "labels": labels[learned] + offset}
+        for boxes, labels, learned in zip(truth.boxes, truth.labels, truth.learned, strict=True)
     ]
     return images, targets

@@ -98,26 +98,6 @@ class Pixels:
     interpolation: Interpolation = "bilinear"
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
-class Scenes:
-    """What datamodules with masks or boxes share beyond that.
-
-    Args:
-        num_scenes: Digit scenes of each split; 1,000, 200 and 200 by default.
-        resize: How a picture comes onto the canvas: ``letterbox`` (all of it, its proportions kept, the rest filled),
-            ``stretch``, or ``native``: training crops the canvas out of the picture as it is, evaluation sees each
-            picture in its own size.
-        tile: Evaluate by overlapping tiles of this height and width, for pictures too large for one pass; needs
-            ``resize: native``.
-        tile_overlap: Fraction of a tile that neighbors share; objects should fit into it.
-    """
-
-    num_scenes: dict[str, int] | None = None
-    resize: Literal["letterbox", "stretch", "native"] = "letterbox"
-    tile: int | tuple[int, int] | None = None
-    tile_overlap: float = 0.25
-
-
 def refuse_set(data: object, keys: Iterable[str], reason: str) -> None:
     """Refuse arguments that have no effect.
 

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
 from datamodules.common.files import read_json, write_json
 from datamodules.common.locks import only_one_builds
 from datamodules.decoding.headers import ImageError
 from datamodules.decoding.images import check_image, read_image
 from datamodules.decoding.video import is_frame
-
-Record = dict[str, Any]
 
 
 def check_images(records: Sequence[Record], *, full: bool) -> list[tuple[str, str]]:

@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from datamodules.common.batch import PADDED, Padding
+from datamodules.common.batch import PADDED, Padding, Sample
 from datamodules.common.errors import UserError
-
-Sample = dict[str, Any]
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:

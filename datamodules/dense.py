@@ -3,10 +3,11 @@
 # No `from __future__ import annotations`: jsonargparse looks types up from the modules of the subclasses.
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from datamodules.annotations.mask_checks import two_sizes
 from datamodules.annotations.records import Record
-from datamodules.arguments import Cache, Loading, Pixels, Scenes, Splits, refuse_set
+from datamodules.arguments import Cache, Loading, Pixels, Splits, refuse_set
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.splits import hold_out
@@ -16,11 +17,25 @@ NUM_SCENES = {"train": 1000, "val": 200, "test": 200}
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class DenseData(Scenes, Pixels, Splits, Loading, DataModule):
-    """Base of the datamodules whose annotations lie in the picture."""
+class DenseData(Pixels, Splits, Loading, DataModule):
+    """Base of the datamodules whose annotations lie in the picture.
+
+    Args:
+        num_scenes: Digit scenes of each split; 1,000, 200 and 200 by default.
+        resize: How a picture comes onto the canvas: ``letterbox`` (all of it, its proportions kept, the rest filled),
+            ``stretch``, or ``native``: training crops the canvas out of the picture as it is, evaluation sees each
+            picture in its own size.
+        tile: Evaluate by overlapping tiles of this height and width, for pictures too large for one pass; needs
+            ``resize: native``.
+        tile_overlap: Fraction of a tile that neighbors share; objects should fit into it.
+    """
 
     source: str = field(default="digits", kw_only=False)
     class_names: list[str] | None = None
+    num_scenes: dict[str, int] | None = None
+    resize: Literal["letterbox", "stretch", "native"] = "letterbox"
+    tile: int | tuple[int, int] | None = None
+    tile_overlap: float = 0.25
     batch_size: int = 16
 
     _side = 256  # of the canvas for files, by default

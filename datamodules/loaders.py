@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.annotations.records import Record as Record  # handed on
 from datamodules.collate import collate
 from datamodules.common.batch import ANNOTATIONS
 from datamodules.decoding.images import read_image
 from datamodules.samplers import EvalSampler, Key, TrainSampler, key_seed
-
-Record = dict[str, Any]
 
 
 def available_cores() -> int:

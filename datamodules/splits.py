@@ -55,12 +55,14 @@ def split_records(records: list[Record], val: float, test: float, seed: int) -> 
         splits = ["test"] * num_test + ["val"] * num_val + ["train"] * (len(members) - num_test - num_val)
         for record, split in zip(members, splits, strict=True):
             record["split"] = split
-    drawn = {record["split"] for record in records}
     for fraction, name in ((val, "val"), (test, "test")):
-        if fraction > 0 and name not in drawn:
-            raise UserError(
-                f"A {name} fraction of {fraction:g} of {len(todo)} images holds no image; raise it or add images."
-            )
+        if fraction > 0:
+            _check_drawn(records, name, f"A {name} fraction of {fraction:g} of {len(todo)} images")
+
+
+def _check_drawn(records: list[Record], split: str, what: str) -> None:
+    if split not in {record["split"] for record in records}:
+        raise UserError(f"{what} holds no image; raise it or add images.")
 
 
 def _strata(records: list[Record]) -> list[list[Record]]:

@@ -7,14 +7,9 @@ checkpoint takes task and data from there (``pipelines.run.loading``), and flags
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import sys
 import traceback
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,90 +19,33 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException  # type: ign
 
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
+from pipelines.command import NOT_FLAGS, Command, checkpoint_of, load_changed, trusted
 from pipelines.config.errors import (
     Mistake,
     Source,
     UsageError,
     constructor_message,
-    flag_value,
-    load_config,
     names_key,
     sources,
     unwrapped,
     with_place,
 )
-from pipelines.config.mistakes import explain, find_mistake
+from pipelines.config.mistakes import explain
+from pipelines.config.ready import complete
 from pipelines.config.reasons import is_about_arguments, reason_of
-from pipelines.config.signatures import arguments_of_function
-from pipelines.config.words import CONFIG, asks_for_help, flags, value_of
-from pipelines.listing import PROGRAM, config_path
-from pipelines.run.directory import find_checkpoint
-from pipelines.run.loading import Carried, Loaded, load, read_carried
+from pipelines.config.words import asks_for_help, flags
+from pipelines.listing import PROGRAM
+from pipelines.quiet import quieten
+from pipelines.run.loading import Loaded, read_carried
 from pipelines.run.tracking import WandbRun
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
 
-#: Arguments of a command that are no flags.
-NOT_FLAGS = {"self", "trainer", "model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
-#: Arguments that every command has, with their types.
-COMMON = {
-    "model": TaskHooks,
-    "data": DataModule,
-    "trainer": Trainer,
-    "name": str | None,
-    "runs_dir": str,
-    "seed_everything": bool | int,
-}
-#: Advice of libraries that does not apply here: what it warns of is meant so, or done in another way.
-NOISE = (
-    ".*overridden `(on_after_batch_transfer|transfer_batch_to_device)`.*",  # device augmentation is the model's
-    ".*smaller than the logging interval.*",  # the sums are flushed at each epoch's end too
-    ".*does not have many workers.*",
-    ".*Checkpoint directory .* exists and is not empty.*",
-    ".*callbacks used to create the checkpoint need to be provided.*",
-    ".*WeightAveraging callback.*",
-    ".*LeafSpec.*",  # torch's deprecation, in Lightning's code
-    ".*module\\(s\\) in eval mode at the start of training.*",  # frozen parts stay so
-    ".*Total length of .* across ranks is zero.*",
-    ".*custom batch sampler .* for prediction.*",  # it gives every image once
-    ".*was called before the ``update`` method.*",  # a rank may have no images; the states of all are summed
-    ".*on epoch level in distributed setting.*",  # metrics are the same on all ranks already: their states were summed
-)
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command that runs a model on data.
-
-    Attributes:
-        name: As typed.
-        function: Called with a Trainer, ``model=``, ``datamodule=`` and its flags, which are its further arguments; its
-            docstring is the help. What it returns is returned by ``run``.
-        starts_from_checkpoint: Without ``--config`` task and data come from the checkpoint; ``optionally``: only if
-            there is a ``--ckpt_path``.
-    """
-
-    name: str
-    function: Callable[..., Any]
-    starts_from_checkpoint: bool = True
-    optionally: bool = False
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """All arguments with their types, those of the function first."""
-        parts = {key: COMMON[key] for key in ("model", "data", "trainer")}
-        found = {**parts, **arguments_of_function(self.function, NOT_FLAGS), **COMMON}
-        return {**found, "trust": str | None} if self.starts_from_checkpoint else found
-
-
 COMMANDS = {
-    command.name: command
-    for command in (
-        Command("fit", Trainer.fit, starts_from_checkpoint=False),
-        Command("validate", Trainer.validate),
-        Command("test", Trainer.test),
-        Command("predict", Trainer.predict),
-    )
+    "fit": Command("fit", Trainer.fit, starts_from_checkpoint=False),
+    "validate": Command("validate", Trainer.validate),
+    "test": Command("test", Trainer.test),
+    "predict": Command("predict", Trainer.predict),
 }
 
 
@@ -250,118 +188,11 @@ def run(command: Command, words: list[str]) -> Any:
     checkpoint = None if asks_for_help(words) else checkpoint_of(command, words)
     if checkpoint is None:
         return CLI(command, complete([command.name, *words])[1:]).call()
-    loaded, rest = _load(command, checkpoint, words)
-    if value_of(words, "--print_config") is not None or "--print_config" in words:
+    loaded, rest = load_changed(command, checkpoint, words)
+    if any(flag.name == "--print_config" for flag in flags(words)):
         print(yaml.safe_dump(loaded.config, sort_keys=False, allow_unicode=True))
         return None
     return CLI(command, rest, loaded).call()
-
-
-def checkpoint_of(command: Command, words: Sequence[str]) -> Path | None:
-    """The checkpoint that task and data come from; None where a config says what to run.
-
-    Raises:
-        UserError: If there is no such checkpoint, or nothing says what to run.
-    """
-    has_config = any(flag.name in CONFIG for flag in flags(words))
-    which = value_of(words, "--ckpt_path")
-    if has_config or not command.starts_from_checkpoint or (command.optionally and which is None):
-        return None
-    name = value_of(words, "--name")
-    if which in (None, "best", "last") and name is None:
-        raise UsageError(
-            f"{command.name} needs to know which model: give --ckpt_path FILE, or --config FILE"
-            " (its newest run's best checkpoint is taken)."
-        )
-    return find_checkpoint(value_of(words, "--runs_dir") or "runs", str(name), which)
-
-
-def _load(command: Command, checkpoint: Path, words: Sequence[str]) -> tuple[Loaded, list[str]]:
-    """Task and data of a checkpoint, changed by flags; and the words for the parser, which are all others."""
-    carried = read_carried(checkpoint)
-    parts = [flag for flag in flags(words) if flag.name.lstrip("-").partition(".")[0] in ("model", "data")]
-    typed = [word for flag in parts for word in words[flag.position : flag.position + flag.size]]
-    mistake = find_mistake(command.name, command.arguments, [carried.source, *sources(typed)])
-    if mistake is not None:
-        raise UsageError(mistake)
-    loaded = load(
-        checkpoint,
-        trust=trusted(words),
-        changes=[(flag.name.lstrip("-"), flag_value(flag.value or "")) for flag in parts],
-        typed=[flag.value for flag in parts if flag.value],
-    )
-    taken = {flag.position + i for flag in parts for i in range(flag.size)}
-    return loaded, [*_of_checkpoint(carried), *(word for i, word in enumerate(words) if i not in taken)]
-
-
-def _of_checkpoint(carried: Carried) -> list[str]:
-    """What a checkpoint says beside task and data, as flags; the user's stand behind these, and win."""
-    given = {
-        "--name": carried.name,
-        "--seed_everything": carried.seed,
-        "--trainer.precision": carried.precision,
-    }
-    return [f"{name}={value}" for name, value in given.items() if value is not None]
-
-
-def trusted(words: Sequence[str]) -> list[str]:
-    """What ``--trust`` allows, given once or several times."""
-    return [flag.value for flag in flags(words) if flag.name == "--trust" and flag.value]
-
-
-def complete(args: list[str]) -> list[str]:
-    """Fill in what may be left out: the path of a ready config, and the run's name.
-
-    Args:
-        args: The command and its flags, as typed.
-
-    Returns:
-        The same with ``--config`` pointing to files and with a ``--name``.
-
-    Raises:
-        UsageError: If a config does not exist.
-    """
-    command, rest = args[0], list(args[1:])
-    configs: list[Path] = []
-    for flag in flags(rest):
-        if flag.name not in CONFIG:
-            continue
-        if flag.value is None:
-            raise UsageError(f"{flag.name} needs a file, for example: {PROGRAM} {command} --config quickstart")
-        path = _config_file(flag.value)
-        configs.append(path)
-        named = [f"--config={path}"] if flag.size == 1 else ["--config", str(path)]
-        rest[flag.position : flag.position + flag.size] = named
-    is_named = any(load_config(config).get("name") for config in configs)
-    if value_of(rest, "--name") is None and configs and not is_named:
-        rest += ["--name", configs[0].stem]
-    return [command, *rest]
-
-
-def _config_file(name: str) -> Path:
-    path = Path(name)
-    if path.is_file():
-        return path
-    ready = config_path(name)
-    if ready is None:
-        raise UsageError(
-            f"--config {name}: there is no such file in {Path.cwd()}, and no ready config of that name."
-            f" `{PROGRAM} list configs` shows the ready ones."
-        )
-    return ready
-
-
-def quieten() -> None:
-    """Leave out what libraries say that does not apply here."""
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message=message)
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        for handler in logging.getLogger(name).handlers:
-            handler.addFilter(_worth_saying)
-
-
-def _worth_saying(record: logging.LogRecord) -> bool:
-    return not re.match(r"💡|`weights_only` was not|(\[rank: \d+\] )?Seed set to|TPU available", record.getMessage())
 
 
 def _report(error: Exception, command: Command, words: list[str]) -> int:

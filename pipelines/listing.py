@@ -18,14 +18,15 @@ COMMANDS = {
     "predict": "write the predictions of a checkpoint for a folder of pictures or a data set",
     "probe": "train scikit-learn's logistic regression on frozen features",
     "pseudo-label": "label a pool of images with a trained teacher, for noisy student",
-    "noisy-student": "train teacher and students over generations, and say what the unlabelled images were worth",
+    "noisy-student": "train teacher and students over generations, and report what the unlabeled images were worth",
     "convert": "convert boxes and masks between COCO JSON, VOC XML and YOLO text",
     "list": "show commands, tasks, datamodules and ready configs; `list backbones PATTERN` network names",
 }
+MAX_IMPORTS = 8  # a class is never handed on through more files
 SECTIONS = ("commands", "tasks", "datamodules", "configs", "backbones")
 USAGE = f"""usage: {PROGRAM} list [{" | ".join(SECTIONS)}] [PATTERN]
 
-Without a section: all but the backbones. PATTERN is a part of a name, or has wildcards: 'resnet*', '*vit*'."""
+Without a section: all but the backbones. PATTERN is text within a name, or has wildcards: 'resnet*', '*vit*'."""
 
 
 def main(args: list[str]) -> int:
@@ -41,32 +42,43 @@ def main(args: list[str]) -> int:
         print(USAGE)
         return 0
     if not args:
-        for section in SECTIONS[:-1]:
-            print(f"{section}:")
-            _print_entries(_entries(section))
-            print()
-        print(f"`{PROGRAM} list backbones PATTERN` shows names of networks.")
+        _print_all()
         return 0
-    section = args[0]
-    if section not in SECTIONS or len(args) > 2:
+    section, patterns = args[0], args[1:]
+    if section not in SECTIONS:
         close = nearest(section, list(SECTIONS))
         meant = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(SECTIONS)}"
-        problem = "at most one pattern (in quotes)" if section in SECTIONS else f"unknown section '{section}': {meant}"
-        print(f"error: {problem}\n{USAGE}", file=sys.stderr)
-        return 2
+        return _refuse(f"unknown section '{section}': {meant}")
+    if len(patterns) > 1:
+        return _refuse("at most one pattern (in quotes)")
+    return _print_section(section, patterns[0] if patterns else None)
+
+
+def _print_all() -> None:
+    for section in SECTIONS[:-1]:
+        print(f"{section}:")
+        _print_entries(_entries(section))
+        print()
+    print(f"`{PROGRAM} list backbones PATTERN` shows names of networks.")
+
+
+def _print_section(section: str, pattern: str | None) -> int:
     entries = _entries(section)
-    shown = entries
-    if len(args) == 2:
-        shown = {name: text for name, text in entries.items() if matches(name, args[1])}
-        if not shown:
-            close = nearest(args[1].strip("*"), list(entries))
-            meant = f"nearest: {', '.join(close)}" if close else f"see `{PROGRAM} list {section}`"
-            print(f"error: none of {len(entries)} {section} matches '{args[1]}'; {meant}", file=sys.stderr)
-            return 1
+    shown = {name: text for name, text in entries.items() if pattern is None or matches(name, pattern)}
+    if pattern is not None and not shown:
+        close = nearest(pattern.strip("*"), list(entries))
+        meant = f"nearest: {', '.join(close)}" if close else f"see `{PROGRAM} list {section}`"
+        print(f"error: none of {len(entries)} {section} matches '{pattern}'; {meant}", file=sys.stderr)
+        return 1
     _print_entries(shown)
     if section == "backbones":
         print(f"{len(shown)} of {len(entries)} backbones", file=sys.stderr)
     return 0
+
+
+def _refuse(problem: str) -> int:
+    print(f"error: {problem}\n{USAGE}", file=sys.stderr)
+    return 2
 
 
 def config_path(name: str) -> Path | None:
@@ -168,14 +180,16 @@ def _exported(path: Path) -> list[str]:
 
 def _find_class(path: Path, name: str, depth: int = 0) -> tuple[Path | None, ast.ClassDef | None]:
     """Follow ``from x import name`` through our own files to the class statement."""
-    for node in ast.walk(_parse(path)):
+    nodes = list(ast.walk(_parse(path)))
+    for node in nodes:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return path, node
-    for node in ast.walk(_parse(path)):
-        if isinstance(node, ast.ImportFrom):
-            alias = next((a for a in node.names if (a.asname or a.name) == name), None)
-            source = _module_file(path, node) if alias else None
-            if alias and source and depth < 8:
+    for node in nodes:
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        for alias in node.names:
+            source = _module_file(path, node) if name == (alias.asname or alias.name) else None
+            if source is not None and depth < MAX_IMPORTS:
                 return _find_class(source, alias.name, depth + 1)
     return None, None
 
@@ -192,6 +206,12 @@ def _is_lightning(path: Path, node: ast.ClassDef, depth: int = 0) -> bool:
         if name in ("LightningModule", "LightningDataModule"):
             return True
         source, parent = _find_class(path, name)
-        if source and parent and parent is not node and depth < 8 and _is_lightning(source, parent, depth + 1):
+        if (
+            source
+            and parent
+            and parent is not node
+            and depth < MAX_IMPORTS
+            and _is_lightning(source, parent, depth + 1)
+        ):
             return True
     return False

@@ -17,7 +17,8 @@ from pipelines.callbacks.checkpoints import KeepBest, SaveLast
 from pipelines.callbacks.pictures import Pictures
 from pipelines.callbacks.run_files import RunFiles
 from pipelines.callbacks.student import WriteStudent
-from pipelines.run.checkpoints import check_data, check_fits, global_step_of
+from pipelines.run.checkpoints import global_step_of
+from pipelines.run.compatibility import check_data, check_fits
 from pipelines.run.directory import (
     checkpoint_config,
     find_checkpoint,

@@ -19,7 +19,7 @@ from pipelines.defaults import check_arguments, requeues, with_own_callbacks, wi
 from pipelines.hardware import AveragedWeights, Precision, resolve_precision
 from pipelines.outputs.detections import BoxFormat
 from pipelines.preparation import RunTrainer, check_training, prepare, print_metrics, start_evaluation, start_run
-from pipelines.run.checkpoints import check_data, check_fits
+from pipelines.run.compatibility import check_data, check_fits
 from pipelines.run.directory import find_checkpoint, find_resume
 from pipelines.run.tracking import Wandb
 from tasks.hooks import TaskHooks
@@ -152,16 +152,7 @@ class Trainer(RunTrainer):
         Returns:
             The run directory on rank 0.
         """
-        if ckpt_path is not None and resume is not None:
-            raise UserError(
-                "--ckpt_path (a new run starts from a checkpoint) and --resume (a run goes on) are both given: leave"
-                " one out."
-            )
-        if ckpt_path is not None and isinstance(model, NoisyStudent):
-            raise UserError(
-                f"--ckpt_path {ckpt_path} would start the student from another model's state; a noisy student"
-                " starts from scratch. Leave it out; --resume auto continues a student's own run."
-            )
+        _check_start(model, ckpt_path, resume)
         run, checkpoint = find_resume(self.runs_dir, self.run_name, resume)
         if ckpt_path is not None:
             checkpoint = find_checkpoint(self.runs_dir, self.run_name, ckpt_path)
@@ -273,6 +264,21 @@ class Trainer(RunTrainer):
             super().predict(model, dataloaders, datamodule, False, str(checkpoint))
         rank_zero_info(f"Predictions are in {writer.directory}.")
         return writer.directory
+
+
+def _check_start(model: TaskHooks, ckpt_path: str | None, resume: str | None) -> None:
+    if ckpt_path is None:
+        return
+    if resume is not None:
+        raise UserError(
+            "--ckpt_path (a new run starts from a checkpoint) and --resume (a run goes on) are both given: leave"
+            " one out."
+        )
+    if isinstance(model, NoisyStudent):
+        raise UserError(
+            f"--ckpt_path {ckpt_path} would start the student from another model's state; a noisy student"
+            " starts from scratch. Leave it out; --resume auto continues a student's own run."
+        )
 
 
 def _check_prediction(model: TaskHooks, source: str | None, output: str | None, box_formats: list[BoxFormat]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import struct
@@ -70,6 +71,12 @@ def folder(tmp_path: Path) -> Path:
     return write_images(tmp_path / "pictures", counts)
 
 
+def import_commands() -> None:
+    """What commands import when they begin: imported once, before forking, and not in each child."""
+    for name in ("pipelines.cli", "pipelines.noisy_student.loop", "matplotlib.backends.backend_agg"):
+        importlib.import_module(name)
+
+
 def leave_figures_blank() -> None:
     """From here on matplotlib draws a dot: its text is a third of the time of a short command."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -92,6 +99,7 @@ def in_child(work: Callable[[], object], seconds: int = TIMEOUT_SECONDS, figures
     The child computes with one thread: OpenMP's threads do not survive a fork, and waiting for them hangs.
     https://github.com/pytorch/pytorch/issues/17199
     """
+    import_commands()
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -117,12 +125,18 @@ def in_child(work: Callable[[], object], seconds: int = TIMEOUT_SECONDS, figures
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def offline_records(path: Path) -> list[Any]:
-    """Read a ``.wandb`` file: LevelDB's log format after a header of 7 bytes, in blocks of 32 KiB."""
+def offline_records(path: Path, *, of_running: bool = False) -> list[Any]:
+    """Read a ``.wandb`` file: LevelDB's log format after a header of 7 bytes, in blocks of 32 KiB.
+
+    Args:
+        path: The file.
+        of_running: The run is still going on and stays so; its last record may be incomplete, and is left out.
+    """
     import wandb
     from wandb.proto import wandb_internal_pb2
 
-    wandb.teardown()  # its service writes on for some milliseconds after `finish`
+    if not of_running:
+        wandb.teardown()  # its service writes on for some milliseconds after `finish`
     data, position, parts, records = path.read_bytes(), 7, b"", []
     while position + 7 <= len(data):
         left = 32768 - position % 32768
@@ -130,6 +144,8 @@ def offline_records(path: Path) -> list[Any]:
             position += left
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)
+        if of_running and position + 7 + length > len(data):
+            break
         parts += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # a full record, or its last part

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 
-from tests.conftest import leave_figures_blank
+from tests.conftest import import_commands, leave_figures_blank
 
 # Only a rank that hangs is ended. A busy machine may take minutes for what takes seconds.
 LIMIT_SECONDS = 600
@@ -52,6 +52,7 @@ def in_ranks(
     """
     from torch.distributed import TCPStore
 
+    import_commands()
     sys.stdout.flush()
     sys.stderr.flush()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from pipelines.__main__ import main
 from pipelines.commands.convert import main as convert
 from pipelines.noisy_student.kinds import boxes
 from tests.conftest import in_child, write_images
-from tests.ranks import in_ranks
+from tests.ranks import in_ranks, meeting_point
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -66,9 +68,6 @@ def make_data(config: dict) -> None:
         assert data["source"] in LAYOUTS, f"add the layout of {data['source']} to this test"
         write_images(Path(data["source"]), *LAYOUTS[data["source"]])
     if isinstance(model.get("pretrained"), str):
-        import timm
-        from safetensors.torch import save_file
-
         path = Path(model["pretrained"])
         path.parent.mkdir(parents=True)
         save_file(timm.create_model(model["backbone"]).state_dict(), path)
@@ -138,8 +137,9 @@ def test_config(path):
     shrink += ["--data.image_size=96"] if np.max(size) > 100 else []
     if config["data"]["init_args"]["source"] == "digits" and config["data"]["class_path"] != "ClassificationData":
         shrink += ["--data.num_scenes={train: 8, val: 4, test: 4}"]
-    hub = config["model"]["init_args"].get("pretrained") is True
-    shrink += ["--model.pretrained=false"] if hub else []  # tests are offline
+    if config["model"]["init_args"].get("pretrained") is True:  # tests are offline, so the net may be a small one too
+        assert timm.is_model_pretrained(config["model"]["init_args"]["backbone"])
+        shrink += ["--model.pretrained=false", "--model.backbone=test_resnet"]
     assert in_child(lambda: main([*command, *shrink])) == 0
     run = the_run(path.stem)
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -151,6 +151,14 @@ def test_config(path):
         assert math.isfinite(float(rows(run)[-1]["train/loss"]))
 
 
+def without_weights(model: dict) -> dict:
+    """The same model on a tiny backbone where it asks for a file of weights; the configs of `fit` above load one."""
+    if not model["init_args"].get("pretrained"):
+        return model
+    tiny = {"backbone": "test_resnet", "backbone_args": None, "pretrained": False}
+    return {**model, "init_args": {**model["init_args"], **tiny}}
+
+
 LOOPS = [f for f in FILES if f.parent.name == "noisy_student" and "students" in yaml.safe_load(f.read_text())]
 
 
@@ -158,9 +166,11 @@ LOOPS = [f for f in FILES if f.parent.name == "noisy_student" and "students" in 
 def test_noisy_student(path):
     config = yaml.safe_load(path.read_text())
     source, dense = config["data"]["init_args"]["source"], config["data"]["class_path"] != "ClassificationData"
-    make_data({"model": config["teacher"]["model"], "data": config["data"]})
     short = {"trainer": {"max_epochs": 1, "check_val_every_n_epoch": 1}}
-    less = {"teacher": short, "students": [{**student, **short} for student in config["students"]]}
+    less = {"teacher": {**config["teacher"], **short}, "students": [{**s, **short} for s in config["students"]]}
+    for part in (less["teacher"], *less["students"]):
+        part["model"] = without_weights(part["model"])
+    make_data({"model": less["teacher"]["model"], "data": config["data"]})
     Path("less.yaml").write_text(yaml.safe_dump(less))
     command = header_command(path)
     assert name_of(path) in command
@@ -216,8 +226,9 @@ def test_ddp():
 
 
 def srun_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """What srun sets for a task of a job on one node; the address and port are ours, so that two tests do not meet."""
+    """What srun sets for a task of a job on one node; where the tasks meet is ours, so that two tests do not."""
     return {
+        **meeting_point(port),
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NAME": "train",
         "SLURM_NTASKS": str(world_size),
@@ -226,8 +237,6 @@ def srun_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
         "SLURM_NODEID": "0",
         "SLURM_PROCID": str(rank),
         "SLURM_LOCALID": str(rank),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
     }
 
 

@@ -34,6 +34,7 @@ LAYERS = (
     ("pipelines.callbacks",),
     ("pipelines.defaults", "pipelines.preparation"),
     ("pipelines.trainer",),
+    ("pipelines.command", "pipelines.quiet"),
     ("pipelines.cli",),
     ("pipelines.commands",),
     ("pipelines.noisy_student",),

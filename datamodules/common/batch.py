@@ -26,6 +26,10 @@ Objects of one layer of ``masks`` do not overlap; most data sets need one layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+#: One image and what belongs to it, before samples are stacked; see ``datamodules.transforms.pipeline``.
+Sample: TypeAlias = dict[str, Any]
 
 #: Pixels of a mask that no annotation covers, or that the annotator left open: no loss, no metric.
 IGNORE = 255

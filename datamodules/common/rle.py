@@ -177,3 +177,23 @@ def area(rle: Mapping[str, Any]) -> int:
     from faster_coco_eval.core import mask as library
 
     return int(library.area(compressed(rle)))
+
+
+def areas(masks: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+    """Pixels of n compressed masks, float64 (n,)."""
+    from faster_coco_eval.core import mask as library
+
+    return np.asarray([*library.area(list(masks))] if len(masks) else [], np.float64)
+
+
+def iou(found: Any, true: Any, crowd: Sequence[int]) -> NDArray[np.float64]:
+    """Intersection over union, float64 (n, m), of n compressed masks with m, or of boxes (n, 4) with (m, 4).
+
+    Args:
+        found: n masks, or float64 boxes x y width height.
+        true: m masks, or boxes.
+        crowd: m flags; over a crowd, intersection over the area in `found` takes the place of the IoU.
+    """
+    from faster_coco_eval.core import mask as library
+
+    return np.asarray(library.iou(found, true, crowd), np.float64)

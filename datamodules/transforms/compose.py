@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datamodules.common.batch import Sample
 from datamodules.transforms.samples import clip, keep_boxes, shift_mask, unshift_mask
 
 if TYPE_CHECKING:
     import albumentations as A
-
-    Sample = dict[str, Any]
 
 
 def run(pipeline: A.Compose, sample: Sample) -> Sample:

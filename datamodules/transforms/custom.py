@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 from typing import Any
@@ -11,7 +10,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no network request at 
 
 import albumentations as A
 
-from datamodules.common.errors import UserError
+from datamodules.common.errors import UserError, did_you_mean
 
 _REFUSED = ("Normalize", "ToFloat", "FromFloat", "ToTensor", "ToTensorV2", "ToTensor3D")
 _INPUTS = {"image", "mask", "masks", "bboxes"}
@@ -58,7 +57,7 @@ def _check_arguments(arguments: dict[str, Any], cls: type[Any], key: str) -> Non
     for argument in arguments:
         if argument not in allowed:
             raise UserError(
-                f"{key} has no argument '{argument}'{_nearest(argument, allowed)}. It has: {', '.join(allowed)}"
+                f"{key} has no argument '{argument}'.{did_you_mean(argument, allowed)} It has: {', '.join(allowed)}"
             )
 
 
@@ -85,14 +84,8 @@ def _read(spec: object, key: str) -> tuple[str, dict[str, Any]]:
 def _find(name: str, key: str) -> type[Any]:
     known = {n: c for n, c in vars(A).items() if inspect.isclass(c) and issubclass(c, A.BasicTransform | A.BaseCompose)}
     if name not in known:
-        raise UserError(f"{key}: albumentations has no transform '{name}'{_nearest(name, list(known))}")
+        raise UserError(f"{key}: albumentations has no transform '{name}'.{did_you_mean(name, known)}")
     return known[name]
-
-
-def _nearest(word: str, words: list[str]) -> str:
-    lower = {w.lower(): w for w in words}
-    found = difflib.get_close_matches(word.lower(), lower, n=1)
-    return f"; did you mean '{lower[found[0]]}'?" if found else ""
 
 
 def _check(made: A.BasicTransform | A.BaseCompose, name: str, key: str) -> A.BasicTransform | A.BaseCompose:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from datamodules.common.batch import Sample
 from datamodules.loaders import Record, RecordDataset
 from datamodules.samplers import Key, key_seed
 from datamodules.transforms.samples import check_sample, keep_boxes
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from datamodules.transforms.augment import DetectionAugment
     from datamodules.transforms.pipeline import Transform
 
-    Sample = dict[str, Any]
 
 _PASTED = 0.5  # fraction of a picture's objects that is pasted
 

@@ -31,7 +31,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no network request at 
 import albumentations as A
 import numpy as np
 
-from datamodules.common.batch import FILL
+from datamodules.common.batch import FILL, Sample
 from datamodules.common.errors import UserError
 from datamodules.common.geometry import boxes_to_canvas
 from datamodules.transforms.augment import Augment, Crop
@@ -55,8 +55,6 @@ from datamodules.transforms.tiles import tile_windows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    Sample = dict[str, Any]
 
 
 class Transform:

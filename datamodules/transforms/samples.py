@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from datamodules.common.batch import IGNORE, NO_OBJECT, PER_BOX
+from datamodules.common.batch import IGNORE, NO_OBJECT, PER_BOX, Sample
 from datamodules.common.errors import UserError
 from datamodules.transforms.geometry import Span, View
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Sample = dict[str, Any]
 
 #: A moved box is dropped when less of its area than this (by default), or less than a pixel of a side, is left.
 MIN_VISIBILITY = 0.1

@@ -1,4 +1,4 @@
-"""Overlapping windows over pictures that are too large for one pass; see ``tiles`` in ``datamodules.base``."""
+"""Overlapping windows over pictures that are too large for one pass; see ``tiles`` in ``datamodules.common.batch``."""
 
 from __future__ import annotations
 

@@ -14,8 +14,10 @@ from torch import nn
 
 from datamodules.common.errors import UserError
 from pipelines import cli
+from pipelines.command import Command
 from pipelines.preparation import prepare, print_metrics, start_run
-from pipelines.run.checkpoints import check_fits, open_checkpoint
+from pipelines.run.checkpoints import open_checkpoint
+from pipelines.run.compatibility import check_fits
 from pipelines.run.directory import find_checkpoint
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
@@ -30,7 +32,7 @@ def main(words: list[str]) -> int:
     Returns:
         The exit status, see ``cli.execute``.
     """
-    return cli.execute(cli.Command("probe", probe, optionally=True), words)
+    return cli.execute(Command("probe", probe, optionally=True), words)
 
 
 def probe(

@@ -13,7 +13,7 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -80,31 +80,35 @@ class Names:
         return known[last]
 
 
-def classes_in(value: Any, bases: Sequence[type], keys: Keys = ()) -> dict[Keys, type]:
+def classes_in(value: Any, bases: Sequence[type]) -> dict[Keys, type]:
     """The classes of this project that nested values name, by their keys; other names are left out."""
-    if isinstance(value, list):
-        return {k: c for i, one in enumerate(value) for k, c in classes_in(one, bases, (*keys, i)).items()}
-    if not isinstance(value, dict):
-        return {}
-    found: dict[Keys, type] = {}
-    if name := class_path(value):
-        known = {n: cls for base in bases for n, cls in subclasses(base).items()}
-        last = name.rpartition(".")[2]
-        found |= {keys: known[last]} if last in known else {}
-    for key, below in value.items():
-        found |= classes_in(below, bases, keys if key == "init_args" else (*keys, str(key)))
-    return found
+    known = {name: cls for base in bases for name, cls in subclasses(base).items()}
+    last_names = {keys: name.rpartition(".")[2] for keys, name in _class_paths(value)}
+    return {keys: known[last] for keys, last in last_names.items() if last in known}
+
+
+def class_names_in(values: Any) -> list[str]:
+    """The classes that nested values name, as they are written."""
+    return [name for _, name in _class_paths(values)]
 
 
 def packages_of(values: Any) -> list[str]:
     """The packages, beside ours, of the classes that a user's own config names; its checkpoints name them, too."""
-    if isinstance(values, list):
-        return sorted({package for one in values for package in packages_of(one)})
-    if not isinstance(values, dict):
-        return []
-    found = {package for one in values.values() for package in packages_of(one)}
-    package, dot, _ = (class_path(values) or "").partition(".")
-    return sorted(found | ({package} if dot and package not in OURS else set()))
+    packages = {name.partition(".")[0] for name in class_names_in(values) if "." in name}
+    return sorted(packages - set(OURS))
+
+
+def _class_paths(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
+    """All that nested values name as a class, with the keys where they do."""
+    if isinstance(value, list):
+        for i, one in enumerate(value):
+            yield from _class_paths(one, (*keys, i))
+    if not isinstance(value, dict):
+        return
+    if name := class_path(value):
+        yield keys, name
+    for key, below in value.items():
+        yield from _class_paths(below, keys if key == "init_args" else (*keys, str(key)))
 
 
 def make(value: Any, base: type, keys: Keys, names: Names) -> Any:
@@ -174,17 +178,21 @@ def _convert_one(value: Any, hint: Any, keys: Keys, names: Names) -> Any:
         return _call(hint, value, keys, names)
     if not is_plain_type(hint) or not fits(value, hint):
         raise Mistake(keys, f"{_written(keys)} is {value!r}, which does not fit its type.")
-    if is_list(hint):
-        (item,) = typing.get_args(hint)
-        return [convert(one, item, (*keys, i), names) for i, one in enumerate(value)]
-    if typing.get_origin(hint) is tuple:
-        return _as_tuple(value, typing.get_args(hint), keys, names)
-    if is_dict(hint):
-        _, of_values = typing.get_args(hint) or (Any, Any)
-        return {plain(k, keys): convert(v, of_values, (*keys, str(k)), names) for k, v in value.items()}
+    if isinstance(value, list | dict):
+        return _convert_items(value, hint, keys, names)
     if hint is float:
         return as_float(value) if isinstance(value, str) else float(value)
-    return str(value) if hint is str else plain(value, keys)
+    return str(value) if hint is str else value
+
+
+def _convert_items(value: Any, hint: Any, keys: Keys, names: Names) -> Any:
+    inner = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return _as_tuple(value, inner, keys, names)
+    if is_list(hint):
+        return [convert(one, inner[0], (*keys, i), names) for i, one in enumerate(value)]
+    of_values = inner[1] if inner else Any
+    return {plain(key, keys): convert(one, of_values, (*keys, str(key)), names) for key, one in value.items()}
 
 
 def _as_tuple(value: Any, items: tuple[Any, ...], keys: Keys, names: Names) -> tuple[Any, ...]:
@@ -227,19 +235,19 @@ def changed(config: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[
         return changed(config, below, value)
     if "class_path" in config and name != "class_path":
         return {**config, "init_args": changed(config.get("init_args") or {}, keys, value)}
+    if below:
+        old = config.get(name)
+        return {**config, name: changed(old if isinstance(old, Mapping) else {}, below, value)}
     if name.endswith("+"):
         name = name[:-1]
         return {**config, name: [*(config.get(name) or []), *(value if isinstance(value, list) else [value])]}
-    old = config.get(name)
-    if below:
-        return {**config, name: changed(old if isinstance(old, Mapping) else {}, below, value)}
+    return {**config, name: _joined(config.get(name), value)}
+
+
+def _joined(old: Any, value: Any) -> Any:
+    """A new value for an old one; what names a class gets another class, or other arguments."""
     if not (isinstance(old, Mapping) and "class_path" in old):
-        return {**config, name: value}
-    return {**config, name: _joined(old, value)}
-
-
-def _joined(old: Mapping[str, Any], value: Any) -> Any:
-    """Another class, or other arguments, for a part that names a class."""
+        return value
     if isinstance(value, str):
         return {**old, "class_path": value}
     if not isinstance(value, Mapping):

@@ -167,19 +167,35 @@ def _check(value: Any, hint: Any, keys: Keys, context: Context) -> None:
         for i, item in enumerate(value):
             _check(item, typing.get_args(lists[0])[0], (*keys, i), context)
         return
-    groups = [option for option in options if is_group(option)]
-    if isinstance(value, dict) and groups:
-        check_keys(value, groups[0], keys, context)
+    group = next((option for option in options if is_group(option)), None)
+    if isinstance(value, dict) and group is not None:
+        check_keys(value, group, keys, context)
         return
-    items = [option for one in lists for option in members(typing.get_args(one)[0])]
-    components = [option for option in (*options, *items) if is_component(option)]
+    component = _component_of(options, lists)
     names_class = isinstance(value, str) and str not in options
-    if components and (isinstance(value, dict) or names_class):
-        _check_component(value, components[0], keys, context)
+    if component is not None and (isinstance(value, dict) or names_class):
+        _check_component(value, component, keys, context)
         return
-    if not any(fits(value, option) for option in options):
-        expected = " or ".join(dict.fromkeys(_expected(option) for option in options))
-        raise Mistake(keys, f"{_written(keys, context)} is {value!r}; it must be {expected}.{_hint(value, options)}")
+    _check_plain(value, options, keys, context)
+
+
+def _component_of(options: Sequence[Any], lists: Sequence[Any]) -> type | None:
+    """The class that a value may name; where a list of them is taken, one alone is, too."""
+    for option in options:
+        if is_component(option):
+            return option  # type: ignore[no-any-return]
+    for one in lists:
+        for option in members(typing.get_args(one)[0]):
+            if is_component(option):
+                return option  # type: ignore[no-any-return]
+    return None
+
+
+def _check_plain(value: Any, options: tuple[Any, ...], keys: Keys, context: Context) -> None:
+    if any(fits(value, option) for option in options):
+        return
+    expected = " or ".join(dict.fromkeys(_expected(option) for option in options))
+    raise Mistake(keys, f"{_written(keys, context)} is {value!r}; it must be {expected}.{_hint(value, options)}")
 
 
 def _check_component(value: Any, base: type, keys: Keys, context: Context) -> None:
@@ -192,14 +208,17 @@ def _check_component(value: Any, base: type, keys: Keys, context: Context) -> No
     if not isinstance(value, dict):
         return
     cls = context.classes.get(keys, base)
+    has_arguments_below = bool({"class_path", "init_args"} & value.keys())
+    given = (value.get("init_args") or {}) if has_arguments_below else value
     is_in_file = not context.prefix
     if is_in_file:
         _check_component_keys(value, cls, base, keys, context)
-    has_arguments_below = bool({"class_path", "init_args"} & value.keys())
-    given = (value.get("init_args") or {}) if has_arguments_below else value
     check_keys(given, cls, keys, context)
-    if name is None or not is_in_file:
-        return
+    if is_in_file and name is not None:
+        _check_nothing_lacks(name, cls, given, keys, context)
+
+
+def _check_nothing_lacks(name: str, cls: type, given: Any, keys: Keys, context: Context) -> None:
     for needed in required_of(cls):
         if needed not in given:
             raise Mistake(keys, f"{_written(keys, context)}: {name} needs '{needed}' below init_args.")

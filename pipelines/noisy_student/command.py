@@ -12,6 +12,7 @@ from datamodules.cache import readable_images
 from datamodules.common.errors import UserError
 from datamodules.unlabeled import pool_records
 from pipelines import cli
+from pipelines.command import Command
 from pipelines.noisy_student.kinds.protocol import Kind, kind_of
 from pipelines.noisy_student.labelling import (
     Teacher,
@@ -36,7 +37,7 @@ def main(words: list[str]) -> int:
     Returns:
         The exit status, see ``cli.execute``.
     """
-    return cli.execute(cli.Command("pseudo-label", pseudo_label), words)
+    return cli.execute(Command("pseudo-label", pseudo_label), words)
 
 
 def pseudo_label(

@@ -29,7 +29,7 @@ from pipelines.noisy_student.kinds.protocol import kind_of
 from pipelines.noisy_student.manifest import digest_of
 from pipelines.noisy_student.paths import beside, listed
 from pipelines.outputs.names import output_names
-from pipelines.run.checkpoints import check_fits
+from pipelines.run.compatibility import check_fits
 from pipelines.run.loading import load
 from tasks.base import Task
 

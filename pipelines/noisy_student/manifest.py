@@ -74,14 +74,15 @@ def main(args: list[str], *, one_generation: bool = False) -> int:
         )
         return 2
     from datamodules.common.errors import UserError
-    from pipelines import cli
+    from pipelines.config.ready import complete
     from pipelines.config.reasons import reason_of
     from pipelines.noisy_student.loop import run
     from pipelines.noisy_student.settings import first_generation, read_settings
+    from pipelines.quiet import quieten
 
-    cli.quieten()
+    quieten()
     try:
-        settings = read_settings(cli.complete(["noisy-student", *args]))
+        settings = read_settings(complete(["noisy-student", *args]))
         run(first_generation(settings) if one_generation else settings)
     except Exception as error:
         if os.environ.get("PIPELINES_TRACEBACK"):

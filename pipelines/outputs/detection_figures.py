@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.outputs.figures import confusion_matrix_figure, new_figure, rendered, short
-from pipelines.outputs.palettes import Palette
+from pipelines.outputs.palettes import Palette, color_of
 from pipelines.outputs.sheets import Picture
 from tasks.detection.evaluation.curves import RECALLS, Curve, Thresholds, f1_over_confidence
 from tasks.detection.evaluation.metrics import Report
@@ -88,7 +88,7 @@ def _curves(
     order = known[np.argsort(-values[known], kind="stable")]
     named = set(order if len(order) <= MAX_LEGEND else [*order[: MAX_LEGEND // 2], *order[-MAX_LEGEND // 2 :]])
     for k in order.tolist():
-        color = palette[k] / 255
+        color = color_of(palette, k) / 255
         axes.plot(x, lines[k], color=color, linewidth=1.2, label=texts[k] if k in named else None)
         if dots is not None:
             axes.plot(dots[k], values[k], "o", color=color, markersize=4)

@@ -29,8 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from datamodules.common.batch import IGNORE
-from datamodules.common.errors import UserError
-from pipelines.outputs.palettes import IGNORE_COLOR, WRONG_COLOR, Palette, default_palette
+from pipelines.outputs.palettes import IGNORE_COLOR, WRONG_COLOR, Palette, color_of, default_palette
 from pipelines.outputs.sheets import BACKGROUND, FONT_SIZE, INK, Picture, printable, rgb, text_font
 
 Annotation = dict[str, NDArray[Any]]
@@ -63,11 +62,11 @@ def overlay(image: NDArray[Any], mask: NDArray[np.uint8], palette: Palette, alph
         uint8 (H, W, 3).
 
     Raises:
-        UserError: If the sizes differ.
+        ValueError: If the sizes differ.
     """
     picture = rgb(image).copy()
     if mask.shape[-2:] != picture.shape[:2]:
-        raise UserError(f"overlay: the mask is {mask.shape[-2:]}, the image {picture.shape[:2]} (height, width)")
+        raise ValueError(f"overlay: the mask is {mask.shape[-2:]}, the image {picture.shape[:2]} (height, width)")
     if mask.ndim == 2:
         _tint(picture, mask, palette, alpha)
     else:
@@ -126,13 +125,13 @@ def draw_boxes(
     order = order[labels[order] >= 0]
     if masks is not None:
         for i in order:
-            _tint_object(picture, masks, i, boxes[i], palette[labels[i]])
+            _tint_object(picture, masks, i, boxes[i], color_of(palette, labels[i]))
     canvas = Image.fromarray(picture)
     draw = ImageDraw.Draw(canvas)
     width = 1 + max(canvas.size) // 400
     for i in order:
         label = int(labels[i])
-        color = tuple(int(v) for v in palette[label])
+        color = tuple(color_of(palette, label).tolist())
         x1, y1, x2, y2 = (float(v) for v in boxes[i])
         draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=width)
         if len(order) <= MAX_TAGS:

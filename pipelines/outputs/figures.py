@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from datamodules.common.errors import UserError
 from pipelines.outputs.sheets import Picture, printable
 
 if TYPE_CHECKING:
@@ -40,14 +39,14 @@ def confusion_matrix_figure(matrix: ArrayLike, class_names: Sequence[str], title
         five digits; names are thinned beyond 60.
 
     Raises:
-        UserError: If the shapes do not fit.
+        ValueError: If the shapes do not fit.
     """
     from matplotlib.colors import PowerNorm
 
     counts = np.asarray(matrix)
     size = len(class_names)
     if counts.shape != (size, size) or not size:
-        raise UserError(f"confusion matrix: ({size}, {size}) wanted for {size} class names, got {counts.shape}")
+        raise ValueError(f"confusion matrix: ({size}, {size}) expected for {size} class names, got {counts.shape}")
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = [short(name, 24) for name in class_names]
     longest = max(map(len, names))
@@ -117,11 +116,13 @@ def reliability_diagram(
         uint8 (H, W, 3): accuracy over confidence above, fraction of samples below.
 
     Raises:
-        UserError: If the three are not of one length.
+        ValueError: If the three are not of one length.
     """
     stated, right, number = (np.asarray(a, dtype=np.float64) for a in (confidence, accuracy, counts))
     if stated.ndim != 1 or not stated.shape == right.shape == number.shape or not stated.size:
-        raise UserError(f"calibration: three equal lengths wanted, got {stated.shape}, {right.shape}, {number.shape}")
+        raise ValueError(
+            f"calibration: three equal lengths expected, got {stated.shape}, {right.shape}, {number.shape}"
+        )
     used = number > 0
     weight = number / max(1.0, number.sum())
     if error is None:
@@ -154,12 +155,12 @@ def iou_bars(values: ArrayLike, class_names: Sequence[str], title: str | None = 
         uint8 (H, W, 3). Classes that do not occur are grayed, at the bottom; names are thinned beyond 240.
 
     Raises:
-        UserError: If the numbers do not fit.
+        ValueError: If the numbers do not fit.
     """
     iou = np.asarray(values, dtype=np.float64)
     size = len(class_names)
     if iou.shape != (size,) or not size:
-        raise UserError(f"IoU bars: ({size},) wanted for {size} class names, got {iou.shape}")
+        raise ValueError(f"IoU bars: ({size},) expected for {size} class names, got {iou.shape}")
     order = np.argsort(-iou, kind="stable")  # NaN comes last
     iou, absent = iou[order], np.isnan(iou[order])
     cell = _bar_height(size)

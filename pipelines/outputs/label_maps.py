@@ -18,7 +18,7 @@ def label_png(mask: NDArray[np.uint8], palette: Palette, path: str | Path) -> Pa
     """Write a label map (H, W) as an 8-bit PNG with a palette, whose indices are the classes.
 
     Raises:
-        UserError: If it cannot be written.
+        OSError: If it cannot be written.
     """
     image = Image.frombytes("P", (mask.shape[1], mask.shape[0]), np.ascontiguousarray(mask, np.uint8).tobytes())
     image.putpalette(palette.tobytes())
@@ -29,7 +29,7 @@ def label_pngs(mask: NDArray[np.uint8], class_names: Sequence[str], stem: str | 
     """Write masks (K, H, W) that may overlap as ``STEM_CLASS.png``, each an 8-bit gray PNG of 0 and 255.
 
     Raises:
-        UserError: If one cannot be written.
+        OSError: If one cannot be written.
     """
     names = [re.sub(r"[^\w .+-]", "_", name) for name in class_names]
     names = [name if names.count(name) == 1 else f"{name}_{k}" for k, name in enumerate(names)]

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.common.batch import IGNORE
-from datamodules.common.errors import UserError
 
 Palette = NDArray[np.uint8]
 IGNORE_COLOR = (222, 222, 222)
@@ -35,10 +34,10 @@ def default_palette(num_classes: int, background: bool = True) -> Palette:
         uint8 (256, 3): a color a class, black for numbers that are no class, light gray for 255 (ignored).
 
     Raises:
-        UserError: For more than 255 classes.
+        ValueError: For more than 255 classes.
     """
     if not 0 <= num_classes <= IGNORE:
-        raise UserError(f"A palette has at most 255 classes, got {num_classes}.")
+        raise ValueError(f"A palette has at most 255 classes, got {num_classes}.")
     palette = np.zeros((256, 3), np.uint8)
     first = int(background)
     palette[first:num_classes] = _distinct_colors()[: max(0, num_classes - first)]
@@ -47,13 +46,23 @@ def default_palette(num_classes: int, background: bool = True) -> Palette:
 
 
 def class_palette(class_names: Sequence[str], class_colors: Sequence[Sequence[int]] | None = None) -> Palette:
-    """The palette of a data set: its own colors, or the default ones; class 0 is black where it is background."""
+    """The palette of a data set: its own colors, or the default ones; class 0 is black where it is background.
+
+    Label maps have at most 255 classes; of boxes there may be more, see ``color_of``.
+    """
     if class_colors is None:
         background = not class_names or class_names[0].lower() in BACKGROUND_NAMES
-        return default_palette(len(class_names) or IGNORE, background)
+        return default_palette(min(len(class_names), IGNORE) or IGNORE, background)
     palette = default_palette(0)
-    palette[: len(class_colors)] = np.asarray(class_colors, np.uint8).reshape(-1, 3)
+    colors = np.asarray(class_colors[:IGNORE], np.uint8).reshape(-1, 3)
+    palette[: len(colors)] = colors
     return palette
+
+
+def color_of(palette: Palette, label: int) -> NDArray[np.uint8]:
+    """The color of a box's class, uint8 (3,); classes from 255 on have those of the first ones again."""
+    color: NDArray[np.uint8] = palette[label % IGNORE]
+    return color
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from datamodules.common.batch import IGNORE
 from pipelines.outputs.drawing import Annotation, drawn, error_picture, name_of, rescaled, resized
-from pipelines.outputs.palettes import WRONG_COLOR, Palette
+from pipelines.outputs.palettes import WRONG_COLOR, Palette, color_of
 from pipelines.outputs.sheets import BACKGROUND, FONT_SIZE, GAP, INK, Picture, printable, text_font
 
 MAX_SIDE = 480  # of a tile in a panel; larger images are reduced to it
@@ -110,7 +110,11 @@ def _legend(samples: Sequence[Sample], palette: Palette, class_names: Sequence[s
         if sample.truth is not None:
             seen |= _classes_in(sample.truth)
             has_error |= "mask" in sample.truth
-    marks = [(tuple(palette[k].tolist()), name_of(k, class_names)) for k in sorted(seen) if palette[k].any()]
+    marks = []
+    for label in sorted(seen):
+        color = palette[IGNORE] if label == IGNORE else color_of(palette, label)
+        if color.any():  # background has none
+            marks.append((tuple(color.tolist()), name_of(label, class_names)))
     return [*marks, (WRONG_COLOR, "wrong")] if has_error else marks
 
 

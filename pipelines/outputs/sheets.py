@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from datamodules.common.errors import UserError
 from datamodules.common.files import atomic_path
 
 Picture = NDArray[np.uint8]
@@ -46,13 +45,13 @@ def image_grid(
         uint8 (H', W', 3). Small images are enlarged by a whole number, without smoothing.
 
     Raises:
-        UserError: For other dtypes or shapes, no images, and a wrong number of captions.
+        ValueError: For other dtypes or shapes, no images, and a wrong number of captions.
     """
     array = np.asarray(images)
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape:
-        raise UserError(f"images: uint8 (N, H, W, C) with N > 0 wanted, got {array.dtype} {array.shape}")
+        raise ValueError(f"images: uint8 (N, H, W, C) with N > 0 expected, got {array.dtype} {array.shape}")
     if captions is not None and len(captions) != len(array):
-        raise UserError(f"captions: one per image wanted, got {len(captions)} for {len(array)} images")
+        raise ValueError(f"captions: one per image expected, got {len(captions)} for {len(array)} images")
     tiles = [scaled(rgb(image)) for image in array[:max_images]]
     return sheet(tiles, captions[:max_images] if captions else None, columns)
 
@@ -78,10 +77,10 @@ def contact_sheet(
         The file.
 
     Raises:
-        UserError: For no images, and a wrong number of captions.
+        ValueError: For no images, and a wrong number of captions.
     """
     if not images or (captions is not None and len(captions) != len(images)):
-        raise UserError(f"contact sheet: {len(images)} images, {'no' if captions is None else len(captions)} captions")
+        raise ValueError(f"contact sheet: {len(images)} images, {'no' if captions is None else len(captions)} captions")
     tiles = [_thumbnail(_open(image), tile) for image in images]
     return save_png(sheet(tiles, captions, columns), path)
 

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.common.errors import UserError
 
@@ -102,7 +101,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "give the file"
             )
         if _is_remote(path):
-            checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location=map_location, weights_only=True)
+            try:
+                checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location=map_location, weights_only=True)
+            except FileNotFoundError:
+                raise UserError(f"there is no checkpoint {path}") from None
             return checkpoint
         if not Path(path).is_file():
             raise UserError(f"there is no checkpoint {path}")
@@ -158,73 +160,6 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
         _load(path, "cpu")  # says why
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return checkpoint if isinstance(checkpoint, dict) else {}
-
-
-def check_data(path: Path, datamodule: Any) -> None:
-    """Compare the data that a checkpoint was trained on with the data at hand.
-
-    Args:
-        path: The checkpoint; one without a config is taken as it is.
-        datamodule: Set up.
-
-    Raises:
-        UserError: If the classes, or their order, differ.
-    """
-    text = open_checkpoint(path).get("config")
-    trained = {} if text is None else (yaml.safe_load(text).get("data") or {}).get("init_args", {})
-    # A student's data are two: the labelled half is what it is evaluated on.
-    trained = (trained.get("labeled") or {}).get("init_args", trained)
-    datamodule = getattr(datamodule, "labeled", datamodule)
-    names, mine = trained.get("class_names"), getattr(datamodule, "class_names", None)
-    if names and mine and list(names) != list(mine):
-        raise UserError(
-            f"{path} was trained on the classes {names}, but the data has {list(mine)}. Give data with those classes;"
-            " their order is set by data.class_names."
-        )
-    view = {key: getattr(datamodule, key, None) for key in ("resize", "crop_pct", "interpolation", "dtype")}
-    if view["resize"] not in (None, "native") and hasattr(datamodule, "canvas"):
-        view["image_size"] = list(datamodule.canvas())
-    for key, value in view.items():
-        if key in trained and trained[key] != value:
-            rank_zero_warn(
-                f"data.{key} is {value}, but {path} was trained with {trained[key]}: this is another model of the same"
-                " weights. Without --config, the checkpoint's own settings are taken."
-            )
-
-
-def check_fits(path: Path, model: torch.nn.Module) -> None:
-    """Compare a checkpoint's weights with a built model's, before anything is written.
-
-    Args:
-        path: The checkpoint.
-        model: A task whose network is built.
-
-    Raises:
-        UserError: If the file is no checkpoint, or names or shapes of its weights differ; the settings that differ
-            are named, or else some of the weights.
-    """
-    checkpoint = open_checkpoint(path)
-    if "state_dict" not in checkpoint:
-        raise UserError(
-            f"--ckpt_path {path} holds no training state, only weights or something else. Weights to start from are"
-            " given as --model.pretrained FILE."
-        )
-    theirs = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
-    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if theirs == ours:
-        return
-    for key in ("backbone", "num_classes", "in_chans", "image_size", "backbone_args"):
-        mine, trained = getattr(model, key, None), checkpoint.get("hyper_parameters", {}).get(key)
-        if trained is not None and mine != trained:
-            raise UserError(
-                f"model.{key} is {mine}, but {path} was trained with {trained}. Use the config and data of that run"
-                " (without --config they are taken from the checkpoint), or another checkpoint."
-            )
-    names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
-    raise UserError(
-        f"--ckpt_path {path} does not fit the model: {', '.join(names[:3])}{' and others' if names[3:] else ''} differ."
-        " Use the config of that run, or another checkpoint."
-    )
 
 
 def _load(path: Path, map_location: Any) -> dict[str, Any]:

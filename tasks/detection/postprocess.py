@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from tasks.detection.detectors.parts import LEAST_SIDE
+from datamodules.common.geometry import boxes_to_original
+from tasks.detection.detectors.protocol import Found
+from tasks.detection.detectors.selection import LEAST_SIDE
 
-Found = dict[str, Tensor]
-"""One image's `boxes` float32 (n, 4), `scores` (n,), `labels` int64 (n,) and, of some families, `masks` (n, m, m)."""
 Finder = Callable[[Tensor], list[Found]]
 """Images (B, C, H, W) to what is found on each, in their own pixels, the best first."""
 
@@ -33,17 +33,9 @@ def boxes_in_original(found: Found, geometry: Tensor) -> Found:
 
     Args:
         found: See `Found`; boxes x1 y1 x2 y2 in canvas pixels.
-        geometry: float (6,), see ``datamodules.transforms.geometry``.
+        geometry: float (6,), see ``datamodules.common.geometry``.
     """
-    height, width, scale_x, scale_y, offset_x, offset_y = (float(v) for v in geometry.tolist())
-    boxes = found["boxes"]
-    sides = [
-        ((boxes[:, axis] - offset) / scale).clamp(0, limit)
-        for axis, (offset, scale, limit) in enumerate(
-            2 * [(offset_x, scale_x, round(width)), (offset_y, scale_y, round(height))]
-        )
-    ]
-    boxes = torch.stack(sides, 1)
+    boxes = boxes_to_original(found["boxes"], geometry.to(found["boxes"]))
     inside = ((boxes[:, 2:] - boxes[:, :2]) >= LEAST_SIDE).all(1)
     return take({**found, "boxes": boxes}, inside)
 

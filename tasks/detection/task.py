@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -14,33 +11,17 @@ from torchmetrics import Metric
 
 from datamodules.common.errors import UserError
 from tasks.base import Task
-from tasks.detection.detectors.box_regression import build_box_regression
-from tasks.detection.detectors.faster_rcnn import build_faster_rcnn
-from tasks.detection.detectors.fcos import build_fcos
-from tasks.detection.detectors.mask_rcnn import build_mask_rcnn, encode_masks
-from tasks.detection.detectors.retinanet import build_retinanet
-from tasks.detection.detectors.rtdetr import build_rtdetr
-from tasks.detection.detectors.yolo import build_yolo
+from tasks.detection.detectors.arguments import BackboneArguments
+from tasks.detection.detectors.families import Name, detector_arguments, family_of
+from tasks.detection.detectors.masks import encode_masks
+from tasks.detection.detectors.protocol import Found, Limits
 from tasks.detection.evaluation.curves import Thresholds
 from tasks.detection.evaluation.metrics import CocoMetrics
-from tasks.detection.postprocess import Found, boxes_in_original, found_by_tiles
+from tasks.detection.postprocess import boxes_in_original, found_by_tiles
 from tasks.device_augment import jitter_images
 from tasks.hooks import Batch
 from tasks.optim import Optim
 
-Detector = Literal["box_regression", "faster_rcnn", "fcos", "mask_rcnn", "retinanet", "rtdetr", "yolo"]
-BUILDERS: dict[Detector, Callable[..., nn.Module]] = {
-    "box_regression": build_box_regression,
-    "faster_rcnn": build_faster_rcnn,
-    "fcos": build_fcos,
-    "mask_rcnn": build_mask_rcnn,
-    "retinanet": build_retinanet,
-    "rtdetr": build_rtdetr,
-    "yolo": build_yolo,
-}
-#: Arguments of the builders that are the task's own.
-OURS = {"backbone", "num_classes", "in_chans", "pretrained", "image_size", "drop_path_rate", "backbone_args"}
-OURS |= {"grad_checkpointing", "class_weights"}
 #: The confidence that is used until a validation has found better ones.
 FIRST_THRESHOLD = 0.5
 
@@ -84,7 +65,7 @@ class Detection(Task):
 
     def __init__(
         self,
-        detector: Detector = "fcos",
+        detector: Name = "fcos",
         backbone: str = "resnet18",
         num_classes: int | None = None,
         pretrained: bool | str = False,
@@ -131,8 +112,8 @@ class Detection(Task):
             raise UserError(f"model.max_detections is {max_detections}; it must be at least 1.")
         if color_jitter < 0:
             raise UserError(f"model.color_jitter is {color_jitter}; it must be 0 (off) or more.")
-        _check_detector_args(detector, detector_args or {})
-        self.detector: Detector = detector
+        detector_arguments(detector, detector_args or {})  # to refuse them before there are data
+        self.detector: Name = detector
         self.pretrained = pretrained
         self.backbone_args, self.detector_args = backbone_args, detector_args
         self.drop_path_rate = drop_path_rate
@@ -151,7 +132,7 @@ class Detection(Task):
     @property
     def has_masks(self) -> bool:
         """Whether the family gives masks."""
-        return self.detector == "mask_rcnn"
+        return family_of(self.detector).has_masks
 
     def resolve(self, spec: dict[str, Any], source: str) -> None:
         """As every task; and a family that learns masks needs data that has them."""
@@ -166,23 +147,17 @@ class Detection(Task):
     def build_network(self) -> nn.Module:
         """The detector: see ``tasks.detection.detectors``."""
         size = self.image_size
-        try:
-            return BUILDERS[self.detector](
-                self.backbone,
-                int(self.num_classes or 0),
-                in_chans=int(self.in_chans or 3),
-                pretrained=self.pretrained if self.load_pretrained else False,
-                image_size=(size[0], size[1]) if size else None,
-                drop_path_rate=self.drop_path_rate,
-                backbone_args=self.backbone_args,
-                grad_checkpointing=self.grad_checkpointing,
-                class_weights=self.class_weights,
-                **(self.detector_args or {}),
-            )
-        except TypeError as error:
-            raise UserError(
-                f"model.detector_args {self.detector_args} do not fit '{self.detector}': {error}"
-            ) from error
+        backbone = BackboneArguments(
+            self.backbone,
+            in_chans=int(self.in_chans or 3),
+            pretrained=self.pretrained if self.load_pretrained else False,
+            image_size=(size[0], size[1]) if size else None,
+            drop_path_rate=self.drop_path_rate,
+            backbone_args=self.backbone_args,
+            grad_checkpointing=self.grad_checkpointing,
+        )
+        arguments = detector_arguments(self.detector, self.detector_args or {})
+        return family_of(self.detector).build(backbone, int(self.num_classes or 0), arguments, self.class_weights)
 
     def head_names(self) -> set[str]:
         """Names of the parameters that are not the backbone's."""
@@ -215,12 +190,8 @@ class Detection(Task):
         Args:
             image: uint8 (B, C, H, W), or float in [0, 1].
         """
-        found: list[Found] = self.network.detect(
-            self.normalize(image),
-            score_threshold=self.min_score,
-            nms_iou=self.nms_iou,
-            max_detections=self.max_detections,
-        )
+        limits = Limits(self.min_score, self.nms_iou, self.max_detections)
+        found: list[Found] = self.network.detect(self.normalize(image), limits)
         return found
 
     def infer(self, image: Tensor) -> list[Found]:
@@ -319,19 +290,3 @@ class Detection(Task):
     def load_state(self, state: dict[str, Any]) -> None:
         """Take them back."""
         self.best_thresholds = state.get("best_thresholds", {})
-
-
-def _check_detector_args(detector: Detector, given: dict[str, Any]) -> None:
-    """Refuse what the family's builder does not take.
-
-    Raises:
-        UserError: Naming the argument, with the nearest that exists.
-    """
-    allowed = set(inspect.signature(BUILDERS[detector]).parameters) - OURS
-    for key in given:
-        if key in OURS:
-            raise UserError(f"model.detector_args.{key} is not the detector's: set model.{key}.")
-        if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, 1)
-            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(sorted(allowed))}."
-            raise UserError(f"model.detector_args.{key} is no argument of '{detector}'; {hint}")

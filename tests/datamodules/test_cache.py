@@ -23,13 +23,13 @@ from datamodules.loaders import read_record
 WAIT_SECONDS = 60  # until a test gives up, not what it measures
 
 
-def write_pictures(folder: Path, count: int = 3, seed: int = 0) -> list[dict]:
+def write_pictures(folder: Path, count: int = 3, seed: int = 0, size: tuple[int, int] = (5, 7)) -> list[dict]:
     """Bitmaps of one size: other pixels leave the file's size as it is."""
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(seed)
     paths = [str(folder / f"{i}.bmp") for i in range(count)]
     for path in paths:
-        cv2.imwrite(path, rng.integers(0, 256, (5, 7, 3)).astype(np.uint8))
+        cv2.imwrite(path, rng.integers(0, 256, (*size, 3)).astype(np.uint8))
     return [{"image": path, "path": path} for path in paths]
 
 
@@ -53,13 +53,16 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
         DecodedCache.build(write_pictures(tmp_path / "pictures"), READ)
 
 
-def test_new_pixels_in_a_file_of_the_same_size_are_decoded_again(tmp_path):
+@pytest.mark.parametrize(("size", "later"), [((5, 7), 1), ((6, 7), 0)])
+def test_a_changed_file_is_decoded_again(tmp_path, size, later):
+    """Of the same size and another time, or of the same time and another size."""
     records = write_pictures(tmp_path / "pictures")
     first = DecodedCache.build(records, READ, str(tmp_path))
-    before = os.stat(records[0]["path"])
-    write_pictures(tmp_path / "pictures", seed=1)
-    os.utime(records[0]["path"], ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    assert os.path.getsize(records[0]["path"]) == before.st_size
+    before = [os.stat(record["path"]) for record in records]
+    write_pictures(tmp_path / "pictures", seed=1, size=size)
+    for record, old in zip(records, before, strict=True):
+        os.utime(record["path"], ns=(old.st_atime_ns, old.st_mtime_ns + later))
+        assert (os.path.getsize(record["path"]) == old.st_size) == (size == (5, 7))
     second = DecodedCache.build(records, READ, str(tmp_path))
     assert second.path != first.path
     for record in records:

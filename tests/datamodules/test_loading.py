@@ -178,6 +178,7 @@ def test_a_sample_is_augmented_by_seed_stream_pass_and_position():
 def test_evaluation_gives_each_sample_once_over_all_ranks():
     batches = [batch for rank in range(3) for batch in EvalSampler(7, 2, rank, 3)]
     assert sorted(index for batch in batches for index, _, _ in batch) == list(range(7))
+    assert list(EvalSampler(7, 1, 1, 3)) == [[(1, -1, 1)], [(4, -1, 4)]]  # without a pass nothing is random
     assert list(EvalSampler(1, 2, 1, 2)) == []
 
 

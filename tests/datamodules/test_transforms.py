@@ -289,7 +289,7 @@ def test_crop_left_out_follows_the_canvas() -> None:
         ({"crop": "random_resized", "crop_padding": 8}, r"crop_padding.*only crop: pad"),
         ({"transforms": [{"Blur": {}}], "vflip": 0.5}, r"vflip is 0\.5: transforms replaces"),
         ({"transforms": [{"Blur": {}}], "preset": "strong"}, r"preset.*transforms replaces"),
-        ({"transforms": [{"HorizontalFlop": {}}]}, r"transforms\[0\].*HorizontalFlop'; did you mean 'HorizontalFlip'"),
+        ({"transforms": [{"HorizontalFlop": {}}]}, r"transforms\[0\].*HorizontalFlop'. Did you mean 'HorizontalFlip'"),
         ({"transforms": [{"HorizontalFlip": {"prob": 1}}]}, r"\[0\] \(HorizontalFlip\) has no argument 'prob'"),
         (
             {"transforms": [{"Blur": {}}, {"HorizontalFlip": {"p": 2}}]},

@@ -16,6 +16,7 @@ from datamodules import ClassificationData
 from datamodules.common.errors import UserError
 from pipelines import cli
 from pipelines.__main__ import main
+from pipelines.command import Command
 from pipelines.config import reasons
 from pipelines.config.reasons import is_about_arguments, reason_of
 from pipelines.config.words import Flag, asks_for_help, config_names, flags, value_of
@@ -288,7 +289,7 @@ def test_a_plain_function_is_a_command_and_returns_its_result(folder: Path, caps
     write_images(Path("pictures"), {"test/ant": 1})
     Path("a.yaml").write_text(CONFIG)
     assert in_child(lambda: main(["fit", "--config", "a.yaml"])) == 0
-    command = cli.Command("count", count)
+    command = Command("count", count)
     words = ["--ckpt_path", "runs/a/0/checkpoints/last.ckpt", "--times", "3", "--trainer.accelerator=cpu"]
     assert cli.run(command, words) == 6
     assert cli.execute(command, [*words, "--time=3"]) == 2

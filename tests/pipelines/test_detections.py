@@ -228,7 +228,8 @@ def test_what_test_writes_gives_pycocotools_figures(tmp_path: Path) -> None:
     for record, number in zip(trainer.datamodule.records["test"], case.ids, strict=True):
         record["image_id"] = number
     sizes = [(160, 160)] * len(paths)
-    write(tmp_path / "out", trainer, (paths, sizes), case.predictions, [list(range(len(paths)))])
+    batches = [list(range(len(paths)))]
+    write(tmp_path / "out", trainer, (paths, sizes), case.predictions, batches, box_formats=["csv"])  # of `predict`
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["predictions.csv", "predictions.json"]
     results = read(tmp_path / "out/predictions.json")
     assert len(results) == sum(map(len, case.predictions["scores"])) > 0

@@ -54,6 +54,17 @@ def test_colors_of_a_data_set() -> None:
         palettes.default_palette(256)
 
 
+def test_detectors_may_have_more_classes_than_there_are_colors() -> None:
+    names = [f"class {k}" for k in range(300)]
+    palette = palettes.class_palette(names)
+    assert np.array_equal(palettes.class_palette(names, [[k % 256, 1, 2] for k in range(300)])[254], [254, 1, 2])
+    assert palettes.color_of(palette, 254).tolist() == palette[254].tolist()
+    assert palettes.color_of(palette, 299).tolist() == palette[44].tolist()  # those of the first ones again
+    found = {"boxes": np.array([[2.0, 2, 20, 20]]), "labels": np.array([299]), "masks": np.ones((1, 30, 30), bool)}
+    picture = panels.panel(np.zeros((30, 30, 3), np.uint8), None, found, palette, names)
+    assert (picture == palette[44]).all(axis=2).sum() > 50
+
+
 # Files.
 
 

@@ -86,7 +86,7 @@ def test_confusion_matrix(size: int) -> None:
 
 def test_confusion_matrix_with_empty_classes_and_wrong_shapes() -> None:
     assert figures.confusion_matrix_figure(np.zeros((3, 3), int), ["a", "b", "c"]).size
-    with pytest.raises(ValueError, match=r"\(2, 2\) wanted for 2 class names, got \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"\(2, 2\) expected for 2 class names, got \(3, 3\)"):
         figures.confusion_matrix_figure(np.zeros((3, 3), int), ["a", "b"])
 
 
@@ -94,7 +94,7 @@ def test_reliability_diagram() -> None:
     bins = np.linspace(0.05, 0.95, 10)
     assert figures.reliability_diagram(bins, bins, np.zeros(10)).shape[2] == 3
     assert figures.reliability_diagram(np.full(10, np.nan), bins, np.eye(1, 10, 5)[0]).shape[2] == 3
-    with pytest.raises(ValueError, match="three equal lengths"):
+    with pytest.raises(ValueError, match="three equal lengths expected"):
         figures.reliability_diagram(bins, bins[:5], bins)
 
 
@@ -170,7 +170,7 @@ def test_iou_bars_without_any_class_and_wrong_numbers() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert figures.iou_bars([np.nan, np.nan], ["a", "b"]).size
-    with pytest.raises(ValueError, match=r"\(2,\) wanted for 2 class names, got \(3,\)"):
+    with pytest.raises(ValueError, match=r"\(2,\) expected for 2 class names, got \(3,\)"):
         figures.iou_bars([0.1, 0.2, 0.3], ["a", "b"])
 
 
@@ -418,6 +418,14 @@ def test_the_table_has_the_first_rows_only(tmp_path: Path, logged: list[Any], mo
     validate(watcher, trainer, SquareTask())
     rows = [[f"squares#{i}"] for i in range(4)]
     assert tables == [("val_predictions_table", ["path"], rows, 0)]
+
+
+def test_classifiers_may_have_more_classes_than_there_are_colors(tmp_path: Path, logged: list[Any]) -> None:
+    names = [str(k) for k in range(300)]
+    task: Any = SimpleNamespace(eval_metrics=SimpleNamespace(confusion=torch.eye(300, dtype=torch.int64)))
+    task.taught = task
+    callback.Pictures(tmp_path, 0).on_test_end(stub_trainer("test", names), task)
+    assert [key for key, *_ in logged] == ["test_confusion_matrix"]
 
 
 def test_other_ranks_draw_nothing(tmp_path: Path, logged: list[Any]) -> None:

@@ -7,11 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from pipelines.probe import fit_head
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
-
-from pipelines.probe import fit_head
 
 
 class Features(nn.Module):

@@ -136,7 +136,7 @@ def trainer_of(fn: str = "fit", rank: int = 0, **rest: Any) -> Any:
         state=SimpleNamespace(fn=fn),
         strategy=SimpleNamespace(broadcast=lambda value: value),
         callback_metrics={"test/b": torch.tensor(0.25), "test/a": torch.tensor(float("nan"))},
-        lightning_module=SimpleNamespace(eval_metrics=metrics),
+        lightning_module=SimpleNamespace(taught=SimpleNamespace(eval_metrics=metrics)),
         datamodule=SimpleNamespace(class_names=["x", "y"]),
         **rest,
     )

@@ -260,6 +260,49 @@ def nuclei(layers: torch.Tensor, count: int, rng: np.random.Generator) -> Object
     )
 
 
+def test_an_iou_of_exactly_the_threshold_is_enough() -> None:
+    half = [0.0, 0.0, 10.0, 5.0]  # of a square of 10 x 10
+    assert matching_of([[(half, CAT, 0.9)]], [[(square(0), CAT, 0)]]).hit.tolist() == [True]
+    less = [0.0, 0.0, 10.0, 4.9]
+    assert matching_of([[(less, CAT, 0.9)]], [[(square(0), CAT, 0)]]).hit.tolist() == [False]
+    same = matching_of([[(square(0), CAT, 0.9)]], [[(square(0), CAT, 0)]], iou_threshold=1.0)
+    assert same.hit.tolist() == [True]
+    # So it is between classes, and for a second one of the same class.
+    confused = matching_of([[(half, DOG, 0.9)]], [[(square(0), CAT, 0)]])
+    assert confusion_matrix(confused, 0)[CAT, DOG] == error_kinds(confused, 0)["class"][DOG] == 1
+    twice = matching_of([[(square(0), CAT, 0.9), (half, CAT, 0.8)]], [[(square(0), CAT, 0)]])
+    assert error_kinds(twice, 0)["duplicate"][CAT] == 1
+
+
+def test_an_object_is_found_before_a_crowd_and_of_equal_overlaps_the_later_one() -> None:
+    """The detection lies whole in the crowd and overlaps the object by 0.8 only."""
+    true = [[(square(0, side=100), CAT, 1), ([0.0, 0.0, 10.0, 8.0], CAT, 0), (square(0, side=90), CAT, 1)]]
+    matching = matching_of([[(square(0), CAT, 0.9), (square(0), CAT, 0.8)]], true)
+    assert matching.truth[0] == 1
+    assert matching.hit.tolist() == [True, False]
+    assert matching.ignored.tolist() == [False, True]  # the object is taken, the crowds never are
+    pairs = {tuple(pair): iou for pair, iou in zip(matching.pairs.T.tolist(), matching.pair_iou.tolist(), strict=True)}
+    assert pairs[0, 0] == 1  # over a crowd: the share of the detection
+    assert pairs[0, 1] == pytest.approx(0.8)
+    twins = [[(square(0), CAT, 0), (square(0), CAT, 0)]]
+    assert matching_of([[(square(0), CAT, 0.9), (square(0), CAT, 0.8)]], twins).truth.tolist() == [1, 0]
+
+
+def test_crowds_are_in_no_kind_of_errors_and_in_no_cell() -> None:
+    """Two tenths of a cat, and all of a dog, lie in a crowd of cats; another cat is found in it."""
+    true = [[(square(0, side=100), CAT, 1)]]
+    found = [[(square(98, 0), CAT, 0.9), (square(30), DOG, 0.8), (square(50), CAT, 0.7)]]
+    matching = matching_of(found, true)
+    assert matching.pair_iou.tolist() == pytest.approx([0.2, 1, 1])
+    kinds = {name: counts.tolist() for name, counts in error_kinds(matching, 0.1).items()}
+    assert kinds.pop("background") == [1, 1, 0]
+    assert set(map(tuple, kinds.values())) == {(0, 0, 0)}
+    table = confusion_matrix(matching, 0.1)
+    assert table[-1].tolist() == [1, 1, 0, 0]
+    assert table.sum() == 2
+    assert ap_dsb(matching, 0.1) == 0  # two false alarms, nothing to be found
+
+
 def test_the_highest_scores_of_each_image_and_class_are_taken() -> None:
     found = [[(square(20 * k), k % 2, k / 10) for k in range(6)], [(square(0), CAT, 0.05)]]
     matching = matching_of(found, [[(square(0), CAT, 0)], [(square(0), CAT, 0)]], max_detections=2)

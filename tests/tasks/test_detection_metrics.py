@@ -288,6 +288,8 @@ def test_wrong_input_is_refused_with_its_image() -> None:
     boxes, masks = CocoMetrics(2), CocoMetrics(2, "segm")
     with pytest.raises(ValueError, match=r"predictions of image 17 hold the label 2, but the 2 classes are 0 to 1"):
         boxes.update({**good, "labels": [two]}, [target], [17])
+    with pytest.raises(ValueError, match=r"predictions of image 17 hold the label -1"):
+        boxes.update({**good, "labels": [zero - 1]}, [target], [17])
     with pytest.raises(ValueError, match=r"annotations of image 17 hold the label 2"):
         boxes.update(good, [{**target, "labels": two}], [17])
     with pytest.raises(ValueError, match=r"1 predictions, 1 targets and 2 ids"):

@@ -1,4 +1,4 @@
-"""RT-DETR: the form that all detectors have, images on their own, odd sizes, and 16 pictures by heart."""
+"""RT-DETR: the form that all detectors have, images on their own, odd sizes, and 16 overfitted pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ pytest.importorskip("transformers")
 
 from datamodules.readers.digits import digit_scene
 from tasks import Detection
-from tasks.detection.detectors.rtdetr import build_rtdetr
+from tasks.detection.detectors.arguments import BackboneArguments
+from tasks.detection.detectors.protocol import Limits
+from tasks.detection.detectors.rtdetr import RTDETRArguments, build_rtdetr
 
 SMALL = {"width": 32, "heads": 4, "ffn_width": 64, "queries": 30, "decoder_layers": 2, "denoising": 20}
 IMAGE = torch.randn(3, 3, 64, 100, generator=torch.Generator().manual_seed(0))
@@ -20,9 +22,10 @@ TARGETS = {
 }
 
 
-def make(**arguments):
+def make(image_size=None, class_weights=None, **arguments):
     torch.manual_seed(0)
-    return build_rtdetr("test_resnet", 3, **(SMALL | arguments))
+    backbone = BackboneArguments("test_resnet", image_size=image_size)
+    return build_rtdetr(backbone, 3, RTDETRArguments(**(SMALL | arguments)), class_weights)
 
 
 def test_every_parameter_learns_also_without_boxes():
@@ -51,7 +54,7 @@ def test_an_images_loss_is_its_own_and_its_weight_scales_it():
 
 def test_detections_lie_on_the_canvas_of_any_size():
     with torch.inference_mode():
-        found = make().eval().detect(IMAGE, score_threshold=0.0, nms_iou=1.0, max_detections=20)
+        found = make().eval().detect(IMAGE, Limits(0.0, 1.0, 20))
     for of_image in found:
         boxes, scores = of_image["boxes"], of_image["scores"]
         assert 0 < len(boxes) == len(scores) == len(of_image["labels"]) <= 20
@@ -75,7 +78,7 @@ def test_what_makes_no_sense_is_refused(arguments, said):
 
 
 @pytest.mark.slow
-def test_sixteen_pictures_by_heart():
+def test_overfits_sixteen_pictures():
     scenes = [digit_scene(i, size=64) for i in range(16)]
     most = max(len(s["labels"]) for s in scenes)
     boxes, labels = torch.zeros(16, most, 4), torch.full((16, most), -1)

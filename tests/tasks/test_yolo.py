@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,21 +12,27 @@ import torch
 from torch import Tensor
 from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
 
-from tasks.detection.detectors.assign import centres_inside, task_aligned_assignment
-from tasks.detection.detectors.parts import iou_loss
-from tasks.detection.detectors.yolo import (
-    YOLO,
-    Dense,
-    build_yolo,
+from tasks.detection.detectors.anchors import decode_distances, encode_distances
+from tasks.detection.detectors.arguments import BackboneArguments
+from tasks.detection.detectors.assign import centers_inside, task_aligned_assignment
+from tasks.detection.detectors.losses import (
     complete_iou_loss,
-    decode,
     distribution_focal_loss,
-    encode,
     expected_distances,
+    iou_loss,
 )
+from tasks.detection.detectors.protocol import Limits
+from tasks.detection.detectors.yolo import YOLO, Dense, YOLOArguments, build_yolo
 
 K = 3
 LIMITS: dict[str, Any] = {"score_threshold": 0.001, "nms_iou": 0.6, "max_detections": 100}
+
+
+def build(name: str = "test_resnet", num_classes: int = K, **args: Any) -> YOLO:
+    """A detector; arguments that are the backbone's, or class weights, go there."""
+    weights = args.pop("class_weights", None)
+    of_backbone = {key: args.pop(key) for key in ("image_size", "in_chans") if key in args}
+    return build_yolo(BackboneArguments(name, **of_backbone), num_classes, YOLOArguments(**args), weights)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +42,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="module")
 def net() -> YOLO:
-    return build_yolo("test_resnet", K, width=16).eval()
+    return build(width=16).eval()
 
 
 @pytest.fixture
@@ -45,7 +52,7 @@ def planted() -> Iterator[Any]:
 
     def plant(net: YOLO, probability: Tensor, boxes: Tensor) -> YOLO:
         points, strides = torch.full((len(boxes), 2), 32.0), torch.full((len(boxes),), 8.0)
-        cells = encode(boxes, points, strides)
+        cells = encode_distances(boxes, points, strides)
         bins = torch.arange(net.bins)
         logits = -1e4 * (cells.unsqueeze(-1) - bins).abs()  # all of a distribution in one bin
         dense = Dense(probability.logit().unsqueeze(0), logits.unsqueeze(0), points, strides)
@@ -137,7 +144,7 @@ def random_case(rng: np.random.Generator, kind: str) -> tuple[Tensor, Tensor, Te
     true_boxes = np.concatenate([corner, corner + side], 2) * (labels >= 0)[..., None]
     return (
         logits,
-        decode(cells, points, strides),
+        decode_distances(cells, points, strides),
         points,
         torch.from_numpy(true_boxes).float(),
         torch.from_numpy(labels),
@@ -170,7 +177,7 @@ def test_the_assignment_is_the_slow_references(kind: str) -> None:
             np.testing.assert_array_equal(index[i].numpy(), expected)
             np.testing.assert_allclose(score[i].numpy(), target, rtol=1e-4, atol=1e-7)
             assert (labels[i] >= 0).any() or (index[i] == -1).all()
-            shared += int(centres_inside(points, true_boxes[i : i + 1], 8.0)[0, labels[i] >= 0].sum(0).gt(1).sum())
+            shared += int(centers_inside(points, true_boxes[i : i + 1], 8.0)[0, labels[i] >= 0].sum(0).gt(1).sum())
     if kind in ("ties", "overlapping"):
         assert shared > 50  # cells that lie in several objects
 
@@ -179,8 +186,8 @@ def test_an_object_has_a_cell_even_where_no_centre_is_inside_it() -> None:
     points, strides = grid(48, 64, (8, 16))
     true_boxes = torch.tensor([[[0.5, 0.5, 1.5, 2.0], [30.0, 9.0, 33.0, 10.0], [63.0, 47.0, 64.0, 48.0]]])
     labels = torch.tensor([[0, 1, 2]])
-    boxes = decode(torch.ones(1, len(points), 4), points, strides)
-    assert not centres_inside(points, true_boxes).any()
+    boxes = decode_distances(torch.ones(1, len(points), 4), points, strides)
+    assert not centers_inside(points, true_boxes).any()
     settings: dict[str, Any] = {"topk": 10, "alpha": 1.0, "beta": 6.0, "least_side": 8.0}
     index, score = task_aligned_assignment(
         torch.zeros(1, len(points), K), boxes, points, true_boxes, labels, **settings
@@ -193,7 +200,7 @@ def test_tiny_scores_and_overlaps_do_not_underflow() -> None:
     """The product itself, sigmoid(-95) * (64 / 128**2) ** 6, is 2e-56."""
     points, strides = grid(64, 64, (8,))
     true_boxes, labels = torch.tensor([[[20.0, 20.0, 28.0, 28.0]]]), torch.tensor([[0]])
-    boxes = decode(torch.full((1, 64, 4), 8.0), points, strides)
+    boxes = decode_distances(torch.full((1, 64, 4), 8.0), points, strides)
     index, score = task_aligned_assignment(
         torch.full((1, 64, K), -95.0),
         boxes,
@@ -216,8 +223,10 @@ def test_decode_is_the_inverse_of_encode() -> None:
     points, strides = grid(75, 101, (8, 16, 32))
     corner = torch.rand(2, len(points), 2) * 60
     boxes = torch.cat([corner, corner + torch.rand(2, len(points), 2) * 40], 2)
-    torch.testing.assert_close(decode(encode(boxes, points, strides), points, strides), boxes, rtol=0, atol=1e-4)
-    one = encode(torch.tensor([[4.0, 12.0, 28.0, 20.0]]), torch.tensor([[12.0, 12.0]]), torch.tensor([8.0]))
+    torch.testing.assert_close(
+        decode_distances(encode_distances(boxes, points, strides), points, strides), boxes, rtol=0, atol=1e-4
+    )
+    one = encode_distances(torch.tensor([[4.0, 12.0, 28.0, 20.0]]), torch.tensor([[12.0, 12.0]]), torch.tensor([8.0]))
     assert one.tolist() == [[1.0, 0.0, 2.0, 1.0]]
 
 
@@ -308,7 +317,7 @@ def test_losses_without_any_box(net: YOLO) -> None:
 
 @pytest.mark.parametrize("box_loss", ["ciou", "giou"])
 def test_gradients_are_finite_and_reach_everything(box_loss: Any) -> None:
-    net = build_yolo("test_resnet", K, width=16, box_loss=box_loss, topk=200)  # so that each map learns an object
+    net = build(width=16, box_loss=box_loss, topk=200)  # so that each map learns an object
     image, targets = batch()
     net.losses(image, targets)["loss"].backward()
     for name, parameter in net.named_parameters():
@@ -324,13 +333,13 @@ def test_gradients_are_finite_and_reach_everything(box_loss: Any) -> None:
         assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
 
 
-def test_crowds_are_not_learnt_and_nothing_is_learnt_to_be_background_inside_them(net: YOLO) -> None:
+def test_crowds_are_not_learned_and_no_background_is_learned_inside_them(net: YOLO) -> None:
     image, targets = batch()
     targets["iscrowd"] = torch.tensor([[0, 1], [0, 0], [1, 0]], dtype=torch.uint8)
     losses = net.losses(image[2:], of(targets, 2))
     assert losses["box_loss"] == 0
     logits = net(image[2:]).logits[0]
-    outside = ~centres_inside(net(image[2:]).points, targets["boxes"][2:, :1])[0, 0]
+    outside = ~centers_inside(net(image[2:]).points, targets["boxes"][2:, :1])[0, 0]
     assert 0 < (~outside).sum() < len(outside)
     expected = torch.nn.functional.softplus(logits[outside]).sum()
     torch.testing.assert_close(losses["class_loss"], expected)
@@ -345,7 +354,7 @@ def test_class_weights_scale_the_loss_where_the_class_is_to_be_found(net: YOLO) 
     plain = net.losses(image[2:], of(targets, 2))
     losses = []
     for weights in ([1.0, 1.0, 1.0], [5.0, 1.0, 5.0], [1.0, 3.0, 1.0]):
-        weighted = build_yolo("test_resnet", K, width=16, class_weights=weights).eval()
+        weighted = build(width=16, class_weights=weights).eval()
         weighted.load_state_dict(net.state_dict())
         losses.append(weighted.losses(image[2:], of(targets, 2)))
     torch.testing.assert_close(losses[0], plain)
@@ -356,7 +365,7 @@ def test_class_weights_scale_the_loss_where_the_class_is_to_be_found(net: YOLO) 
 
 def test_losses_need_no_values_of_the_device() -> None:
     """The meta device has shapes only: whatever waits for a value, or has a shape that depends on one, fails there."""
-    net = build_yolo("test_resnet", K, width=16).to("meta")
+    net = build(width=16).to("meta")
     image, targets = batch()
     on_meta = {key: value.to("meta") for key, value in (targets | {"iscrowd": torch.zeros(3, 2)}).items()}
     losses = net.losses(image.to("meta"), on_meta, torch.ones(3, device="meta"))
@@ -380,25 +389,28 @@ def test_detect_clips_sorts_suppresses_and_limits(net: YOLO, planted: Any) -> No
     probability[2, 2], probability[3, 1] = 0.5, 0.05
     planted(net, probability, boxes)
     image = torch.zeros(1, 3, 64, 48)
-    [found] = net.detect(image, **LIMITS)
+    [found] = net.detect(image, Limits(**LIMITS))
     torch.testing.assert_close(found["scores"], torch.tensor([0.9, 0.5, 0.3, 0.05]))
     assert found["labels"].tolist() == [0, 2, 1, 1]
     clipped = torch.tensor([0.0, 24.0, 40.0, 64.0])
     torch.testing.assert_close(found["boxes"], torch.stack([boxes[1], clipped, boxes[1], boxes[3]]))
     assert found["boxes"].dtype == found["scores"].dtype == torch.float32
-    [kept] = net.detect(image, **LIMITS | {"nms_iou": 0.85})
+    [kept] = net.detect(image, Limits(**LIMITS | {"nms_iou": 0.85}))
     assert kept["labels"].tolist() == [0, 0, 2, 1, 1]
-    [few] = net.detect(image, **LIMITS | {"max_detections": 2})
+    [few] = net.detect(image, Limits(**LIMITS | {"max_detections": 2}))
     assert few["scores"].tolist() == found["scores"][:2].tolist()
-    [high] = net.detect(image, **LIMITS | {"score_threshold": 0.5})
+    [high] = net.detect(image, Limits(**LIMITS | {"score_threshold": 0.5}))
     assert high["labels"].tolist() == [0]  # 0.5 is not above 0.5
-    [none] = net.detect(image, **LIMITS | {"score_threshold": 0.95})
+    [none] = net.detect(image, Limits(**LIMITS | {"score_threshold": 0.95}))
     assert none["boxes"].shape == (0, 4)
-    net.multi_label = False
-    assert net.detect(image, **LIMITS)[0]["labels"].tolist() == [0, 2, 1]
-    net.multi_label, net.pre_nms = True, 1
-    assert net.detect(image, **LIMITS | {"max_detections": 1})[0]["scores"].tolist() == found["scores"][:1].tolist()
-    net.pre_nms = 3000
+    net.arguments = replace(net.arguments, multi_label=False)
+    assert net.detect(image, Limits(**LIMITS))[0]["labels"].tolist() == [0, 2, 1]
+    net.arguments = replace(net.arguments, multi_label=True, pre_nms=1)
+    assert (
+        net.detect(image, Limits(**LIMITS | {"max_detections": 1}))[0]["scores"].tolist()
+        == found["scores"][:1].tolist()
+    )
+    net.arguments = YOLOArguments()
 
 
 @pytest.mark.parametrize("size", [(75, 101), (33, 64), (200, 40)])
@@ -408,7 +420,7 @@ def test_odd_canvases(net: YOLO, size: tuple[int, int]) -> None:
         dense = net(image)
         assert dense.points[-1, 0] == pytest.approx(-(-size[1] // 32) * 32 - 16)
         assert net.losses(image, targets)["loss"].isfinite()
-        for found in net.detect(image, **LIMITS | {"score_threshold": 0.0}):
+        for found in net.detect(image, Limits(**LIMITS | {"score_threshold": 0.0})):
             assert 0 < len(found["boxes"]) <= 100
             assert (found["boxes"] >= 0).all()
             assert (found["boxes"] <= torch.tensor([size[1], size[0]]).repeat(2)).all()
@@ -417,11 +429,11 @@ def test_odd_canvases(net: YOLO, size: tuple[int, int]) -> None:
 def test_bfloat16_and_channels_last(net: YOLO) -> None:
     image, targets = batch()
     expected = net.losses(image, targets)
-    found = net.detect(image, **LIMITS | {"score_threshold": 0.0})
+    found = net.detect(image, Limits(**LIMITS | {"score_threshold": 0.0}))
     torch.testing.assert_close(net.losses(image.to(memory_format=torch.channels_last), targets), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = net.losses(image, targets)
-        low = net.detect(image, **LIMITS | {"score_threshold": 0.0})
+        low = net.detect(image, Limits(**LIMITS | {"score_threshold": 0.0}))
     assert losses["loss"].dtype == torch.float32
     torch.testing.assert_close(losses, expected, rtol=0.02, atol=0.02)
     assert low[0]["boxes"].dtype == low[0]["scores"].dtype == torch.float32
@@ -439,14 +451,14 @@ def test_bfloat16_and_channels_last(net: YOLO) -> None:
     ],
 )
 def test_any_backbone(name: str, arguments: dict[str, Any], strides: list[int]) -> None:
-    net = build_yolo(name, K, **{"width": 16} | arguments)
+    net = build(name, **{"width": 16} | arguments)
     _, targets = batch()
     image = torch.randn(3, arguments.get("in_chans", 3), 96, 96)
     assert net.backbone.strides == strides
     assert net.pretrained_cfg is not None
     losses = net.losses(image, targets)
     losses["loss"].backward()
-    assert len(net.eval().detect(image, **LIMITS)) == 3
+    assert len(net.eval().detect(image, Limits(**LIMITS))) == 3
 
 
 @pytest.mark.parametrize(
@@ -457,8 +469,8 @@ def test_any_backbone(name: str, arguments: dict[str, Any], strides: list[int]) 
         ({"reg_max": 0}, "detector_args.reg_max is 0; it must be at least 1"),
         ({"topk": 0}, "detector_args.topk is 0"),
         ({"prior": 1.0}, "detector_args.prior is 1.0; it must be between 0 and 1"),
-        ({"norm": "layer"}, "detector_args.norm is 'layer'; yolo takes group or batch"),
-        ({"box_loss": "diou"}, "detector_args.box_loss is 'diou'; yolo takes ciou or giou"),
+        ({"norm": "layer"}, "detector_args.norm is 'layer'; it must be group or batch"),
+        ({"box_loss": "diou"}, "detector_args.box_loss is 'diou'; it must be ciou or giou"),
         ({"class_weights": [1.0]}, "class_weights has 1 numbers"),
         ({"strides": [8, 32]}, "strides is .8, 32.; each must be twice"),
         ({"strides": [8, 16, 32, 64]}, "'test_resnet' has no maps of stride .64."),
@@ -466,7 +478,7 @@ def test_any_backbone(name: str, arguments: dict[str, Any], strides: list[int]) 
 )
 def test_arguments_that_make_no_sense(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_yolo("test_resnet", K, **arguments)
+        build(**arguments)
 
 
 @pytest.mark.slow
@@ -481,7 +493,7 @@ def test_overfits_four_scenes() -> None:
         boxes[i, : len(scene["labels"])] = torch.from_numpy(scene["boxes"])
         labels[i, : len(scene["labels"])] = torch.from_numpy(scene["labels"])
     image = torch.stack([torch.from_numpy(scene["image"]).permute(2, 0, 1) for scene in scenes]) / 127.5 - 1
-    net = build_yolo("test_efficientnet", 10, width=32, strides=[8, 16])
+    net = build("test_efficientnet", 10, width=32, strides=[8, 16])
     optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=150)
     for _ in range(150):
@@ -501,7 +513,7 @@ def average_precision(net: YOLO, image: Tensor, boxes: Tensor, labels: Tensor) -
         return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
 
     with torch.inference_mode():
-        found = net.eval().detect(image, **LIMITS)
+        found = net.eval().detect(image, Limits(**LIMITS))
     predictions = [
         {"image_id": i, "category_id": label, "bbox": corners(box), "score": score}
         for i, one in enumerate(found)

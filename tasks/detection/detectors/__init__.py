@@ -1,1 +1,1 @@
-"""Detector families, one file each: a network on a timm pyramid with `losses` and `detect`."""
+"""Detector families, one file each, behind `protocol.Detector`; `families` knows them by name."""

@@ -10,7 +10,7 @@ Where the paper is silent:
 
 - t is compared as its logarithm, which does not underflow while scores and overlaps are still tiny.
 - Equal values go to the location, or to the object, with the lower number; so the result is the same on all devices.
-- A box that is narrower than a cell of the finest grid may hold no centre of a cell. For this test it counts as wide as
+- A box that is narrower than a cell of the finest grid may hold no center of a cell. For this test it counts as wide as
   one cell, so that an object on the canvas always has a location.
 
 Everything has static shapes and nothing waits for the device. Memory grows with B * M * A.
@@ -39,7 +39,7 @@ class Assignment(NamedTuple):
     score: Tensor
 
 
-def centres_inside(points: Tensor, boxes: Tensor, least_side: float = 0.0) -> Tensor:
+def centers_inside(points: Tensor, boxes: Tensor, least_side: float = 0.0) -> Tensor:
     """Which locations lie in which boxes, borders at the left and the top included.
 
     Args:
@@ -100,7 +100,7 @@ def task_aligned_assignment(
     Args:
         logits: float (B, A, K), class logits of each location.
         boxes: float32 (B, A, 4), predicted boxes, x1 y1 x2 y2 in pixels.
-        points: float32 (A, 2), the locations' centres, x y in pixels.
+        points: float32 (A, 2), the locations' centers, x y in pixels.
         true_boxes: float32 (B, M, 4), M at least 1.
         true_labels: int64 (B, M), 0..K-1, or -1 where there is no object.
         topk: Locations an object takes.
@@ -108,7 +108,7 @@ def task_aligned_assignment(
         beta: Exponent of the IoU.
         least_side: Side of a cell of the finest grid in pixels.
     """
-    candidate = centres_inside(points, true_boxes, least_side) & (true_labels >= 0).unsqueeze(-1)  # (B, M, A)
+    candidate = centers_inside(points, true_boxes, least_side) & (true_labels >= 0).unsqueeze(-1)  # (B, M, A)
     overlap = pairwise_iou(true_boxes, boxes).clamp(min=_LEAST_IOU)
     of_class = true_labels.clamp(min=0).unsqueeze(-1).expand(-1, -1, logits.shape[1])
     score = F.logsigmoid(logits.float().transpose(1, 2).gather(1, of_class))

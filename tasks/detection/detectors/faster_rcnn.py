@@ -6,9 +6,8 @@ strides from sizes, means over the whole batch, and only trains in training mode
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,63 +15,68 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
-from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.poolers import LevelMapper
 
-from datamodules.common.errors import UserError
-from tasks.detection.detectors.fpn import FPN, detection_pyramid
-from tasks.detection.detectors.parts import (
-    Limits,
-    Truth,
+from tasks.detection.detectors.anchors import (
     anchor_shapes,
-    batch_means,
-    best_boxes,
-    centres_of,
-    class_weight_tensor,
+    centers_of,
     grid_anchors,
-    in_crowd,
-    read_targets,
 )
+from tasks.detection.detectors.arguments import BackboneArguments, DetectorArguments
+from tasks.detection.detectors.fpn import FPN
+from tasks.detection.detectors.protocol import Detector, Family, Found, Limits
+from tasks.detection.detectors.regions import Samples, means_by_image, named, roi_pool
+from tasks.detection.detectors.selection import best_boxes
+from tasks.detection.detectors.targets import Truth, in_crowd, read_targets
 from tasks.pyramid import Pyramid
 
-CANONICAL_SIDE = 14  # strides; a region of 224 pixels is pooled at stride 16 (equation 1 of the FPN paper)
 SMOOTH = 1 / 9  # where the smooth L1 loss turns linear, as in torchvision
 
 
-class Samples(NamedTuple):
-    """The regions of a batch that the second stage learns; S of all images together.
+@dataclass(frozen=True, kw_only=True)
+class FasterRCNNArguments(DetectorArguments):
+    """Arguments of Faster R-CNN.
 
     Attributes:
-        regions: B tensors float32 (S_i, 4), x1 y1 x2 y2 in canvas pixels.
-        rows: B tensors int64 (S_i,), the place of the box that each region learns, meaningless for background.
-        labels: B tensors int64 (S_i,), the class from 1, 0 for background.
-        boxes: float32 (S, 4), what is to be predicted: the true box, for background the region itself.
+        strides: of the backbone's maps; None for 4, 8, 16 and 32, or the nearest that the net has. A coarser follows.
+        head_channels: width of FPN and proposal network.
+        head_depth: convolutions of the proposal network.
+        anchor_scales: sides of the square anchors in strides of their map; 8 is 32 pixels at stride 4.
+        anchor_ratios: heights divided by widths.
+        candidates: boxes of each map that go into the proposals' suppression, in training and in evaluation.
+        proposals: regions of an image that come out of it, in training and in evaluation; for pictures of many objects
+            at least as many as detections are wanted.
+        rpn_samples: anchors of an image that the proposal network learns from, at most half of them with an object.
+        box_samples: regions of an image that the box head learns from, at most a quarter of them with an object, which
+            are those that learn masks.
+        pool_size: cells along each side of what is pooled of a region.
+        box_head_width: of the two linear layers of the box head.
     """
 
-    regions: list[Tensor]
-    rows: list[Tensor]
-    labels: list[Tensor]
-    boxes: Tensor
+    strides: Sequence[int] | None = None
+    head_channels: int = 256
+    head_depth: int = 1
+    anchor_scales: Sequence[float] = (8.0,)
+    anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0)
+    candidates: Sequence[int] = (2000, 1000)
+    proposals: Sequence[int] = (2000, 1000)
+    rpn_samples: int = 256
+    box_samples: int = 512
+    pool_size: int = 7
+    box_head_width: int = 1024
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        super().__post_init__()
+        for key in ("candidates", "proposals"):
+            pair = getattr(self, key)
+            if len(pair) != 2 or min(pair) < 1:
+                self.refuse(key, "two numbers of 1 or more, for training and for evaluation")
 
 
-def roi_pool(strides: Sequence[int], size: int) -> MultiScaleRoIAlign:
-    """RoI align of `size` x `size` from maps of these strides, which torchvision would guess from the maps' sizes."""
-    pool = MultiScaleRoIAlign([str(i) for i in range(len(strides))], size, sampling_ratio=2)
-    pool.scales = [1 / stride for stride in strides]
-    pool.map_levels = LevelMapper(0, len(strides) - 1, CANONICAL_SIDE * strides[0], 0)
-    return pool
-
-
-class FasterRCNN(nn.Module):
-    """Normalised float images (B, C, H, W) of any size that the backbone takes to boxes and classes.
-
-    Attributes:
-        backbone: the `Pyramid`; all other parameters are the head's.
-        pretrained_cfg: timm's description of the backbone, for `tasks.backbones.normalization`.
-    """
+class FasterRCNN(Detector):
+    """Two stages: regions that may hold an object, then a class and a box for each. Class weights leave background."""
 
     shapes: Tensor
-    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -81,20 +85,18 @@ class FasterRCNN(nn.Module):
         rpn: RegionProposalNetwork,
         roi_heads: RoIHeads,
         shapes: Tensor,
-        class_weights: Tensor | None,
+        num_classes: int,
+        class_weights: Sequence[float] | None,
     ) -> None:
-        """Join the parts that `build_faster_rcnn` makes; `shapes` are those of `parts.anchor_shapes`."""
-        super().__init__()
-        self.backbone = backbone
-        self.pretrained_cfg = backbone.pretrained_cfg
+        """Join the parts that `build_faster_rcnn` makes; `shapes` are those of `anchors.anchor_shapes`."""
+        super().__init__(backbone, num_classes, class_weights)
         self.fpn = fpn
         self.rpn = rpn
         self.roi_heads = roi_heads
-        self.register_buffer("class_weights", class_weights, persistent=False)
         self.register_buffer("shapes", shapes, persistent=False)
 
     def forward(self, image: Tensor) -> dict[str, list[Tensor]]:
-        """The dense part, with static shapes, so that `compile` takes all of it.
+        """The dense part.
 
         Returns:
             For each map, finest first: `maps` (B, width, H_i, W_i), `objectness` (B, k, H_i, W_i) and `offsets`
@@ -104,22 +106,10 @@ class FasterRCNN(nn.Module):
         objectness, offsets = self.rpn.head(maps)
         return {"maps": maps, "objectness": objectness, "offsets": offsets}
 
-    def losses(self, image: Tensor, targets: Mapping[str, Tensor], weight: Tensor | None = None) -> dict[str, Tensor]:
-        """`loss`, `objectness_loss`, `proposal_loss`, `class_loss`, `box_loss`: means over each image's own.
-
-        Args:
-            image: float (B, C, H, W), normalised.
-            targets: `boxes` float32 (B, M, 4), canvas pixels; `labels` int64 (B, M), -1 where there is no box; M may be
-                0. `iscrowd` uint8 (B, M), optional: crowds are not learnt, and no background is learnt by anchors and
-                regions whose centre is inside one.
-            weight: float (B,), scales each image's loss.
-        """
-        return batch_means(self._losses(image, targets), weight)
-
-    def _losses(self, image: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each part's value for each image, float32 (B,)."""
+    def image_losses(self, image: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`objectness_loss`, `proposal_loss`, `class_loss` and `box_loss`, means over what each image samples."""
         dense, truth = self(image), read_targets(targets)
-        boxes = [of_image[learnt] for of_image, learnt in zip(truth.boxes, truth.learnt, strict=True)]
+        boxes = [of_image[learned] for of_image, learned in zip(truth.boxes, truth.learned, strict=True)]
         regions, parts = self._propose(dense, image, (truth, boxes))
         return parts | self._region_losses(dense, image, self._sample(regions, truth, boxes), targets)
 
@@ -148,9 +138,9 @@ class FasterRCNN(nn.Module):
     ) -> dict[str, Tensor]:
         of_images = [{"boxes": of_image} for of_image in boxes]
         labels, matched = self.rpn.assign_targets_to_anchors([anchors] * len(boxes), of_images)
-        centres = centres_of(anchors)
+        centers = centers_of(anchors)
         labels = [
-            label.masked_fill((label == 0) & in_crowd(centres, crowds), -1)
+            label.masked_fill((label == 0) & in_crowd(centers, crowds), -1)
             for label, crowds in zip(labels, truth.crowds, strict=True)
         ]
         label = torch.stack(labels)
@@ -159,8 +149,8 @@ class FasterRCNN(nn.Module):
         loss = F.binary_cross_entropy_with_logits(objectness, label.clamp(min=0), reduction="none")
         # Background gets its anchor for a box, so that nothing is infinite where the loss is then set to 0.
         true = torch.where(positive.unsqueeze(2), torch.stack(matched), anchors)
-        goal = self.rpn.box_coder.encode_single(true.flatten(0, 1), anchors.repeat(len(boxes), 1)).view_as(offsets)
-        box_loss = F.smooth_l1_loss(offsets, goal, beta=SMOOTH, reduction="none").sum(2)
+        target = self.rpn.box_coder.encode_single(true.flatten(0, 1), anchors.repeat(len(boxes), 1)).view_as(offsets)
+        box_loss = F.smooth_l1_loss(offsets, target, beta=SMOOTH, reduction="none").sum(2)
         return {
             "objectness_loss": loss.masked_fill(~(positive | negative), 0).sum(1) / count,
             "proposal_loss": box_loss.masked_fill(~positive, 0).sum(1) / count,
@@ -170,11 +160,11 @@ class FasterRCNN(nn.Module):
         """Choose what the second stage learns, with the true boxes among the regions."""
         heads = self.roi_heads
         # torchvision counts classes from 1, background is 0.
-        classes = [labels[learnt] + 1 for labels, learnt in zip(truth.labels, truth.learnt, strict=True)]
+        classes = [labels[learned] + 1 for labels, learned in zip(truth.labels, truth.learned, strict=True)]
         regions = heads.add_gt_proposals(regions, boxes)
         rows, labels = heads.assign_targets_to_proposals(regions, boxes, classes)
         labels = [
-            label.masked_fill((label == 0) & in_crowd(centres_of(of_image), crowds), -1)
+            label.masked_fill((label == 0) & in_crowd(centers_of(of_image), crowds), -1)
             for label, of_image, crowds in zip(labels, regions, truth.crowds, strict=True)
         ]
         chosen = heads.subsample(labels)
@@ -185,7 +175,7 @@ class FasterRCNN(nn.Module):
             torch.where(label.unsqueeze(1) > 0, of_image[row], region) if len(of_image) else region
             for label, of_image, row, region in zip(labels, boxes, rows, regions, strict=True)
         ]
-        places = [learnt.nonzero().squeeze(1) for learnt in truth.learnt]
+        places = [learned.nonzero().squeeze(1) for learned in truth.learned]
         rows = [place[row] if len(place) else row for place, row in zip(places, rows, strict=True)]
         return Samples(regions, rows, labels, torch.cat(goals))
 
@@ -200,9 +190,9 @@ class FasterRCNN(nn.Module):
         class_loss = F.cross_entropy(logits, label, reduction="none")
         if self.class_weights is not None:
             class_loss = class_loss * F.pad(self.class_weights, (1, 0), value=1.0)[label]
-        goal = self.roi_heads.box_coder.encode_single(samples.boxes, regions)
+        target = self.roi_heads.box_coder.encode_single(samples.boxes, regions)
         offsets = offsets.gather(1, label.view(-1, 1, 1).expand(-1, 1, 4)).squeeze(1)
-        box_loss = F.smooth_l1_loss(offsets, goal, beta=SMOOTH, reduction="none").sum(1) * (label > 0)
+        box_loss = F.smooth_l1_loss(offsets, target, beta=SMOOTH, reduction="none").sum(1) * (label > 0)
         return {
             "class_loss": means_by_image(class_loss, samples.labels),
             "box_loss": means_by_image(box_loss, samples.labels),
@@ -213,24 +203,11 @@ class FasterRCNN(nn.Module):
         logits, offsets = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
         return logits.float(), offsets.float().unflatten(1, (-1, 4))
 
-    def detect(
-        self, image: Tensor, *, score_threshold: float, nms_iou: float, max_detections: int
-    ) -> list[dict[str, Tensor]]:
-        """Boxes of each image, the best first.
+    def detect(self, image: Tensor, limits: Limits) -> list[Found]:
+        """As every detector."""
+        return self._detect(self(image), image, limits)
 
-        Args:
-            image: float (B, C, H, W), normalised.
-            score_threshold: scores must be above it.
-            nms_iou: of two boxes of a class that overlap more, the lower is dropped.
-            max_detections: boxes of an image at most.
-
-        Returns:
-            B dicts: `boxes` float32 (n, 4), x1 y1 x2 y2 in canvas pixels, clipped to the canvas; `scores` float32 (n,),
-            descending; `labels` int64 (n,).
-        """
-        return self._detect(self(image), image, Limits(score_threshold, nms_iou, max_detections))
-
-    def _detect(self, dense: Mapping[str, list[Tensor]], image: Tensor, limits: Limits) -> list[dict[str, Tensor]]:
+    def _detect(self, dense: Mapping[str, list[Tensor]], image: Tensor, limits: Limits) -> list[Found]:
         regions, _ = self._propose(dense, image)
         logits, offsets = self._predict(self._pool(dense, regions, image))
         scores = logits.softmax(1)[:, 1:]
@@ -244,113 +221,49 @@ class FasterRCNN(nn.Module):
         ]
 
 
-def means_by_image(loss: Tensor, of_images: Sequence[Tensor]) -> Tensor:
-    """Means (B,) of a loss (S,) over each image's part, which is as long as its tensor; 0 where there is none."""
-    parts = loss.split([len(of_image) for of_image in of_images])
-    return torch.stack([part.sum() / max(1, len(part)) for part in parts])
-
-
-def named(maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
-    """Maps by their place, as torchvision's pooling wants them."""
-    return OrderedDict((str(i), x) for i, x in enumerate(maps))
-
-
 def build_faster_rcnn(
-    backbone: str,
+    backbone: BackboneArguments,
     num_classes: int,
-    *,
-    in_chans: int = 3,
-    pretrained: bool | str = False,
-    image_size: tuple[int, int] | None = None,
-    drop_path_rate: float = 0.0,
-    backbone_args: dict[str, Any] | None = None,
-    grad_checkpointing: bool = False,
-    strides: Sequence[int] | None = None,
-    head_channels: int = 256,
-    head_depth: int = 1,
-    anchor_scales: Sequence[float] = (8.0,),
-    anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
-    candidates: Sequence[int] = (2000, 1000),
-    proposals: Sequence[int] = (2000, 1000),
-    rpn_samples: int = 256,
-    box_samples: int = 512,
-    pool_size: int = 7,
-    box_head_width: int = 1024,
+    arguments: FasterRCNNArguments = FasterRCNNArguments(),
     class_weights: Sequence[float] | None = None,
 ) -> FasterRCNN:
     """Faster R-CNN on any net: maps of stride 4, 8, 16 and 32, and a coarser one for proposals.
 
-    Args:
-        backbone: timm's name, or one of ours.
-        num_classes: K, without background.
-        in_chans: number of input channels.
-        pretrained: True for the hub, or a local file of the backbone's weights.
-        image_size: height and width of the images, for nets of fixed size.
-        drop_path_rate: stochastic depth.
-        backbone_args: more arguments of timm's constructor.
-        grad_checkpointing: recompute the backbone's activations in the backward pass.
-        strides: of the backbone's maps; None for 4, 8, 16 and 32, or the nearest that the net has. A coarser follows.
-        head_channels: width of FPN and proposal network.
-        head_depth: convolutions of the proposal network.
-        anchor_scales: sides of the square anchors in strides of their map; 8 is 32 pixels at stride 4.
-        anchor_ratios: heights divided by widths.
-        candidates: boxes of each map that go into the proposals' suppression, in training and in evaluation.
-        proposals: regions of an image that come out of it, in training and in evaluation.
-        rpn_samples: anchors of an image that the proposal network learns from, at most half of them with an object.
-        box_samples: regions of an image that the box head learns from, at most a quarter of them with an object.
-        pool_size: cells along each side of what is pooled of a region.
-        box_head_width: of the two linear layers of the box head.
-        class_weights: K factors of the class loss; background has 1.
-
     Raises:
-        UserError: as `tasks.backbones.create_pyramid`; an argument that makes no sense, by its key.
+        UserError: as `tasks.pyramid.create_pyramid`; an argument that makes no sense, by its key.
     """
-    for name, pair in (("candidates", candidates), ("proposals", proposals)):
-        if len(pair) != 2 or min(pair) < 1:
-            raise UserError(
-                f"model.detector_args.{name} is {list(pair)}; it needs two numbers of 1 or more, for training and for"
-                " evaluation."
-            )
-    shapes = anchor_shapes(anchor_scales, anchor_ratios)
-    weights = class_weight_tensor(class_weights, num_classes)
-    pyramid = detection_pyramid(
-        backbone,
-        finest=4,
-        strides=strides,
-        in_chans=in_chans,
-        pretrained=pretrained,
-        image_size=image_size,
-        drop_path_rate=drop_path_rate,
-        backbone_args=backbone_args,
-        grad_checkpointing=grad_checkpointing,
-    )
+    shapes = anchor_shapes(arguments.anchor_scales, arguments.anchor_ratios)
+    pyramid = backbone.detection_pyramid(4, arguments.strides)
     rpn = RegionProposalNetwork(
-        None,  # anchors are made here, see `parts.grid_anchors`
-        RPNHead(head_channels, len(shapes), head_depth),
+        None,  # anchors are made here, see `anchors.grid_anchors`
+        RPNHead(arguments.head_channels, len(shapes), arguments.head_depth),
         fg_iou_thresh=0.7,
         bg_iou_thresh=0.3,
-        batch_size_per_image=rpn_samples,
+        batch_size_per_image=arguments.rpn_samples,
         positive_fraction=0.5,
-        pre_nms_top_n=dict(zip(("training", "testing"), candidates, strict=True)),
-        post_nms_top_n=dict(zip(("training", "testing"), proposals, strict=True)),
+        pre_nms_top_n=dict(zip(("training", "testing"), arguments.candidates, strict=True)),
+        post_nms_top_n=dict(zip(("training", "testing"), arguments.proposals, strict=True)),
         nms_thresh=0.7,
     )
-    predictor = FastRCNNPredictor(box_head_width, num_classes + 1)
+    predictor = FastRCNNPredictor(arguments.box_head_width, num_classes + 1)
     for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):  # as in Detectron2
         nn.init.normal_(layer.weight, std=std)
         nn.init.zeros_(layer.bias)
     roi_heads = RoIHeads(
-        roi_pool(pyramid.strides, pool_size),
-        TwoMLPHead(head_channels * pool_size**2, box_head_width),
+        roi_pool(pyramid.strides, arguments.pool_size),
+        TwoMLPHead(arguments.head_channels * arguments.pool_size**2, arguments.box_head_width),
         predictor,
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,
-        batch_size_per_image=box_samples,
+        batch_size_per_image=arguments.box_samples,
         positive_fraction=0.25,
         bbox_reg_weights=None,
-        score_thresh=0.0,  # the last three are arguments of `detect`
+        score_thresh=0.0,  # the last three are in the `Limits` of `detect`
         nms_thresh=0.5,
         detections_per_img=100,
     )
-    fpn = FPN(pyramid.channels, pyramid.strides, head_channels, "pool")
-    return FasterRCNN(pyramid, fpn, rpn, roi_heads, shapes, weights)
+    fpn = FPN(pyramid.channels, pyramid.strides, arguments.head_channels, "pool")
+    return FasterRCNN(pyramid, fpn, rpn, roi_heads, shapes, num_classes, class_weights)
+
+
+FAMILY = Family(FasterRCNNArguments, build_faster_rcnn)

@@ -1,72 +1,70 @@
-"""FCOS (Tian et al. 2019, 2020, https://arxiv.org/abs/2006.09214): torchvision's head and coder on a timm pyramid."""
+"""FCOS (Tian et al. 2019, 2020, https://arxiv.org/abs/2006.09214): torchvision's heads on a timm pyramid."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 
-from datamodules.common.errors import UserError
-from tasks.detection.detectors.fpn import FPN, detection_pyramid, group_norm
-from tasks.detection.detectors.parts import (
-    Limits,
-    batch_means,
-    by_foreground,
-    centres_of,
-    class_weight_tensor,
-    dense_detections,
-    focal_loss,
-    grid_anchors,
-    in_crowd,
-    iou_loss,
-    read_targets,
-)
+from tasks.detection.detectors.anchors import centers_of, decode_distances, sides_of
+from tasks.detection.detectors.arguments import BackboneArguments
+from tasks.detection.detectors.dense import BACKGROUND, DenseArguments, DenseDetector
+from tasks.detection.detectors.fpn import FPN, group_norm
+from tasks.detection.detectors.losses import iou_loss
+from tasks.detection.detectors.protocol import Family
+from tasks.detection.detectors.targets import Truth
 from tasks.pyramid import Pyramid
 
-BoxLoss = Literal["giou", "iou"]
-RANGE = 8.0  # strides; a map learns boxes whose farthest side is at most so far from the cell's centre
+RANGE = 8.0  # strides; a map learns boxes whose farthest side is at most so far from the cell's center
 START = 2.0  # strides; what the distances begin with
 
 
-def match_points(boxes: Tensor, learnt: Tensor, anchors: Tensor, ranges: Tensor, radius: float) -> Tensor:
-    """Which box each cell learns: one whose centre is near, whose size is that of the map; of several the smallest.
+@dataclass(frozen=True, kw_only=True)
+class FCOSArguments(DenseArguments):
+    """Arguments of FCOS; see also `DenseArguments`.
+
+    Attributes:
+        radius: a cell learns a box if their centers are nearer than this along both axes, in strides.
+        box_loss: `giou` or `iou`.
+    """
+
+    radius: float = 1.5
+    box_loss: Literal["giou", "iou"] = "giou"
+
+
+def match_points(boxes: Tensor, learned: Tensor, anchors: Tensor, ranges: Tensor, radius: float) -> Tensor:
+    """Which box each cell learns: one whose center is near, whose size is that of the map; of several the smallest.
 
     Args:
         boxes: float32 (M, 4), x1 y1 x2 y2 in pixels.
-        learnt: bool (M,), which of them count.
+        learned: bool (M,), which of them count.
         anchors: float32 (A, 4), the cells themselves.
         ranges: float32 (A, 2): the farthest side's distance in pixels is above the first and at most the second.
-        radius: how far from the box's centre the cell's centre may be, in strides.
+        radius: how far from the box's center the cell's center may be, in strides.
 
     Returns:
-        int64 (A,), the box's place, or -1 for background.
+        int64 (A,), the box's place, or `BACKGROUND`.
     """
-    centres = centres_of(anchors).unsqueeze(1)
-    side = (anchors[:, 2:] - anchors[:, :2]).amin(1, keepdim=True)
-    distances = torch.cat([centres - boxes[:, :2], boxes[:, 2:] - centres], 2)  # (A, M, 4)
+    centers = centers_of(anchors).unsqueeze(1)
+    side = sides_of(anchors).amin(1, keepdim=True)
+    distances = torch.cat([centers - boxes[:, :2], boxes[:, 2:] - centers], 2)  # (A, M, 4)
     farthest = distances.amax(2)
-    match = (centres - centres_of(boxes)).abs().amax(2) < radius * side
-    match &= (distances.amin(2) > 0) & (farthest > ranges[:, :1]) & (farthest <= ranges[:, 1:]) & learnt
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    near = (centers - centers_of(boxes)).abs().amax(2) < radius * side
+    inside = distances.amin(2) > 0
+    of_this_map = (farthest > ranges[:, :1]) & (farthest <= ranges[:, 1:])
+    match = near & inside & of_this_map & learned
+    areas = sides_of(boxes).prod(1)
     place = areas.where(match, torch.inf).argmin(1)
-    return torch.where(match.any(1), place, -1)
+    return torch.where(match.any(1), place, BACKGROUND)
 
 
-class FCOS(nn.Module):
-    """Normalised float images (B, C, H, W) of any size that the backbone takes to boxes and classes.
-
-    Attributes:
-        backbone: the `Pyramid`; all other parameters are the head's.
-        pretrained_cfg: timm's description of the backbone, for `tasks.backbones.normalization`.
-    """
-
-    cell: Tensor
-    class_weights: Tensor | None
+class FCOS(DenseDetector):
+    """One stage, one prediction a cell, with a score for how central the cell is."""
 
     def __init__(
         self,
@@ -74,189 +72,77 @@ class FCOS(nn.Module):
         fpn: FPN,
         classification_head: FCOSClassificationHead,
         regression_head: FCOSRegressionHead,
-        *,
-        radius: float,
-        focal_alpha: float,
-        focal_gamma: float,
-        box_loss: BoxLoss,
-        class_weights: Tensor | None,
+        num_classes: int,
+        arguments: FCOSArguments,
+        class_weights: Sequence[float] | None,
     ) -> None:
-        """Join the parts that `build_fcos` makes."""
-        super().__init__()
-        self.backbone = backbone
-        self.pretrained_cfg = backbone.pretrained_cfg
-        self.fpn = fpn
+        """Join the parts that `build_fcos` makes; the anchors are the cells themselves."""
+        super().__init__(backbone, fpn, torch.ones(1, 2), num_classes, arguments, class_weights)
         self.classification_head = classification_head
         self.regression_head = regression_head
-        self.coder = BoxLinearCoder(normalize_by_size=True)
-        self.radius, self.alpha, self.gamma, self.box_loss = radius, focal_alpha, focal_gamma, box_loss
-        self.register_buffer("class_weights", class_weights, persistent=False)
-        self.register_buffer("cell", torch.ones(1, 2), persistent=False)  # anchors are the cells
+        self.radius, self.box_loss = arguments.radius, arguments.box_loss
 
-    def forward(self, image: Tensor) -> dict[str, Any]:
-        """The dense part, with static shapes, so that `compile` takes all of it; A cells of all maps.
-
-        Returns:
-            `cls_logits` (B, A, K), `bbox_regression` (B, A, 4) and `bbox_ctrness` (B, A, 1) as torchvision's; `sizes`,
-            the maps' heights and widths.
-        """
-        maps = self.fpn(self.backbone(image))
+    def heads(self, maps: list[Tensor]) -> dict[str, Tensor]:
+        """As torchvision's, with `bbox_ctrness` (B, A, 1)."""
         distances, centerness = self.regression_head(maps)
-        return {
-            "cls_logits": self.classification_head(maps),
-            "bbox_regression": distances,
-            "bbox_ctrness": centerness,
-            "sizes": [(x.shape[2], x.shape[3]) for x in maps],
-        }
+        logits = self.classification_head(maps)
+        return {"cls_logits": logits, "bbox_regression": distances, "bbox_ctrness": centerness}
 
-    def losses(self, image: Tensor, targets: Mapping[str, Tensor], weight: Tensor | None = None) -> dict[str, Tensor]:
-        """`loss`, `class_loss`, `box_loss`, `centerness_loss`: means over the images of each image's own.
+    def match(self, truth: Truth, levels: list[Tensor]) -> Tensor:
+        """By centers and sizes."""
+        anchors, ranges = torch.cat(levels), self._ranges(levels)
+        pairs = zip(truth.boxes, truth.learned, strict=True)
+        return torch.stack([match_points(boxes, learned, anchors, ranges, self.radius) for boxes, learned in pairs])
 
-        Args:
-            image: float (B, C, H, W), normalised.
-            targets: `boxes` float32 (B, M, 4), canvas pixels; `labels` int64 (B, M), -1 where there is no box; M may be
-                0. `iscrowd` uint8 (B, M), optional: crowds are not learnt, and no background is learnt by cells whose
-                centre is inside one.
-            weight: float (B,), scales each image's loss.
-        """
-        dense, truth = self(image), read_targets(targets)
-        cells = grid_anchors(dense["sizes"], self.fpn.strides, self.cell)
-        anchors, ranges = torch.cat(cells), self._ranges(cells)
-        centres = centres_of(anchors)
-        place = torch.stack(
-            [
-                match_points(boxes, learnt, anchors, ranges, self.radius)
-                for boxes, learnt in zip(truth.boxes, truth.learnt, strict=True)
-            ]
-        )
-        foreground = place >= 0
-        ignored = ~foreground & torch.stack([in_crowd(centres, crowds) for crowds in truth.crowds])
-        row = place.clamp(min=0)
-        class_loss = focal_loss(
-            dense["cls_logits"].float(),
-            truth.labels.gather(1, row),
-            foreground,
-            ignored,
-            alpha=self.alpha,
-            gamma=self.gamma,
-            class_weights=self.class_weights,
-        )
-        # Background gets its cell for a box, so that nothing is infinite where the loss is then set to 0.
-        boxes = truth.boxes.gather(1, row.unsqueeze(2).expand(-1, -1, 4))
-        boxes = torch.where(foreground.unsqueeze(2), boxes, anchors)
-        box_loss = iou_loss(self.coder.decode(dense["bbox_regression"].float(), anchors), boxes, self.box_loss)
-        sides = torch.stack([centres - boxes[..., :2], boxes[..., 2:] - centres])  # (2, B, A, 2)
-        goal = (sides.amin(0) / sides.amax(0)).prod(2).sqrt()
-        logits = dense["bbox_ctrness"].float().squeeze(2)
-        centerness_loss = F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
-        parts = {"box_loss": box_loss, "centerness_loss": centerness_loss}
-        parts = {name: by_foreground(part.masked_fill(~foreground, 0), foreground) for name, part in parts.items()}
-        return batch_means({"class_loss": class_loss, **parts}, weight)
-
-    def _ranges(self, cells: list[Tensor]) -> Tensor:
+    def _ranges(self, levels: list[Tensor]) -> Tensor:
         """For each cell the distances that its map learns, float32 (A, 2); the outermost maps take what is left."""
         edges = [0.0, *(RANGE * stride for stride in self.fpn.strides[:-1]), torch.inf]
-        pairs = zip(cells, edges, edges[1:], strict=False)
-        return torch.cat(
-            [
-                torch.stack([part.new_full((len(part),), low), part.new_full((len(part),), high)], 1)
-                for part, low, high in pairs
-            ]
-        )
+        ranges = []
+        for cells, low, high in zip(levels, edges[:-1], edges[1:], strict=True):
+            ranges.append(torch.stack([cells.new_full((len(cells),), low), cells.new_full((len(cells),), high)], 1))
+        return torch.cat(ranges)
 
-    def detect(
-        self, image: Tensor, *, score_threshold: float, nms_iou: float, max_detections: int
-    ) -> list[dict[str, Tensor]]:
-        """Boxes of each image, the best first; a score is the geometric mean of class probability and centerness.
+    def anchor_losses(self, dense: Mapping[str, Any], boxes: Tensor, anchors: Tensor) -> dict[str, Tensor]:
+        """`box_loss` and `centerness_loss`."""
+        predicted = self.decode(dense["bbox_regression"].float(), anchors)
+        centers = centers_of(anchors)
+        sides = torch.stack([centers - boxes[..., :2], boxes[..., 2:] - centers])  # (2, B, A, 2)
+        centerness = (sides.amin(0) / sides.amax(0)).prod(2).sqrt()
+        logits = dense["bbox_ctrness"].float().squeeze(2)
+        return {
+            "box_loss": iou_loss(predicted, boxes, self.box_loss),
+            "centerness_loss": F.binary_cross_entropy_with_logits(logits, centerness, reduction="none"),
+        }
 
-        Args:
-            image: float (B, C, H, W), normalised.
-            score_threshold: scores must be above it.
-            nms_iou: of two boxes of a class that overlap more, the lower is dropped.
-            max_detections: boxes of an image at most.
+    def scores(self, dense: Mapping[str, Any]) -> Tensor:
+        """The geometric mean of class probability and centerness."""
+        product: Tensor = dense["cls_logits"].float().sigmoid() * dense["bbox_ctrness"].float().sigmoid()
+        return product.sqrt()
 
-        Returns:
-            B dicts: `boxes` float32 (n, 4), x1 y1 x2 y2 in canvas pixels, clipped to the canvas; `scores` float32 (n,),
-            descending; `labels` int64 (n,).
-        """
-        dense = self(image)
-        return dense_detections(
-            (dense["cls_logits"].float().sigmoid() * dense["bbox_ctrness"].float().sigmoid()).sqrt(),
-            dense["bbox_regression"].float(),
-            grid_anchors(dense["sizes"], self.fpn.strides, self.cell),
-            self.coder.decode,
-            (image.shape[2], image.shape[3]),
-            Limits(score_threshold, nms_iou, max_detections),
-        )
+    def decode(self, offsets: Tensor, anchors: Tensor) -> Tensor:
+        """Distances in sides of the cells."""
+        return decode_distances(offsets, centers_of(anchors), sides_of(anchors)[:, 0])
 
 
 def build_fcos(
-    backbone: str,
+    backbone: BackboneArguments,
     num_classes: int,
-    *,
-    in_chans: int = 3,
-    pretrained: bool | str = False,
-    image_size: tuple[int, int] | None = None,
-    drop_path_rate: float = 0.0,
-    backbone_args: dict[str, Any] | None = None,
-    grad_checkpointing: bool = False,
-    strides: Sequence[int] | None = None,
-    head_channels: int = 256,
-    head_depth: int = 4,
-    radius: float = 1.5,
-    focal_alpha: float = 0.25,
-    focal_gamma: float = 2.0,
-    box_loss: BoxLoss = "giou",
+    arguments: FCOSArguments = FCOSArguments(),
     class_weights: Sequence[float] | None = None,
 ) -> FCOS:
     """FCOS on any net: maps of stride 8, 16 and 32, and two coarser ones; no anchors.
 
-    Args:
-        backbone: timm's name, or one of ours.
-        num_classes: K, without background.
-        in_chans: number of input channels.
-        pretrained: True for the hub, or a local file of the backbone's weights.
-        image_size: height and width of the images, for nets of fixed size.
-        drop_path_rate: stochastic depth.
-        backbone_args: more arguments of timm's constructor.
-        grad_checkpointing: recompute the backbone's activations in the backward pass.
-        strides: of the backbone's maps; None for 8, 16 and 32, or the nearest that the net has. Two coarser follow.
-        head_channels: width of FPN and heads.
-        head_depth: convolutions of each head, each with GroupNorm.
-        radius: a cell learns a box if their centres are nearer than this along both axes, in strides.
-        focal_alpha: weight of the positive side in the focal loss.
-        focal_gamma: its exponent.
-        box_loss: `giou` or `iou`.
-        class_weights: K factors of the class loss where the class is to be found.
-
     Raises:
-        UserError: as `tasks.backbones.create_pyramid`; an argument that makes no sense, by its key.
+        UserError: as `tasks.pyramid.create_pyramid`; an argument that makes no sense, by its key.
     """
-    if box_loss not in get_args(BoxLoss):
-        raise UserError(f"model.detector_args.box_loss is '{box_loss}'; fcos takes giou or iou.")
-    weights = class_weight_tensor(class_weights, num_classes)
-    pyramid = detection_pyramid(
-        backbone,
-        finest=8,
-        strides=strides,
-        in_chans=in_chans,
-        pretrained=pretrained,
-        image_size=image_size,
-        drop_path_rate=drop_path_rate,
-        backbone_args=backbone_args,
-        grad_checkpointing=grad_checkpointing,
-    )
-    regression_head = FCOSRegressionHead(head_channels, 1, head_depth, norm_layer=group_norm)
+    pyramid = backbone.detection_pyramid(8, arguments.strides)
+    width, depth = arguments.head_channels, arguments.head_depth
+    regression_head = FCOSRegressionHead(width, 1, depth, norm_layer=group_norm)
     # torchvision's distances begin around 0, where half of them are cut off by the head's ReLU and learn nothing.
     nn.init.constant_(regression_head.bbox_reg.bias, START)
-    return FCOS(
-        pyramid,
-        FPN(pyramid.channels, pyramid.strides, head_channels, "p6p7"),
-        FCOSClassificationHead(head_channels, 1, num_classes, head_depth, norm_layer=group_norm),
-        regression_head,
-        radius=radius,
-        focal_alpha=focal_alpha,
-        focal_gamma=focal_gamma,
-        box_loss=box_loss,
-        class_weights=weights,
-    )
+    fpn = FPN(pyramid.channels, pyramid.strides, width, "p6p7")
+    classification_head = FCOSClassificationHead(width, 1, num_classes, depth, norm_layer=group_norm)
+    return FCOS(pyramid, fpn, classification_head, regression_head, num_classes, arguments, class_weights)
+
+
+FAMILY = Family(FCOSArguments, build_fcos)

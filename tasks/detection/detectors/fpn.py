@@ -6,72 +6,11 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
-
-from datamodules.common.errors import UserError
-from tasks.pyramid import Pyramid, create_pyramid
-
-COARSEST = 32  # stride of the deepest map that is taken from a net
-
-
-def available_strides(
-    backbone: str, *, in_chans: int = 3, image_size: tuple[int, int] | None = None, backbone_args: Any = None
-) -> list[int]:
-    """Strides of the maps that a net has, finest first; without its weights and, where possible, without memory.
-
-    Raises:
-        UserError: as `tasks.backbones.create_pyramid`.
-    """
-    build = partial(create_pyramid, backbone, in_chans=in_chans, backbone_args=backbone_args)
-    try:
-        with torch.device("meta"):
-            return build().strides
-    except (ValueError, RuntimeError):  # a net that cannot be built there, or a mistake, which the next line explains
-        return build(image_size=image_size).strides
-
-
-def detection_pyramid(
-    backbone: str,
-    *,
-    finest: int,
-    strides: Sequence[int] | None,
-    in_chans: int,
-    pretrained: bool | str,
-    image_size: tuple[int, int] | None,
-    drop_path_rate: float,
-    backbone_args: dict[str, Any] | None,
-    grad_checkpointing: bool,
-) -> Pyramid:
-    """A net's maps from about stride `finest` to stride 32, or those of `strides`.
-
-    A net that has none of these (CIFAR's) gives its coarsest map. A net of other strides (7, 14, 28) gives those that
-    are nearest.
-
-    Raises:
-        UserError: as `tasks.backbones.create_pyramid`; strides that do not double.
-    """
-    if strides is None:
-        has = available_strides(backbone, in_chans=in_chans, image_size=image_size, backbone_args=backbone_args)
-        strides = [stride for stride in has if finest / 2 < stride <= COARSEST] or [max(has)]
-    strides = sorted(strides)
-    if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
-        raise UserError(f"model.detector_args.strides is {list(strides)}; each must be twice the one before.")
-    return create_pyramid(
-        backbone,
-        in_chans=in_chans,
-        pretrained=pretrained,
-        image_size=image_size,
-        strides=strides,
-        drop_path_rate=drop_path_rate,
-        backbone_args=backbone_args,
-        grad_checkpointing=grad_checkpointing,
-    )
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

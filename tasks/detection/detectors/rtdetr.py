@@ -7,6 +7,7 @@ one, by the Hungarian method. The package transformers is an extra: ``pip instal
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,29 +15,61 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.common.errors import UserError
-from tasks.detection.detectors.fpn import detection_pyramid
-from tasks.detection.detectors.parts import Limits, batch_means, best_boxes, read_targets
+from tasks.detection.detectors.anchors import centers_of, sides_of
+from tasks.detection.detectors.arguments import BackboneArguments, DetectorArguments
+from tasks.detection.detectors.protocol import Detector, Family, Found, Limits
+from tasks.detection.detectors.selection import best_candidates
+from tasks.detection.detectors.targets import Truth, read_targets
 from tasks.pyramid import Pyramid
 
+#: Parts of the loss, and what transformers' names of the layers' losses contain.
+PARTS = {"class_loss": "loss_vfl", "l1_loss": "loss_bbox", "giou_loss": "loss_giou"}
 
-class RTDETR(nn.Module):
-    """Normalised float images (B, C, H, W) of any size that the backbone takes to boxes and classes.
+
+@dataclass(frozen=True, kw_only=True)
+class RTDETRArguments(DetectorArguments):
+    """Arguments of RT-DETR.
+
+    Attributes:
+        strides: of the maps; None for 8, 16 and 32, or the nearest that the net has.
+        width: channels of encoder and decoder.
+        heads: attention heads; they divide the width.
+        ffn_width: of the transformer layers' feed-forward nets.
+        encoder_layers: transformer layers on the coarsest map.
+        decoder_layers: layers of the decoder, each with a loss of its own.
+        queries: objects of an image at most; the maps must have as many cells.
+        denoising: noised true boxes that are learned beside the queries in training; 0 for none.
+    """
+
+    strides: Sequence[int] | None = None
+    width: int = 256
+    heads: int = 8
+    ffn_width: int = 1024
+    encoder_layers: int = 1
+    decoder_layers: int = 6
+    queries: int = 300
+    denoising: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        super().__post_init__()
+        self.at_least(1, "width", "heads", "queries", "decoder_layers")
+        if self.width % self.heads:
+            self.refuse("width", f"a multiple of heads, {self.heads}")
+
+
+class RTDETR(Detector):
+    """A fixed number of queries on an encoded pyramid.
 
     Images whose sides are no multiples of the coarsest stride are filled up at the right and at the bottom, since the
     encoder doubles its maps exactly.
-
-    Attributes:
-        backbone: the `Pyramid`; all other parameters are the head's.
-        pretrained_cfg: timm's description of the backbone, for `tasks.backbones.normalization`.
     """
 
     def __init__(self, backbone: Pyramid, config: Any) -> None:
         """Put transformers' RT-DETR of this configuration behind a pyramid."""
         from transformers import RTDetrForObjectDetection
 
-        super().__init__()
-        self.backbone = backbone
-        self.pretrained_cfg = backbone.pretrained_cfg
+        super().__init__(backbone, config.num_labels)
         self.lateral = nn.ModuleList(
             nn.Sequential(nn.Conv2d(count, config.encoder_hidden_dim, 1, bias=False), nn.BatchNorm2d(config.d_model))
             for count in backbone.channels
@@ -58,128 +91,92 @@ class RTDETR(nn.Module):
         # With the encoder's output given, transformers asks `inputs_embeds` for nothing but its device.
         return self.detr.model(image, inputs_embeds=image, encoder_outputs=encoded, labels=labels)
 
-    def losses(self, image: Tensor, targets: Mapping[str, Tensor], weight: Tensor | None = None) -> dict[str, Tensor]:
-        """`loss` and its parts `class_loss`, `l1_loss`, `giou_loss`, each a mean over the images of each image's own.
+    def image_losses(self, image: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`class_loss`, `l1_loss` and `giou_loss`.
 
-        The parts are sums over the decoder's layers, the encoder's choice of queries and the denoising queries.
-
-        Args:
-            image: float (B, C, H, W), normalised.
-            targets: `boxes` float32 (B, M, 4), canvas pixels; `labels` int64 (B, M), -1 where there is no box; M may be
-                0. `iscrowd` uint8 (B, M), optional: crowds are not learnt.
-            weight: float (B,), scales each image's loss.
+        Each is the sum over the decoder's layers, the encoder's choice of queries and the denoising queries.
         """
+        image, encoded = self(image)
+        labels = relative_targets(read_targets(targets), image)
+        out = self._decode(image, encoded, labels)
+        columns: dict[str, list[Tensor]] = {name: [] for name in PARTS}
+        for i, label in enumerate(labels):  # one by one, since transformers divides by the batch's number of boxes
+            losses = self._losses_of_one(out, i, label)
+            for name, mark in PARTS.items():
+                columns[name].append(torch.stack([loss for key, loss in losses.items() if mark in key]).sum())
+        parts = {name: torch.stack(column) for name, column in columns.items()}
+        if self.detr.config.num_denoising:  # DDP waits for its gradient, also where a batch has no boxes to noise
+            parts["class_loss"] = parts["class_loss"] + 0 * self.detr.model.denoising_class_embed.weight.sum()
+        return parts
+
+    def _losses_of_one(self, out: Any, i: int, label: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Transformers' losses of one image, by layer."""
         from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
 
-        image, encoded = self(image)
-        truth = read_targets(targets)
-        size = image.new_tensor([image.shape[3], image.shape[2]]).repeat(2).float()
-        labels = []
-        for boxes, classes, learnt in zip(truth.boxes, truth.labels, truth.learnt, strict=True):
-            corners = boxes[learnt] / size
-            centre, side = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
-            labels.append({"class_labels": classes[learnt], "boxes": torch.cat([centre, side], 1)})
-        out = self._decode(image, encoded, labels)
+        one = slice(i, i + 1)
         denoising = out.denoising_meta_values if self.training else None
-        columns: dict[str, list[Tensor]] = {"class_loss": [], "l1_loss": [], "giou_loss": []}
-        for i, label in enumerate(labels):  # one by one, since transformers divides by the batch's number of boxes
-            of_image = slice(i, i + 1)
-            own = denoising and {**denoising, "dn_positive_idx": denoising["dn_positive_idx"][of_image]}
-            _, parts, _ = RTDetrForObjectDetectionLoss(
-                out.intermediate_logits[of_image, -1].float(),
-                [label],
-                image.device,
-                out.intermediate_reference_points[of_image, -1].float(),
-                self.detr.config,
-                out.intermediate_logits[of_image].float(),
-                out.intermediate_reference_points[of_image].float(),
-                enc_topk_logits=out.enc_topk_logits[of_image].float(),
-                enc_topk_bboxes=out.enc_topk_bboxes[of_image].float(),
-                denoising_meta_values=own,
-            )
-            for name, mark in (("class_loss", "loss_vfl"), ("l1_loss", "loss_bbox"), ("giou_loss", "loss_giou")):
-                columns[name].append(torch.stack([part for key, part in parts.items() if mark in key]).sum())
-        losses = {name: torch.stack(column) for name, column in columns.items()}
-        if self.detr.config.num_denoising:  # DDP waits for its gradient, also where a batch has no boxes to noise
-            losses["class_loss"] = losses["class_loss"] + 0 * self.detr.model.denoising_class_embed.weight.sum()
-        return batch_means(losses, weight)
+        if denoising:
+            denoising = {**denoising, "dn_positive_idx": denoising["dn_positive_idx"][one]}
+        logits, boxes = out.intermediate_logits[one].float(), out.intermediate_reference_points[one].float()
+        _, losses, _ = RTDetrForObjectDetectionLoss(
+            logits[:, -1],
+            [label],
+            logits.device,
+            boxes[:, -1],
+            self.detr.config,
+            logits,
+            boxes,
+            enc_topk_logits=out.enc_topk_logits[one].float(),
+            enc_topk_bboxes=out.enc_topk_bboxes[one].float(),
+            denoising_meta_values=denoising,
+        )
+        by_layer: dict[str, Tensor] = losses
+        return by_layer
 
-    def detect(
-        self, image: Tensor, *, score_threshold: float, nms_iou: float, max_detections: int
-    ) -> list[dict[str, Tensor]]:
-        """Boxes of each image, the best first.
-
-        Args:
-            image: float (B, C, H, W), normalised.
-            score_threshold: scores must be above it.
-            nms_iou: of two boxes of a class that overlap more, the lower is dropped. One-to-one matching makes that
-                rare; 1 switches it off.
-            max_detections: boxes of an image at most.
-
-        Returns:
-            B dicts: `boxes` float32 (n, 4), x1 y1 x2 y2 in canvas pixels, clipped to the canvas; `scores` float32 (n,),
-            descending; `labels` int64 (n,).
-        """
-        height, width = image.shape[-2:]
+    def detect(self, image: Tensor, limits: Limits) -> list[Found]:
+        """As every detector. One-to-one matching makes duplicates rare; ``nms_iou: 1`` switches the suppression off."""
         filled, encoded = self(image)
         out = self._decode(filled, encoded, None)
         scores = out.intermediate_logits[:, -1].float().sigmoid()
-        centre, side = out.intermediate_reference_points[:, -1].float().chunk(2, 2)
-        size = scores.new_tensor([filled.shape[3], filled.shape[2]]).repeat(2)
-        boxes = torch.cat([centre - side / 2, centre + side / 2], 2) * size
-        num_classes, limits = scores.shape[2], Limits(score_threshold, nms_iou, max_detections)
-        flat = scores.flatten(1)
-        best, places = flat.topk(min(max(scores.shape[1], max_detections), flat.shape[1]), 1)
-        return [
-            best_boxes(of_image[place // num_classes], score, place % num_classes, (height, width), limits)
-            for of_image, score, place in zip(boxes, best, places, strict=True)
-        ]
+        center, side = out.intermediate_reference_points[:, -1].float().chunk(2, 2)
+        boxes = torch.cat([center - side / 2, center + side / 2], 2) * _width_height(filled)
+        count = max(scores.shape[1], limits.max_detections)
+        return best_candidates(boxes, scores, count, (image.shape[2], image.shape[3]), limits)
+
+
+def relative_targets(truth: Truth, image: Tensor) -> list[dict[str, Tensor]]:
+    """What transformers wants of each image: `class_labels` int64 (n,), and `boxes` float32 (n, 4), center and size.
+
+    Args:
+        truth: the annotations.
+        image: (B, C, H, W), the canvas whose fractions the boxes are counted in.
+    """
+    targets = []
+    for boxes, labels, learned in zip(truth.boxes, truth.labels, truth.learned, strict=True):
+        corners = boxes[learned] / _width_height(image)
+        targets.append(
+            {"class_labels": labels[learned], "boxes": torch.cat([centers_of(corners), sides_of(corners)], 1)}
+        )
+    return targets
+
+
+def _width_height(image: Tensor) -> Tensor:
+    """Width, height, width, height of images (B, C, H, W): float32 (4,)."""
+    return image.new_tensor([image.shape[3], image.shape[2]]).repeat(2).float()
 
 
 def build_rtdetr(
-    backbone: str,
+    backbone: BackboneArguments,
     num_classes: int,
-    *,
-    in_chans: int = 3,
-    pretrained: bool | str = False,
-    image_size: tuple[int, int] | None = None,
-    drop_path_rate: float = 0.0,
-    backbone_args: dict[str, Any] | None = None,
-    grad_checkpointing: bool = False,
-    strides: Sequence[int] | None = None,
-    width: int = 256,
-    heads: int = 8,
-    ffn_width: int = 1024,
-    encoder_layers: int = 1,
-    decoder_layers: int = 6,
-    queries: int = 300,
-    denoising: int = 100,
+    arguments: RTDETRArguments = RTDETRArguments(),
     class_weights: Sequence[float] | None = None,
 ) -> RTDETR:
     """RT-DETR on any net: maps of stride 8, 16 and 32.
 
-    Args:
-        backbone: timm's name, or one of ours.
-        num_classes: K, without background.
-        in_chans: number of input channels.
-        pretrained: True for the hub, or a local file of the backbone's weights.
-        image_size: height and width of the images, for nets of fixed size.
-        drop_path_rate: stochastic depth in the backbone.
-        backbone_args: more arguments of timm's constructor.
-        grad_checkpointing: recompute the backbone's activations in the backward pass.
-        strides: of the maps; None for 8, 16 and 32, or the nearest that the net has.
-        width: channels of encoder and decoder.
-        heads: attention heads; they divide the width.
-        ffn_width: of the transformer layers' feed-forward nets.
-        encoder_layers: transformer layers on the coarsest map.
-        decoder_layers: layers of the decoder, each with a loss of its own.
-        queries: objects of an image at most; the maps must have as many cells.
-        denoising: noised true boxes that are learnt beside the queries in training; 0 for none.
-        class_weights: not for this family.
-
     Raises:
         ImportError: without the package transformers.
-        UserError: as `tasks.backbones.create_pyramid`; an argument that makes no sense, by its key.
+        UserError: as `tasks.pyramid.create_pyramid`; an argument that makes no sense, by its key; class weights, which
+            this family has none of.
     """
     try:
         from transformers import RTDetrConfig, RTDetrResNetConfig
@@ -190,30 +187,10 @@ def build_rtdetr(
         ) from error
     if class_weights is not None:
         raise UserError("model.class_weights is set, but rtdetr has none: leave it out, or take yolo or fcos.")
-    for key, value in (("width", width), ("heads", heads), ("queries", queries), ("decoder_layers", decoder_layers)):
-        if value < 1:
-            raise UserError(f"model.detector_args.{key} is {value}; it must be at least 1.")
-    if width % heads:
-        raise UserError(f"model.detector_args.width is {width}; it must be a multiple of heads, {heads}.")
-    pyramid = detection_pyramid(
-        backbone,
-        finest=8,
-        strides=strides,
-        in_chans=in_chans,
-        pretrained=pretrained,
-        image_size=image_size,
-        drop_path_rate=drop_path_rate,
-        backbone_args=backbone_args,
-        grad_checkpointing=grad_checkpointing,
-    )
-    levels = len(pyramid.strides)
-    if image_size is not None:
-        cells = sum(-(-image_size[0] // s) * -(-image_size[1] // s) for s in pyramid.strides)
-        if cells < queries:
-            raise UserError(
-                f"model.detector_args.queries is {queries}, but the maps of a canvas of {image_size[0]} x"
-                f" {image_size[1]} have only {cells} cells: lower it, or raise data.image_size."
-            )
+    pyramid = backbone.detection_pyramid(8, arguments.strides)
+    if backbone.image_size is not None:
+        _check_queries(arguments.queries, backbone.image_size, pyramid.strides)
+    width, levels = arguments.width, len(pyramid.strides)
     config = RTDetrConfig(
         # The smallest that it takes: it is dropped at once.
         backbone_config=RTDetrResNetConfig(
@@ -231,13 +208,27 @@ def build_rtdetr(
         num_feature_levels=levels,
         feat_strides=list(pyramid.strides),
         encode_proj_layers=[levels - 1],
-        encoder_layers=encoder_layers,
-        encoder_attention_heads=heads,
-        encoder_ffn_dim=ffn_width,
-        decoder_layers=decoder_layers,
-        decoder_attention_heads=heads,
-        decoder_ffn_dim=ffn_width,
-        num_queries=queries,
-        num_denoising=denoising,
+        encoder_layers=arguments.encoder_layers,
+        encoder_attention_heads=arguments.heads,
+        encoder_ffn_dim=arguments.ffn_width,
+        decoder_layers=arguments.decoder_layers,
+        decoder_attention_heads=arguments.heads,
+        decoder_ffn_dim=arguments.ffn_width,
+        num_queries=arguments.queries,
+        num_denoising=arguments.denoising,
     )
     return RTDETR(pyramid, config)
+
+
+def _check_queries(queries: int, image_size: tuple[int, int], strides: Sequence[int]) -> None:
+    """Each query starts from a cell of the maps."""
+    height, width = image_size
+    cells = sum(-(-height // stride) * -(-width // stride) for stride in strides)
+    if cells < queries:
+        raise UserError(
+            f"model.detector_args.queries is {queries}, but the maps of a canvas of {height} x {width} have only"
+            f" {cells} cells: lower it, or raise data.image_size."
+        )
+
+
+FAMILY = Family(RTDETRArguments, build_rtdetr)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCOeval_faster
-from faster_coco_eval import mask as run_lengths
 
+from datamodules.common import rle
 from tasks.detection.evaluation.matching import Floats, corner_and_size, iou_by_image, ranked
 from tasks.detection.evaluation.objects import Objects
 
@@ -88,10 +88,7 @@ class _Annotations:
     """As much of a COCO data set as its evaluation asks for."""
 
     def __init__(self, objects: Objects, masks: bool) -> None:
-        if masks:
-            area = np.asarray([*run_lengths.area(objects.masks.tolist())] if len(objects) else [], np.float64)
-        else:
-            area = corner_and_size(objects.boxes)[:, 2:].prod(1)
+        area = rle.areas(objects.masks.tolist()) if masks else corner_and_size(objects.boxes)[:, 2:].prod(1)
         area = np.where(np.isnan(objects.area), area, objects.area)
         columns = [column.tolist() for column in (objects.image, objects.scores, objects.crowd, area)]
         self.annotations = [

@@ -105,26 +105,41 @@ def best_thresholds(curves: Sequence[Curve]) -> Thresholds:
     Each is the score of a detection, which it keeps (``score >= threshold``). For one class, it is also the
     threshold with the highest TP / (TP + FP + FN), which is F1 / (2 - F1).
     """
-    known = [curve for curve in curves if curve.num_truths]
-    overall, overall_f1 = DEFAULT_THRESHOLD, 0.0 if known else np.nan
-    if any(curve.hits[-1:].any() for curve in known):
-        scores = np.concatenate([curve.scores for curve in known])
-        order = np.argsort(-scores, kind="stable")
-        # Going down the common ranking, each detection changes the F1 of its own class only.
-        steps = np.concatenate([np.diff(curve.f1, prepend=0.0) for curve in known])[order]
-        mean = np.cumsum(steps) / len(known)
-        scores = scores[order]
-        cuts = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
-        best = cuts[np.argmax(mean[cuts])]
-        overall, overall_f1 = float(scores[best]), float(mean[best])
+    overall, overall_f1 = _best_overall([curve for curve in curves if curve.num_truths])
     per_class, f1 = [], []
     for curve in curves:
-        cuts = np.flatnonzero(curve.is_last)
-        found = bool(curve.num_truths) and bool(curve.hits[-1:].any())
-        best = cuts[np.argmax(curve.f1[cuts])] if found else -1
-        per_class.append(float(curve.scores[best]) if found else overall)
-        f1.append(float(curve.f1[best]) if found else (0.0 if curve.num_truths else np.nan))
+        threshold, highest = _best_of(curve, overall)
+        per_class.append(threshold)
+        f1.append(highest)
     return Thresholds(per_class, overall, f1, overall_f1)
+
+
+def _best_of(curve: Curve, otherwise: float) -> tuple[float, float]:
+    """A class's threshold of highest F1, and that F1; `otherwise` where it has no annotation or was never found."""
+    if not curve.num_truths:
+        return otherwise, np.nan
+    if not curve.hits[-1:].any():
+        return otherwise, 0.0
+    cuts = np.flatnonzero(curve.is_last)
+    best = cuts[np.argmax(curve.f1[cuts])]
+    return float(curve.scores[best]), float(curve.f1[best])
+
+
+def _best_overall(curves: Sequence[Curve]) -> tuple[float, float]:
+    """One threshold for classes with annotations, by the mean of their F1, and that mean; NaN without such classes."""
+    if not curves:
+        return DEFAULT_THRESHOLD, np.nan
+    if not any(curve.hits[-1:].any() for curve in curves):
+        return DEFAULT_THRESHOLD, 0.0
+    scores = np.concatenate([curve.scores for curve in curves])
+    order = np.argsort(-scores, kind="stable")
+    # Going down the common ranking, each detection changes the F1 of its own class only.
+    steps = np.concatenate([np.diff(curve.f1, prepend=0.0) for curve in curves])[order]
+    mean = np.cumsum(steps) / len(curves)
+    scores = scores[order]
+    cuts = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+    best = cuts[np.argmax(mean[cuts])]
+    return float(scores[best]), float(mean[best])
 
 
 def f1_over_confidence(curves: Sequence[Curve], confidences: ArrayLike) -> Floats:

@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import mask as run_lengths
 from numpy.typing import ArrayLike, NDArray
 
+from datamodules.common import rle
 from tasks.detection.evaluation.objects import Objects
 
 Floats = NDArray[np.float64]
@@ -154,8 +154,7 @@ def iou_by_image(predicted: Objects, true: Objects, masks: bool) -> Iterator[tup
     left, places, right, true_places = shapes
     crowd = true.crowd[true_places].astype(np.int64).tolist()
     for image, rows, others in zip(*columns, strict=True):
-        iou = run_lengths.iou(left[rows], right[others], crowd[others])
-        yield image, places[rows], true_places[others], np.asarray(iou, np.float64)
+        yield image, places[rows], true_places[others], rle.iou(left[rows], right[others], crowd[others])
 
 
 def _overlaps(predicted: Objects, true: Objects, masks: bool) -> tuple[Ints, Ints, Floats]:

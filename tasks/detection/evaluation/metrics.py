@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torchmetrics import Metric
@@ -24,36 +23,27 @@ from tasks.detection.evaluation.curves import (
     error_kinds,
     precision_recall,
 )
+from tasks.detection.evaluation.gathering import Seen, on_rank_zero
 from tasks.detection.evaluation.matching import Floats, Ints, Matching, match
-from tasks.detection.evaluation.objects import Objects, check_mask_sizes, predicted_objects, true_objects
+from tasks.detection.evaluation.objects import check_mask_sizes, predicted_objects, true_objects
 
 IouType = Literal["bbox", "segm"]
 COCO_SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 PREFIX: dict[IouType, str] = {"bbox": "", "segm": "mask_"}
 
-
-@dataclass(frozen=True)
-class _Part:
-    """What one rank saw: the images' ids int64 (I,), detections, annotations."""
-
-    images: Ints
-    predicted: Objects
-    true: Objects
-
-    @staticmethod
-    def join(parts: Sequence[_Part]) -> _Part:
-        images = np.concatenate([np.zeros(0, np.int64), *(part.images for part in parts)])
-        predicted, true = ([getattr(part, name) for part in parts] for name in ("predicted", "true"))
-        return _Part(images, Objects.join(predicted), Objects.join(true))
+Values = dict[str, float]
+"""Metrics by name."""
+Columns = dict[str, list[Any]]
+"""Metrics by name, one number for each class."""
 
 
 @dataclass(frozen=True)
 class _Outcome:
     """What is computed on rank 0 and told to all."""
 
-    values: dict[str, float]
-    per_class: dict[str, list[Any]]
+    values: Values
+    per_class: Columns
     thresholds: dict[IouType, Thresholds]
 
 
@@ -134,7 +124,7 @@ class CocoMetrics(Metric):
         self._gathers = sync
         self._check()
         self.at: Mapping[IouType, Thresholds] | None = None
-        self._parts: list[_Part] = []
+        self._parts: list[Seen] = []
         self._outcome: _Outcome | None = None
         self.matchings: dict[IouType, Matching] = {}
 
@@ -192,7 +182,7 @@ class CocoMetrics(Metric):
         true = true_objects(targets, images, self.num_classes, masks=masks)
         if masks:
             check_mask_sizes(predicted, true)
-        self._parts.append(_Part(images, predicted, true))
+        self._parts.append(Seen(images, predicted, true))
 
     def reset(self) -> None:
         """Forget all images and results."""
@@ -205,11 +195,11 @@ class CocoMetrics(Metric):
         Raises:
             UserError: If two images have the same id.
         """
-        self._parts = [_Part.join(self._parts)]
-        self._outcome = _on_rank_zero(self._evaluate, self._parts[0], self._gathers)
+        self._parts = [Seen.join(self._parts)]
+        self._outcome = on_rank_zero(self._evaluate, self._parts[0], sync=self._gathers)
         return {name: torch.tensor(value, dtype=torch.float32) for name, value in self._outcome.values.items()}
 
-    def per_class(self) -> dict[str, list[Any]]:
+    def per_class(self) -> Columns:
         """Columns by class number, as of the last `compute` (none before), on all ranks; NaN without annotations.
 
         `ap`, `ap_50`, `ap_75`, `ar` (recall with the most detections), `f1` and its `threshold`, and at that
@@ -239,91 +229,62 @@ class CocoMetrics(Metric):
         used = np.broadcast_to(np.asarray(thresholds, np.float64), self.num_classes)
         return Report(curves, best, used, confusion_matrix(matching, used), error_kinds(matching, used))
 
-    def _evaluate(self, parts: Sequence[_Part]) -> _Outcome:
-        whole = _Part.join(parts)
-        # In the order of ids, and positions in place of ids.
-        images, counts = np.unique(whole.images, return_counts=True)
-        if (counts > 1).any():
-            raise UserError(
-                f"Image id {images[counts > 1][0]} was evaluated {counts.max()} times, which would count it so often:"
-                " give each image an id of its own, and use a sampler that does not repeat images."
-            )
-        predicted, true = (_by_position(objects, images) for objects in (whole.predicted, whole.true))
-        values: dict[str, float] = {}
-        columns: dict[str, list[Any]] = {}
-        thresholds: dict[IouType, Thresholds] = {}
+    def _evaluate(self, parts: Sequence[Seen]) -> _Outcome:
+        seen = Seen.join(parts).in_order()
+        outcome = _Outcome({}, {}, {})
         for kind in self.iou_types:
-            of_kind, of_classes, thresholds[kind] = self._evaluate_kind(kind, predicted, true, len(images))
-            values |= {PREFIX[kind] + name: value for name, value in of_kind.items()}
-            columns |= {PREFIX[kind] + name: column for name, column in of_classes.items()}
-        columns["boxes"] = np.bincount(true.labels[~true.crowd], minlength=self.num_classes).tolist()
-        return _Outcome(values, columns, thresholds)
+            matching = match(
+                seen.predicted,
+                seen.true,
+                self.num_classes,
+                len(seen.images),
+                masks=kind == "segm",
+                max_detections=self.max_detections,
+            )
+            self.matchings[kind] = matching
+            outcome.thresholds[kind] = best_thresholds(precision_recall(matching))
+            used = outcome.thresholds[kind] if self.at is None else self.at[kind]
+            for values, columns in (self._averages(kind, seen), _at_thresholds(matching, used.per_class)):
+                outcome.values.update({PREFIX[kind] + name: value for name, value in values.items()})
+                outcome.per_class.update({PREFIX[kind] + name: column for name, column in columns.items()})
+        no_crowds = seen.true.labels[~seen.true.crowd]
+        outcome.per_class["boxes"] = np.bincount(no_crowds, minlength=self.num_classes).tolist()
+        return outcome
 
-    def _evaluate_kind(
-        self, kind: IouType, predicted: Objects, true: Objects, num_images: int
-    ) -> tuple[dict[str, float], dict[str, list[Any]], Thresholds]:
-        classes, masks = self.num_classes, kind == "segm"
+    def _averages(self, kind: IouType, seen: Seen) -> tuple[Values, Columns]:
+        """Average precision and recall, from COCO's tables."""
         precision, recall = coco_evaluate(
-            predicted,
-            true,
-            classes,
-            masks=masks,
+            seen.predicted,
+            seen.true,
+            self.num_classes,
+            masks=kind == "segm",
             sizes=list(self.size_ranges.values()),
             max_detections=self.recall_counts,
             iou_thresholds=self.iou_thresholds,
         )
         average, reached = precision.mean(1), recall.mean(0)  # (T, K, A, M) and (K, A, M); a class is NaN or not
-        matching = match(predicted, true, classes, num_images, masks=masks, max_detections=self.max_detections)
-        self.matchings[kind] = matching
-        curves = precision_recall(matching)
-        best = best_thresholds(curves)
         by_class: dict[str, Floats] = {"ap": average[:, :, 0, -1].mean(0)}
         for name, iou in (("ap_50", 0.5), ("ap_75", 0.75)):
             which = np.flatnonzero(np.isclose(self.iou_thresholds, iou))
-            by_class[name] = average[which[0], :, 0, -1] if len(which) else np.full(classes, np.nan)
+            by_class[name] = average[which[0], :, 0, -1] if len(which) else np.full(self.num_classes, np.nan)
         values = {"m" + name: _mean(column) for name, column in by_class.items()}
         values |= {f"map_{size}": _mean(average[:, :, i, -1]) for i, size in enumerate(self.size_ranges, 1)}
         values |= {f"mar_{count}": _mean(reached[:, 0, i]) for i, count in enumerate(self.recall_counts)}
         values |= {f"mar_{size}": _mean(reached[:, i, -1]) for i, size in enumerate(self.size_ranges, 1)}
-        used = best if self.at is None else self.at[kind]
-        f1 = [float(curve.f1_at(threshold)) for curve, threshold in zip(curves, used.per_class, strict=True)]
-        values |= {"f1": _mean(np.asarray(f1)), "ap_dsb": ap_dsb(matching, used.per_class)}
-        columns = {name: column.tolist() for name, column in by_class.items()}
-        columns |= {"ar": reached[:, 0, -1].tolist(), "f1": f1, "threshold": list(used.per_class)}
-        columns |= {f"number_{kind}": n.tolist() for kind, n in error_kinds(matching, used.per_class).items()}
-        return values, columns, best
+        by_class["ar"] = reached[:, 0, -1]
+        return values, {name: column.tolist() for name, column in by_class.items()}
 
 
-def _by_position(objects: Objects, images: Ints) -> Objects:
-    """In the order of the images, whose positions take the place of their ids."""
-    position = np.searchsorted(images, objects.image)
-    return replace(objects, image=position).take(np.argsort(position, kind="stable"))
+def _at_thresholds(matching: Matching, thresholds: list[float]) -> tuple[Values, Columns]:
+    """F1, the Data Science Bowl's precision and kinds of errors, each class at its confidence threshold."""
+    curves = precision_recall(matching)
+    f1 = [float(curve.f1_at(threshold)) for curve, threshold in zip(curves, thresholds, strict=True)]
+    values = {"f1": _mean(np.asarray(f1)), "ap_dsb": ap_dsb(matching, thresholds)}
+    columns: Columns = {"f1": f1, "threshold": list(thresholds)}
+    columns |= {f"number_{kind}": counts.tolist() for kind, counts in error_kinds(matching, thresholds).items()}
+    return values, columns
 
 
 def _mean(values: NDArray[Any]) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
-
-
-def _on_rank_zero(work: Callable[[Sequence[_Part]], _Outcome], part: _Part, sync: bool) -> _Outcome:
-    """`work` on the parts of all ranks, on rank 0; its result, or its error, on all.
-
-    Gathered as one object a rank, which may be empty; to rank 0 alone, so that the others need no room for it.
-    """
-    if not (sync and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return work([part])
-    first = dist.get_rank() == 0
-    parts: list[Any] | None = [None] * dist.get_world_size() if first else None
-    dist.gather_object(part, parts, dst=0)
-    result: list[Any] = [None, None]
-    if parts is not None:
-        try:
-            result[0] = work(parts)
-        except Exception as error:  # without it, the others would wait for ever
-            result[1] = error
-    dist.broadcast_object_list(result, src=0)
-    outcome, failure = result
-    if failure is not None:
-        raise failure
-    assert isinstance(outcome, _Outcome)
-    return outcome

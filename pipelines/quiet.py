@@ -1,0 +1,36 @@
+"""Leaves out what libraries say that does not apply here."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+
+#: Advice of libraries that does not apply here: what it warns of is meant so, or done in another way.
+NOISE = (
+    ".*overridden `(on_after_batch_transfer|transfer_batch_to_device)`.*",  # device augmentation is the model's
+    ".*smaller than the logging interval.*",  # the sums are flushed at each epoch's end too
+    ".*does not have many workers.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",
+    ".*WeightAveraging callback.*",
+    ".*LeafSpec.*",  # torch's deprecation, in Lightning's code
+    ".*module\\(s\\) in eval mode at the start of training.*",  # frozen parts stay so
+    ".*Total length of .* across ranks is zero.*",
+    ".*custom batch sampler .* for prediction.*",  # it gives every image once
+    ".*was called before the ``update`` method.*",  # a rank may have no images; the states of all are summed
+    ".*on epoch level in distributed setting.*",  # metrics are the same on all ranks already: their states were summed
+)
+
+
+def quieten() -> None:
+    """Leave out what libraries say that does not apply here."""
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_worth_saying)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not re.match(r"💡|`weights_only` was not|(\[rank: \d+\] )?Seed set to|TPU available", record.getMessage())
