@@ -20,7 +20,8 @@ import torch
 from benchmarks.common import Row, alternate, per_round, quiet, row
 from datamodules.annotations.records import Record
 from datamodules.classification import ClassificationData
-from pipelines.noisy_student.labelling import Pool, Teacher, label_pool
+from pipelines.noisy_student.labeling import Pool, label_pool
+from pipelines.run.loading import Loaded
 from pipelines.run.tracking import Wandb
 from pipelines.trainer import Trainer
 from tasks import Classification
@@ -93,11 +94,11 @@ def _pool(root: Path, images: int) -> list[Record]:
     return records
 
 
-def _teacher(root: Path) -> Teacher:
+def _teacher(root: Path) -> Loaded:
     """A teacher that was never trained, with its checkpoint."""
     data = ClassificationData(class_names=[str(k) for k in range(10)], image_size=32, batch_size=BATCH, num_workers=0)
     task = Classification(BACKBONE, num_classes=10, in_chans=3, image_size=32)
     task.configure_model()
     checkpoint = root / "teacher.ckpt"
     torch.save({"state_dict": task.state_dict(), "pytorch-lightning_version": "2.6.0", "global_step": 0}, checkpoint)
-    return Teacher(checkpoint, task, data)
+    return Loaded(checkpoint, task, data, {})

@@ -83,15 +83,15 @@ def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
 
         return convert
     if command == "noisy-student":
-        from pipelines.noisy_student.manifest import main as noisy_student
+        from pipelines.noisy_student.command import main as noisy_student
 
         return noisy_student
     if command == "fit" and _has_students(words):
-        from pipelines.noisy_student.manifest import main as noisy_student
+        from pipelines.noisy_student.command import main as noisy_student
 
         return functools.partial(noisy_student, one_generation=True)
     if command == "pseudo-label":
-        from pipelines.noisy_student.command import main as pseudo_label
+        from pipelines.noisy_student.pseudo_label import main as pseudo_label
 
         return pseudo_label
     if command == "probe":

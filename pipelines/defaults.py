@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pytorch_lightning.callbacks import Callback, ModelSummary, ProgressBar
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
@@ -47,6 +49,13 @@ def with_own_callbacks(given: list[Callback] | Callback | None, *, progress_bar:
     return callbacks
 
 
+def as_loggers(logger: Logger | Iterable[Logger] | bool | None) -> list[Logger]:
+    """The user's own loggers; true and false are no loggers."""
+    if logger is None or isinstance(logger, bool):
+        return []
+    return [logger] if isinstance(logger, Logger) else list(logger)
+
+
 def with_own_plugins(given: Any, strategy: Any, *, sync_batchnorm: bool) -> list[Any]:
     """The given plugins, and ours for what none of them does: checkpoint files, batch norms over ranks, SLURM."""
     plugins = list(given) if isinstance(given, list | tuple) else [given] if given else []
@@ -55,8 +64,8 @@ def with_own_plugins(given: Any, strategy: Any, *, sync_batchnorm: bool) -> list
     if sync_batchnorm:
         plugins.append(SyncBatchNorm())
     # Lightning's requeueing saves wherever each rank happens to be, into the working directory, and any later run that
-    # starts there would go on from that file. Continuing is the affair of --resume auto. The order of the two questions
-    # is Lightning's: torchrun may also be used inside a SLURM job.
+    # starts there would continue from that file; here --resume auto does that. The order of the two questions is
+    # Lightning's: torchrun may also be used inside a SLURM job.
     if not _environments(plugins, strategy) and not TorchElasticEnvironment.detect() and SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return plugins

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,7 @@ from torchvision.ops import box_iou
 
 from datamodules.common.errors import UserError
 from pipelines.run.checkpoints import open_checkpoint
-
-if TYPE_CHECKING:
-    from pipelines.noisy_student.labelling import Teacher
+from pipelines.run.loading import Loaded
 
 SAME_OBJECT = 0.55  # IoU, the paper's default
 PIXEL_VIEW = ("image_size", "in_chans", "dtype", "resize", "interpolation", "tile", "tile_overlap")
@@ -27,8 +26,8 @@ def fused(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Solovyev et al. 2021, https://arxiv.org/abs/1910.13302. In the order of falling score each box joins the group of
     its class that it overlaps most, by an IoU of more than ``SAME_OBJECT`` with the group's box, or begins one. A
-    group's box is the mean of its boxes weighted by their scores; its score is the mean of theirs, times the part of
-    the teachers that found it.
+    group's box is the mean of its boxes weighted by their scores; its score is the mean of theirs, times the
+    fraction of the teachers that found it.
 
     Args:
         entries: Of each teacher ``bbox`` (x, y, width, height, in pixels), ``labels``, ``scores`` and ``size``.
@@ -36,24 +35,47 @@ def fused(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         The same of all, by falling score.
     """
-    bbox = np.array([box for entry in entries for box in entry["bbox"]], np.float64).reshape(-1, 4)
-    corners = np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1)
-    scores = np.array([score for entry in entries for score in entry["scores"]], np.float64)
-    labels = np.array([label for entry in entries for label in entry["labels"]], np.int64)
-    groups: list[tuple[float, int, NDArray[np.float64]]] = []
+    corners, scores, labels = _columns(entries)
+    groups: list[_Group] = []
     for label in np.unique(labels):
-        mine = np.flatnonzero(labels == label)
-        for members in _groups(corners, scores, mine[np.argsort(-scores[mine], kind="stable")]):
-            part = min(len(members), len(entries)) / len(entries)
+        rows = np.flatnonzero(labels == label)
+        by_score = rows[np.argsort(-scores[rows], kind="stable")]
+        for members in _groups(corners, scores, by_score):
+            found_by = min(len(members), len(entries)) / len(entries)
             box = np.average(corners[members], axis=0, weights=scores[members])
-            groups.append((float(scores[members].mean() * part), int(label), box))
-    groups.sort(key=lambda group: -group[0])
+            groups.append(_Group(float(scores[members].mean() * found_by), int(label), box.tolist()))
+    groups.sort(key=lambda group: -group.score)
     return {
-        "bbox": [[x1, y1, x2 - x1, y2 - y1] for _, _, (x1, y1, x2, y2) in groups],
-        "scores": [score for score, _, _ in groups],
-        "labels": [label for _, label, _ in groups],
+        "bbox": [group.bbox for group in groups],
+        "scores": [group.score for group in groups],
+        "labels": [group.label for group in groups],
         "size": entries[0]["size"],
     }
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One object: its box is x1, y1, x2, y2."""
+
+    score: float
+    label: int
+    box: list[float]
+
+    @property
+    def bbox(self) -> list[float]:
+        """x, y, width, height."""
+        x1, y1, x2, y2 = self.box
+        return [x1, y1, x2 - x1, y2 - y1]
+
+
+def _columns(
+    entries: Sequence[Mapping[str, Any]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """The boxes of all teachers: corners (D, 4), scores (D,), labels (D,)."""
+    bbox = np.array([box for entry in entries for box in entry["bbox"]], np.float64).reshape(-1, 4)
+    scores = np.array([score for entry in entries for score in entry["scores"]], np.float64)
+    labels = np.array([label for entry in entries for label in entry["labels"]], np.int64)
+    return np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1), scores, labels
 
 
 def _groups(corners: NDArray[np.float64], scores: NDArray[np.float64], order: NDArray[np.int64]) -> list[list[int]]:
@@ -73,7 +95,7 @@ def _groups(corners: NDArray[np.float64], scores: NDArray[np.float64], order: ND
 
 
 @contextlib.contextmanager
-def averaged_scores(teachers: Sequence[Teacher]) -> Iterator[Teacher]:
+def averaged_scores(teachers: Sequence[Loaded]) -> Iterator[Loaded]:
     """The first teacher, whose scores of each pixel are the mean of all teachers' within.
 
     Raises:

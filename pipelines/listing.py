@@ -13,8 +13,8 @@ NAME_WIDTH = 16
 HOME = Path(__file__).resolve().parent.parent  # where pipelines, tasks, datamodules and configs lie side by side
 COMMANDS = {
     "fit": "train a model, or continue a run with --resume auto",
-    "validate": "measure a checkpoint on the validation set",
-    "test": "measure a checkpoint on the test set",
+    "validate": "evaluate a checkpoint on the validation set",
+    "test": "evaluate a checkpoint on the test set",
     "predict": "write the predictions of a checkpoint for a folder of pictures or a data set",
     "probe": "train scikit-learn's logistic regression on frozen features",
     "pseudo-label": "label a pool of images with a trained teacher, for noisy student",
@@ -22,7 +22,7 @@ COMMANDS = {
     "convert": "convert boxes and masks between COCO JSON, VOC XML and YOLO text",
     "list": "show commands, tasks, datamodules and ready configs; `list backbones PATTERN` network names",
 }
-MAX_IMPORTS = 8  # a class is never handed on through more files
+MAX_IMPORTS = 8  # no class is imported by way of more files
 SECTIONS = ("commands", "tasks", "datamodules", "configs", "backbones")
 USAGE = f"""usage: {PROGRAM} list [{" | ".join(SECTIONS)}] [PATTERN]
 

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from datamodules.common.errors import UserError
 from pipelines.callbacks.predictions import PredictionWriter
-from pipelines.defaults import check_arguments, requeues, with_own_callbacks, with_own_plugins
+from pipelines.defaults import as_loggers, check_arguments, requeues, with_own_callbacks, with_own_plugins
 from pipelines.hardware import AveragedWeights, Precision, resolve_precision
 from pipelines.outputs.detections import BoxFormat
 from pipelines.preparation import RunTrainer, check_training, prepare, print_metrics, start_evaluation, start_run
@@ -35,13 +35,13 @@ class Trainer(RunTrainer):
             model (Lightning's WeightAveraging); none by default.
         sync_batchnorm: Batch norms take their statistics over all ranks; for GPUs.
         save_every_minutes: Save ``last.ckpt`` inside long epochs so often; 0 for the epoch's end only.
-        save_every_n_steps: Save ``last.ckpt`` inside epochs after so many optimiser steps.
+        save_every_n_steps: Save ``last.ckpt`` inside epochs after so many optimizer steps.
         wandb: Weights & Biases.
         callbacks: Further Lightning callbacks; with a ModelCheckpoint among them, ours are left out.
         logger: Further Lightning loggers; ``false`` leaves only ``metrics.csv``.
         enable_checkpointing: ``false`` writes no checkpoints.
         enable_progress_bar: Show a progress bar.
-        log_every_n_steps: Optimiser steps between two rows of training losses; the only syncs with the device.
+        log_every_n_steps: Optimizer steps between two rows of training losses; the only syncs with the device.
         deterministic: Only algorithms that give the same result each time; see Lightning.
         benchmark: cuDNN's search for the fastest kernels; on by default, but not with ``deterministic``.
         use_distributed_sampler: Must stay false: the datamodule shares the samples among the ranks, without repeats.
@@ -108,7 +108,7 @@ class Trainer(RunTrainer):
         self.save_every_minutes, self.save_every_n_steps = save_every_minutes, save_every_n_steps
         self.wandb = wandb
         self.wandb_mode = "off" if logger is False else wandb.mode
-        self.user_loggers = _as_list(logger)
+        self.user_loggers = as_loggers(logger)
         self.run_name = "run"
         self.runs_dir = Path("runs")
         self.config = None
@@ -271,7 +271,7 @@ def _check_start(model: TaskHooks, ckpt_path: str | None, resume: str | None) ->
         return
     if resume is not None:
         raise UserError(
-            "--ckpt_path (a new run starts from a checkpoint) and --resume (a run goes on) are both given: leave"
+            "--ckpt_path (a new run starts from a checkpoint) and --resume (a run is continued) are both given: leave"
             " one out."
         )
     if isinstance(model, NoisyStudent):
@@ -293,9 +293,3 @@ def _check_prediction(model: TaskHooks, source: str | None, output: str | None, 
             f"--output {output} lies inside --source {source}: the next call would predict what this one writes."
             " Give a folder elsewhere."
         )
-
-
-def _as_list(logger: Logger | Iterable[Logger] | bool | None) -> list[Logger]:
-    if logger is None or isinstance(logger, bool):
-        return []
-    return [logger] if isinstance(logger, Logger) else list(logger)

@@ -1,4 +1,4 @@
-"""Random detections and annotations for tests of detection metrics, and pycocotools' verdict on them."""
+"""Random detections and annotations for tests of detection metrics, and pycocotools' evaluation of them."""
 
 from __future__ import annotations
 
@@ -123,8 +123,8 @@ def encode(mask: torch.Tensor) -> dict[str, Any]:
     return result
 
 
-def pycocotools_verdict(case: Case, kind: str) -> COCOeval:
-    """The evaluation by pycocotools, not summarised."""
+def pycocotools_evaluation(case: Case, kind: str) -> COCOeval:
+    """The evaluation by pycocotools, not summarized."""
     order = np.argsort(case.ids)
     found: list[dict[str, Any]] = []
     true: list[dict[str, Any]] = []
@@ -179,7 +179,7 @@ def _entry(entries: list[dict[str, Any]], image: int, box: torch.Tensor, label: 
 
 def expected_values(case: Case, kind: str) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
     """What `CocoMetrics` has to give: values and per-class columns, from pycocotools' tables."""
-    evaluation = pycocotools_verdict(case, kind)
+    evaluation = pycocotools_evaluation(case, kind)
     precision, recall = (np.where(evaluation.eval[n] < 0, np.nan, evaluation.eval[n]) for n in ("precision", "recall"))
     thresholds, sizes = list(case.iou_thresholds), evaluation.params.areaRngLbl
     prefix = "mask_" if kind == "segm" else ""

@@ -41,7 +41,7 @@ CASES: list[tuple[str, str, str, int]] = [
     ("box of an unknown image", SOURCE, "data/box_image", 1),
     ("annotated image that is not there", SOURCE, "data/box_file", 1),
     ("image of another size than its boxes were made for", SOURCE, "data/box_size", 1),
-    ("annotations cut off", SOURCE, "data/box_broken", 1),
+    ("truncated annotations", SOURCE, "data/box_broken", 1),
     ("YOLO text in pixels", SOURCE, "data/yolo_pixels", 1),
     ("YOLO class that has no name", SOURCE, "data/yolo_class", 1),
     ("VOC file that is no XML", SOURCE, "data/voc_broken", 1),

@@ -16,7 +16,7 @@ from datamodules.annotations.mask_records import check_size, decode_mask
 from datamodules.annotations.masks import MAX_CLASSES, MaskError, MaskFormat, ranges
 from datamodules.annotations.records import Record
 from datamodules.common.batch import IGNORE
-from datamodules.common.errors import UserError
+from datamodules.common.errors import UserError, bullets, examples
 from datamodules.decoding.headers import ImageError
 from datamodules.decoding.images import read_image
 from datamodules.decoding.sizes import image_size
@@ -28,7 +28,7 @@ class MaskCheck(NamedTuple):
     """What is known of a record whose mask was read."""
 
     counts: npt.NDArray[np.int64]  # (K,) pixels of each class
-    pixels: npt.NDArray[np.int64]  # (K,) for several labels, else (1,): pixels that are not ignored
+    pixels: npt.NDArray[np.int64]  # (K,) for multi-label, else (1,): pixels that are not ignored
     error: Exception | None = None  # MaskError: it does not fit; another: it cannot be read
 
 
@@ -68,7 +68,7 @@ def _compare_sizes(record: Record, mask: Mask) -> None:
             height, width = read_image(record["image"]).shape[:2]
             shape = (height, width)
     except (ImageError, OSError):
-        return  # the check of images speaks of it
+        return  # the check of images reports it
     check_size(record, mask, shape)
 
 
@@ -80,12 +80,11 @@ def report(errors: Sequence[Exception], total: int) -> None:
     """
     if not errors:
         return
-    shown = "\n".join(f"  {e.what if isinstance(e, MaskError) else e}" for e in errors[:_SHOWN])
-    more = f"\n  ... and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
+    lines = [error.what if isinstance(error, MaskError) else error for error in errors]
     fixes = [e.fix if isinstance(e, MaskError) else "Repair or remove unreadable files." for e in errors]
     raise UserError(
-        f"{len(errors)} of {total} masks cannot be used:\n{shown}{more}\n"
-        + "\n".join(dict.fromkeys(f for f in fixes if f))
+        f"{len(errors)} of {total} masks cannot be used:{bullets(lines, most=_SHOWN)}\n"
+        + "\n".join(dict.fromkeys(fix for fix in fixes if fix))
     )
 
 
@@ -112,27 +111,63 @@ def check_records(records: list[Record], settled: Settled, multi_label: bool, *,
     Raises:
         UserError: If masks do not fit or, without ``skip``, cannot be read: the first 10 are listed.
     """
-    fmt, names = settled.fmt, settled.class_names
-    width = len(names) if names is not None else MAX_CLASSES
-    read = records if every else [r for r in records if names is None and r["split"] == "train"]
-    decode = partial(decode_mask, fmt=fmt, num_classes=width, multi_label=multi_label)
-    checks = {r["path"]: c for r, c in zip(read, check_all_masks(read, decode, width), strict=True)}
-    unreadable = []
-    if skip:
-        damaged = {path: c.error for path, c in checks.items() if c.error and not isinstance(c.error, MaskError)}
-        unreadable = [(path, f"its mask: {error}") for path, error in damaged.items()]
-        records = [r for r in records if r["path"] not in damaged]
-        checks = {path: c for path, c in checks.items() if path not in damaged}
-    report([c.error for c in checks.values() if c.error is not None], len(read))
-    train = [r["path"] for r in records if r["split"] == "train" and r["path"] in checks]
+    names = settled.class_names
+    read = _to_read(records, settled, every=every)
+    checks = _check_each(read, settled, multi_label)
+    unreadable = _damaged(checks) if skip else []
+    for path, _ in unreadable:
+        del checks[path]
+    records = _without(records, {path for path, _ in unreadable})
+    report([check.error for check in checks.values() if check.error is not None], len(read))
+    train = [path for path in _training_paths(records) if path in checks]
     if names is None:
-        fmt = number_classes(fmt, checks, [checks[path] for path in train])
-        names = [str(k) for k in range(len({k for _, k in fmt.values} - {IGNORE}))]
-        checks = {path: c._replace(counts=c.counts[: len(names)]) for path, c in checks.items()}
-    absent = []
+        settled, checks = _with_numbers(settled, checks, train)
+        names = settled.class_names or []
+    absent: list[str] = []
     if train:
-        absent = absent_classes([checks[path] for path in train], names, at_least=1 if multi_label else 2, fmt=fmt)
-    return Checked(records, checks, settled._replace(fmt=fmt, class_names=names), absent, unreadable)
+        at_least = 1 if multi_label else 2
+        absent = absent_classes([checks[path] for path in train], names, at_least=at_least, fmt=settled.fmt)
+    return Checked(records, checks, settled, absent, unreadable)
+
+
+def _to_read(records: list[Record], settled: Settled, *, every: bool) -> list[Record]:
+    """All records; or those of training, and only if their masks name the classes."""
+    if every:
+        return records
+    return [r for r in records if r["split"] == "train"] if settled.class_names is None else []
+
+
+def _without(records: list[Record], paths: set[str]) -> list[Record]:
+    return [record for record in records if record["path"] not in paths]
+
+
+def _training_paths(records: list[Record]) -> list[str]:
+    return [record["path"] for record in records if record["split"] == "train"]
+
+
+def _check_each(records: list[Record], settled: Settled, multi_label: bool) -> dict[str, MaskCheck]:
+    """What is known of each mask, by the image's path."""
+    width = len(settled.class_names) if settled.class_names is not None else MAX_CLASSES
+    decode = partial(decode_mask, fmt=settled.fmt, num_classes=width, multi_label=multi_label)
+    checks = check_all_masks(records, decode, width)
+    return {record["path"]: check for record, check in zip(records, checks, strict=True)}
+
+
+def _damaged(checks: Mapping[str, MaskCheck]) -> list[tuple[str, str]]:
+    """(path, reason) of images whose masks cannot be read, whatever their values would be."""
+    errors = [(path, check.error) for path, check in checks.items() if check.error is not None]
+    return [(path, f"its mask: {error}") for path, error in errors if not isinstance(error, MaskError)]
+
+
+def _with_numbers(
+    settled: Settled, checks: dict[str, MaskCheck], train: Sequence[str]
+) -> tuple[Settled, dict[str, MaskCheck]]:
+    """The classes named by their numbers, as many as the training masks hold."""
+    fmt = number_classes(settled.fmt, checks, [checks[path] for path in train])
+    num_classes = len({class_ for _, class_ in fmt.values} - {IGNORE})
+    names = [str(k) for k in range(num_classes)]
+    narrowed = {path: check._replace(counts=check.counts[:num_classes]) for path, check in checks.items()}
+    return settled._replace(fmt=fmt, class_names=names), narrowed
 
 
 def two_sizes(records: Sequence[Record]) -> list[str]:
@@ -142,7 +177,7 @@ def two_sizes(records: Sequence[Record]) -> list[str]:
         try:
             height, width = image_size(record["image"])
         except (ImageError, OSError):
-            continue  # the check of images speaks of it
+            continue  # the check of images reports it
         sizes.setdefault((height, width), f"{record['path']} is {width} x {height}")
         if len(sizes) == 2:
             break
@@ -168,21 +203,19 @@ def number_classes(fmt: MaskFormat, checks: Mapping[str, MaskCheck], train: Sequ
     known = present[-1] + 1 if present else 0
     if 2 * len(present) < known:
         values = [stored[k] for k in present]
-        example = ", ".join(f"name{i}: {v}" for i, v in enumerate(values[:4])) + (", ..." if len(values) > 4 else "")
+        example = examples([f"name{i}: {value}" for i, value in enumerate(values)], 4)
         raise UserError(
             f"The training masks hold the values {ranges(values)}, and nothing between. Name the classes and their"
             f" values, data.class_values: {{{example}}}, or values to leave out in data.ignore_values."
         )
-    more = [
-        MaskError(
-            f"{path}: value(s) {ranges([stored[known + k] for k in np.flatnonzero(c.counts[known:]).tolist()])}, which"
-            " no training mask holds.",
-            "Name all classes in data.class_names, or add the values to data.ignore_values.",
-        )
-        for path, c in checks.items()
-        if c.counts[known:].any()
-    ]
-    report(more, len(checks))
+    unknown = []
+    for path, check in checks.items():
+        more = [stored[known + k] for k in np.flatnonzero(check.counts[known:]).tolist()]
+        if more:
+            what = f"{path}: value(s) {ranges(more)}, which no training mask holds."
+            fix = "Name all classes in data.class_names, or add the values to data.ignore_values."
+            unknown.append(MaskError(what, fix))
+    report(unknown, len(checks))
     return MaskFormat(fmt.kind, tuple((raw, k) for raw, k in fmt.values if k < known or k == IGNORE))
 
 
@@ -212,8 +245,8 @@ def absent_classes(train: Sequence[MaskCheck], names: Sequence[str], *, at_least
 def median_frequency(checks: Sequence[MaskCheck]) -> npt.NDArray[np.float64]:
     """A weight for each class: the median of the classes' frequencies over the class's own.
 
-    A class's frequency is its part of the pixels of those images that hold it (Eigen and Fergus 2015, section 6.3.2,
-    https://arxiv.org/abs/1411.4734; also used for SegNet). Ignored pixels do not count. 1 for absent classes.
+    A class's frequency is its fraction of the pixels of those images that hold it (Eigen and Fergus 2015, section
+    6.3.2, https://arxiv.org/abs/1411.4734; also used for SegNet). Ignored pixels do not count. 1 for absent classes.
 
     Args:
         checks: Those of the training masks, of one class a pixel.

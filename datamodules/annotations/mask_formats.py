@@ -15,10 +15,10 @@ from datamodules.annotations.masks import (
     MaskKind,
     binary_format,
     index_format,
-    pack_color,
     rgb_format,
 )
-from datamodules.common.errors import UserError, did_you_mean
+from datamodules.common.batch import IGNORE
+from datamodules.common.errors import UserError, did_you_mean, examples
 from datamodules.decoding.headers import ImageError
 
 _SAMPLED = 20
@@ -42,24 +42,11 @@ class MaskSettings:
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself, whatever the files hold."""
-        names = self.class_names
-        if names is not None:
-            if not names or len(set(names)) < len(names):
-                raise UserError(f"data.class_names is {names}; each class is named once, and one at least.")
-            if len(names) > MAX_CLASSES:
-                raise UserError(f"data.class_names has {len(names)} names; masks hold at most {MAX_CLASSES} classes.")
+        self._check_names()
         for key, table in (("colors", self.colors), ("class_values", self.class_values)):
-            if table is None:
-                continue
-            if names is not None and set(table) != set(names):
-                missing, extra = [n for n in names if n not in table], [n for n in table if n not in names]
-                hint = did_you_mean(extra[0], missing) if extra and missing else ""
-                raise UserError(
-                    f"data.{key} and data.class_names differ:"
-                    + (f" {missing} have none." if missing else "")
-                    + (f" {extra} are no classes.{hint}" if extra else "")
-                )
-            _check_table(key, table)
+            if table is not None:
+                self._check_keys(key, table)
+                _check_table(key, table)
         if self.class_values is not None and (self.mask_format in ("rgb", "binary") or self.multi_label):
             other = "multi_label: true" if self.multi_label else f"mask_format: {self.mask_format}"
             raise UserError(f"data.class_values is set, but only index masks use it, and data.{other} is set.")
@@ -68,6 +55,29 @@ class MaskSettings:
                 f"data.multi_label is true, but data.mask_format: {self.mask_format} masks hold one class a pixel. Give"
                 " one binary mask a class (data.masks with {class}), or a COCO file."
             )
+
+    def _check_names(self) -> None:
+        names = self.class_names
+        if names is None:
+            return
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"data.class_names is {names}; each class is named once, and one at least.")
+        if len(names) > MAX_CLASSES:
+            raise UserError(f"data.class_names has {len(names)} names; masks hold at most {MAX_CLASSES} classes.")
+
+    def _check_keys(self, key: str, table: Mapping[str, Sequence[Any]]) -> None:
+        """Refuse a table that is not of the named classes."""
+        names = self.class_names
+        if names is None or set(table) == set(names):
+            return
+        missing = [name for name in names if name not in table]
+        extra = [name for name in table if name not in names]
+        message = f"data.{key} and data.class_names differ:"
+        if missing:
+            message += f" {missing} have none."
+        if extra:
+            message += f" {extra} are no classes.{did_you_mean(extra[0], missing)}"
+        raise UserError(message)
 
     def names(self) -> list[str] | None:
         """The classes in their order, as far as the settings say."""
@@ -100,37 +110,54 @@ def settle_format(
         UserError: If the settings do not fit what the files hold.
     """
     names = settings.names() or (list(listed) or None)
-    kind: MaskKind
-    if by_class or settings.multi_label:
-        kind = "binary"
-    elif settings.mask_format != "auto":
-        kind = settings.mask_format
-    elif settings.class_values is not None:
-        kind = "index"
-    else:
-        two = settings.ignore_values is None and (names is None or len(names) == 2)
-        kind = guess_kind(paths, settings.colors, two_classes=two)
+    kind = _kind(settings, paths, names, by_class=by_class)
     ignore = settings.ignore_values
     if ignore is None:
-        ignore = [255] if kind == "index" else []
+        ignore = [IGNORE] if kind == "index" else []
     _check_ignore(kind, ignore)
     if kind == "rgb":
-        if settings.colors is None:
-            raise UserError(_no_colors(paths))
-        names = names or list(settings.colors)
-        _disjoint("colors", {n: [list(c) for c in cs] for n, cs in settings.colors.items()}, [list(c) for c in ignore])
-        return Settled(rgb_format(names, settings.colors, ignore), names, None)
+        return _settle_rgb(settings, names, ignore, paths)
     if kind == "binary":
-        expected = ["foreground"] if settings.multi_label else ["background", "foreground"]
-        if not by_class and names is not None and len(names) != len(expected):
-            raise UserError(
-                f"data.class_names lists {len(names)} classes ({', '.join(names[:5])}), but binary masks have"
-                f" {len(expected)}: {', '.join(expected)}. Name {len(expected)}, or set data.mask_format: index."
-            )
-        return Settled(binary_format(ignore), names if by_class else names or expected, None)
+        return _settle_binary(settings, names, ignore, by_class=by_class)
     _disjoint("class_values", settings.class_values, ignore)
     numbered = names or [str(i) for i in range(MAX_CLASSES)]
     return Settled(index_format(numbered, settings.class_values, ignore), names, _palette(paths))
+
+
+def _kind(settings: MaskSettings, paths: Sequence[str], names: list[str] | None, *, by_class: bool) -> MaskKind:
+    if by_class or settings.multi_label:
+        return "binary"
+    if settings.mask_format != "auto":
+        return settings.mask_format
+    if settings.class_values is not None:
+        return "index"
+    two_classes = settings.ignore_values is None and (names is None or len(names) == 2)
+    return guess_kind(paths, settings.colors, two_classes=two_classes)
+
+
+def _settle_rgb(
+    settings: MaskSettings, names: list[str] | None, ignore: Sequence[Any], paths: Sequence[str]
+) -> Settled:
+    if settings.colors is None:
+        raise UserError(_no_colors(paths))
+    names = names or list(settings.colors)
+    table = {name: [list(color) for color in colors] for name, colors in settings.colors.items()}
+    _disjoint("colors", table, [list(color) for color in ignore])
+    return Settled(rgb_format(names, settings.colors, ignore), names, None)
+
+
+def _settle_binary(
+    settings: MaskSettings, names: list[str] | None, ignore: Sequence[Any], *, by_class: bool
+) -> Settled:
+    if by_class:
+        return Settled(binary_format(ignore), names, None)
+    expected = ["foreground"] if settings.multi_label else ["background", "foreground"]
+    if names is not None and len(names) != len(expected):
+        raise UserError(
+            f"data.class_names lists {len(names)} classes ({', '.join(names[:5])}), but binary masks have"
+            f" {len(expected)}: {', '.join(expected)}. Name {len(expected)}, or set data.mask_format: index."
+        )
+    return Settled(binary_format(ignore), names or expected, None)
 
 
 def guess_kind(paths: Sequence[str], colors: Mapping[str, Sequence[Color]] | None, *, two_classes: bool) -> MaskKind:
@@ -146,22 +173,25 @@ def guess_kind(paths: Sequence[str], colors: Mapping[str, Sequence[Color]] | Non
         among them); ``binary`` for grey JPEGs and for nothing but 0 and 255 (or 65535); ``index`` else.
     """
     values: set[int] = set()
-    table = {pack_color(c) for group in (colors or {}).values() for c in group}
     for path in paths[:: max(1, len(paths) // _SAMPLED)]:
         try:
             stored = load_mask(path)
         except (ImageError, OSError):
-            continue  # the check of all masks speaks of it
-        if stored.pixels.ndim == 3 and not stored.lossy:
-            return "rgb"
+            continue  # the check of all masks reports it
         if stored.lossy:
             return "binary"
-        if stored.palette is not None and colors is not None:
+        if stored.pixels.ndim == 3 or (stored.palette is not None and colors is not None):
             return "rgb"
         values |= set(np.flatnonzero(np.bincount(stored.pixels.ravel())).tolist())
-    if values and all(v < 256 and pack_color([v, v, v]) in table for v in values):
+    if values and values <= _greys(colors or {}):
         return "rgb"
-    return "binary" if two_classes and values <= {0, 255, 65535} and values - {0} else "index"
+    is_black_and_white = values <= {0, 255, 65535} and bool(values - {0})
+    return "binary" if two_classes and is_black_and_white else "index"
+
+
+def _greys(colors: Mapping[str, Sequence[Color]]) -> set[int]:
+    """The values v for which [v, v, v] is a class's color."""
+    return {red for group in colors.values() for red, green, blue in group if red == green == blue}
 
 
 def _check_table(key: str, table: Mapping[str, Sequence[Any]]) -> None:
@@ -210,10 +240,10 @@ def _no_colors(paths: Sequence[str]) -> str:
             colors = np.unique(stored_colors(stored).reshape(-1, 3), axis=0).tolist()
         except (ValueError, OSError):
             continue
-        shown = ", ".join(str(c) for c in colors[:8]) + (", ..." if len(colors) > 8 else "")
         return (
-            f"data.colors is missing: {path} is coded by colors, {len(colors)} of them ({shown}). Give each class its"
-            " color, data.colors: {road: [128, 64, 128], ...}; colors to leave out go into data.ignore_values."
+            f"data.colors is missing: {path} is coded by colors, {len(colors)} of them ({examples(colors, 8)}). Give"
+            " each class its color, data.colors: {road: [128, 64, 128], ...}; colors to leave out go into"
+            " data.ignore_values."
         )
     return "data.mask_format is 'rgb', but data.colors, a color for each class, is missing."
 
@@ -234,15 +264,17 @@ def class_palette(settled: Settled, settings: MaskSettings, num_classes: int) ->
     """
     names = settled.class_names
     if settings.colors is not None and names is not None:
-        if bare := [name for name in names if name not in settings.colors]:
+        bare = [name for name in names if name not in settings.colors]
+        if bare:
             raise UserError(f"data.colors has no color for {bare}; the classes are {names}.")
         return [list(settings.colors[name][0]) for name in names]
     if settled.palette is None:
         return None
-    stored = {}
-    for raw, class_ in reversed(settled.fmt.values):
-        stored[class_] = raw
-    if any(stored.get(k, 256) > 255 for k in range(num_classes)):
+    lowest: dict[int, int] = {}  # the least stored value of each class
+    for raw, class_ in settled.fmt.values:
+        lowest.setdefault(class_, raw)
+    if any(lowest.get(k, 256) > 255 for k in range(num_classes)):
         return None
-    colors = [settled.palette[stored[k]] for k in range(num_classes)]
-    return colors if len({tuple(c) for c in colors}) == num_classes else None  # a grey or empty palette shows nothing
+    colors = [settled.palette[lowest[k]] for k in range(num_classes)]
+    are_distinct = len({tuple(color) for color in colors}) == num_classes
+    return colors if are_distinct else None  # a grey or empty palette shows nothing

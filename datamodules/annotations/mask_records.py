@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from datamodules.annotations.mask_files import Mask
@@ -31,9 +33,14 @@ def decode_mask(record: Record, *, fmt: MaskFormat | None, num_classes: int, mul
     if isinstance(source, dict):
         return render_shapes(source, num_classes if multi_label else None)
     assert fmt is not None
-    if not isinstance(source, list):
-        mask = read_mask(source, fmt)
-        return mask[..., None] if multi_label else mask
+    if isinstance(source, list):
+        return _stack_layers(source, fmt)
+    mask = read_mask(source, fmt)
+    return mask[..., None] if multi_label else mask
+
+
+def _stack_layers(source: list[Any], fmt: MaskFormat) -> Mask:
+    """One binary mask for each class as (H, W, K)."""
     layers = [None if layer is None else read_mask(layer, fmt) for layer in source]
     there = [(str(path), layer.shape) for path, layer in zip(source, layers, strict=True) if layer is not None]
     path, shape = there[0]

@@ -42,43 +42,60 @@ def from_segmentation(segmentation: Any, height: int, width: int) -> dict[str, A
     Raises:
         UserError: If it is neither, is of another size than the image, or its numbers make no mask.
     """
+    if isinstance(segmentation, dict):
+        return _from_runs(segmentation, height, width)
+    if isinstance(segmentation, list):
+        return _from_polygons(segmentation, height, width)
+    raise UserError(f"'segmentation' is {segmentation!r:.60}; it must be a list of polygons, or size and counts")
+
+
+def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     from faster_coco_eval.core import mask as library
 
-    if isinstance(segmentation, dict):
-        size, counts = segmentation.get("size"), segmentation.get("counts")
-        if list(size or ()) != [height, width]:
-            raise UserError(
-                f"its mask has the size {size} (height, width), the image {height} x {width}; mend 'size', or the"
-                " image's height and width"
-            )
-        if isinstance(counts, str | bytes):
-            return {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
-        try:
-            lengths = np.array(counts, np.float64)
-        except (TypeError, ValueError):
-            lengths = np.array([-1.0])
-        if lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != height * width:
-            raise UserError(f"its run lengths sum to {lengths.sum():g}, the image has {height * width} pixels")
-        return dict(library.frPyObjects({"size": [height, width], "counts": [int(n) for n in lengths]}, height, width))
-    if not isinstance(segmentation, list):
-        raise UserError(f"'segmentation' is {segmentation!r:.60}; it must be a list of polygons, or size and counts")
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if list(size or ()) != [height, width]:
+        raise UserError(
+            f"its mask has the size {size} (height, width), the image {height} x {width}; correct 'size', or the"
+            " image's height and width"
+        )
+    if isinstance(counts, str | bytes):
+        return {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
+    try:
+        lengths = np.array(counts, np.float64)
+    except (TypeError, ValueError):
+        lengths = np.array([-1.0])
+    if lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != height * width:
+        raise UserError(f"its run lengths sum to {lengths.sum():g}, the image has {height * width} pixels")
+    return dict(library.frPyObjects({"size": [height, width], "counts": [int(n) for n in lengths]}, height, width))
+
+
+def _from_polygons(segmentation: list[Any], height: int, width: int) -> dict[str, Any]:
+    from faster_coco_eval.core import mask as library
+
     polygons = []
     for polygon in segmentation:
-        try:
-            corners = np.array(polygon, np.float64)
-        except (TypeError, ValueError):
-            corners = np.zeros(1)
-        if corners.ndim != 1 or len(corners) % 2:
-            raise UserError(f"a polygon is {polygon!r:.60}; it must be a list of an even number of numbers: x, y, ...")
-        if not (np.abs(corners) <= _FARTHEST).all():  # also NaN
-            worst = corners[np.argmin(np.abs(corners) <= _FARTHEST)]
-            raise UserError(f"a polygon has a corner at {worst:g} pixels; draw it again")
+        corners = _corners(polygon)
         if len(corners) >= 6:
             polygons.append(corners.tolist())
     if not polygons:
-        return dict(library.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width))
+        nothing = {"size": [height, width], "counts": [height * width]}
+        return dict(library.frPyObjects(nothing, height, width))
     drawn = library.frPyObjects(polygons, height, width)
     return dict(drawn[0] if len(drawn) == 1 else library.merge(drawn))
+
+
+def _corners(polygon: Any) -> NDArray[np.float64]:
+    """x, y, x, y, ... of a polygon."""
+    try:
+        corners = np.array(polygon, np.float64)
+    except (TypeError, ValueError):
+        corners = np.zeros(1)
+    if corners.ndim != 1 or len(corners) % 2:
+        raise UserError(f"a polygon is {polygon!r:.60}; it must be a list of an even number of numbers: x, y, ...")
+    is_near = np.abs(corners) <= _FARTHEST  # not for NaN
+    if not is_near.all():
+        raise UserError(f"a polygon has a corner at {corners[np.argmin(is_near)]:g} pixels; draw it again")
+    return corners
 
 
 def compressed(rle: Mapping[str, Any]) -> dict[str, Any]:

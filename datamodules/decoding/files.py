@@ -39,6 +39,14 @@ def find_images(source: str | Path) -> list[str]:
         return list_frames(root) if is_video(root) else [str(root)]
     if not root.is_dir():
         raise UserError(f"'{root}' does not exist (looked in {Path.cwd()}); give an image file or a folder.")
+    found = _walk(root)
+    if not found:
+        raise UserError(f"Folder '{root}' holds no image files (known suffixes: {', '.join(IMAGE_SUFFIXES)}).")
+    return sorted(found)
+
+
+def _walk(root: Path) -> list[str]:
+    """Image files below a folder, each real folder being visited once."""
     found: list[str] = []
     seen: set[str] = set()
     pending = [str(root)]
@@ -53,6 +61,4 @@ def find_images(source: str | Path) -> list[str]:
             visible = sorted(f for f in folders if not f.startswith("."))
             folders[:] = [f for f in visible if not os.path.islink(os.path.join(folder, f))]
             pending += [os.path.join(folder, f) for f in visible if f not in folders]
-    if not found:
-        raise UserError(f"Folder '{root}' holds no image files (known suffixes: {', '.join(IMAGE_SUFFIXES)}).")
-    return sorted(found)
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datamodules.annotations.records import Listing, Record
 from datamodules.common import rle
@@ -29,8 +29,7 @@ def read_coco_masks(source: str | Path, class_names: list[str] | None = None, *,
         multi_label: Keep overlaps.
 
     Returns:
-        Records with ``mask``: a dict of ``size`` (height, width), ``counts`` (compressed run lengths, in the order of
-        painting) and ``classes`` (class of each, channel with ``multi_label``; crowds as -1 - class).
+        Records with ``mask``, a dict that ``annotations.shapes.render_shapes`` paints.
 
     Raises:
         UserError: If there is no such file or an image is missing.
@@ -39,22 +38,36 @@ def read_coco_masks(source: str | Path, class_names: list[str] | None = None, *,
     """
     source = Path(source)
     listing = read_coco(source) if source.is_file() else read_coco_folder(source)
-    categories = listing.class_names
-    wanted = categories
-    if class_names is not None:
-        wanted = class_names[1:] if not multi_label and class_names[:1] == [BACKGROUND] else class_names
-        if unknown := [name for name in wanted if name not in categories]:
-            raise UserError(f"data.class_names lists {unknown}, which '{source}' does not have; it has {categories}.")
+    wanted = _wanted(listing.class_names, class_names, multi_label=multi_label, source=source)
     first = 0 if multi_label else 1
-    wanted = [name for name in wanted if multi_label or name != BACKGROUND]
-    class_of = {categories.index(name): first + i for i, name in enumerate(wanted)}
-    if not multi_label and BACKGROUND in categories:  # a category of that name is class 0
-        class_of[categories.index(BACKGROUND)] = 0
+    class_of = {listing.class_names.index(name): first + i for i, name in enumerate(wanted)}
+    if not multi_label and BACKGROUND in listing.class_names:  # a category of that name is class 0
+        class_of[listing.class_names.index(BACKGROUND)] = 0
     records: list[Record] = [
         {"image": r["image"], "path": r["path"], "mask": _shapes(r, class_of), "split": r["split"]}
         for r in listing.records
     ]
-    return Listing(records, list(wanted) if multi_label else [BACKGROUND, *wanted])
+    return Listing(records, wanted if multi_label else [BACKGROUND, *wanted])
+
+
+def _wanted(categories: list[str], class_names: list[str] | None, *, multi_label: bool, source: Path) -> list[str]:
+    """The categories that become classes, without the background."""
+    wanted = categories if class_names is None else class_names
+    if class_names is not None and not multi_label and class_names[:1] == [BACKGROUND]:
+        wanted = class_names[1:]
+    unknown = [name for name in wanted if name not in categories]
+    if unknown:
+        raise UserError(f"data.class_names lists {unknown}, which '{source}' does not have; it has {categories}.")
+    return [name for name in wanted if multi_label or name != BACKGROUND]
+
+
+class _Shape(NamedTuple):
+    """One object, as it is painted."""
+
+    in_front: bool  # of crowds
+    area: float
+    counts: bytes
+    class_: int  # crowds: -1 - class
 
 
 def _shapes(record: Record, class_of: dict[int, int]) -> dict[str, Any]:
@@ -64,35 +77,38 @@ def _shapes(record: Record, class_of: dict[int, int]) -> dict[str, Any]:
     height, width = record["height"], record["width"]
     if not height or not width:
         height, width = read_image(record["image"]).shape[:2]
-    segmentation = record["segmentation"] or [None] * len(record["labels"])
-    shapes: list[tuple[bool, float, bytes, int]] = []
-    for i, shape in enumerate(segmentation):
+    masks = record["segmentation"] or [None] * len(record["labels"])
+    shapes = []
+    for i, mask in enumerate(masks):
         label = int(record["labels"][i])
         if label not in class_of:
             continue
-        where = f"Image '{record['path']}', annotation {int(record['annotation_ids'][i])}:"
-        if shape is None:
-            raise UserError(
-                f"{where} it has a box but no mask ('segmentation'). Remove it, or train a detector on the boxes."
-            )
-        try:
-            run = rle.from_segmentation(shape, height, width)
-            area = float(library.area(run))
-        except Exception as error:  # whatever the compiled code makes of a damaged mask
-            raise UserError(f"{where} its segmentation cannot be read ({error}).") from error
-        if not area:
-            continue
-        crowd = bool(record["iscrowd"][i])
-        class_ = class_of[label]
-        shapes.append((not crowd, -area, run["counts"], -1 - class_ if crowd else class_))
-    shapes.sort(key=lambda s: s[:2])
+        run, area = _run(record, i, mask, (height, width))
+        if area:
+            crowd, class_ = bool(record["iscrowd"][i]), class_of[label]
+            shapes.append(_Shape(not crowd, area, run, -1 - class_ if crowd else class_))
+    shapes.sort(key=lambda shape: (shape.in_front, -shape.area))
     counts: list[bytes] = []
     classes: list[int] = []
-    for class_, group in groupby(shapes, key=lambda s: s[3]):  # what is painted alike one after the other, as one
-        runs: list[dict[str, Any]] = [{"size": [height, width], "counts": s[2]} for s in group]
+    for class_, group in groupby(shapes, key=lambda shape: shape.class_):  # what is painted alike in turn, as one
+        runs: list[dict[str, Any]] = [{"size": [height, width], "counts": shape.counts} for shape in group]
         counts.append(library.merge(runs)["counts"] if len(runs) > 1 else runs[0]["counts"])
         classes.append(class_)
     return {"size": (height, width), "counts": counts, "classes": classes}
+
+
+def _run(record: Record, i: int, mask: Any, size: tuple[int, int]) -> tuple[bytes, float]:
+    """Compressed run lengths of an annotation's mask, and its area in pixels."""
+    where = f"Image '{record['path']}', annotation {int(record['annotation_ids'][i])}:"
+    if mask is None:
+        raise UserError(
+            f"{where} it has a box but no mask ('segmentation'). Remove it, or train a detector on the boxes."
+        )
+    try:
+        run = rle.from_segmentation(mask, *size)
+        return run["counts"], float(rle.area(run))
+    except Exception as error:  # whatever the compiled code makes of a damaged mask
+        raise UserError(f"{where} its segmentation cannot be read ({error}).") from error
 
 
 def is_coco(root: str | Path) -> bool:

@@ -26,13 +26,7 @@ def read_folder(root: str | Path) -> Listing:
     if not root.is_dir():
         raise UserError(f"Image folder '{root}' does not exist (looked in {Path.cwd()}).")
     folders = subfolders(root)
-    splits: dict[str, Path] = {}
-    for folder in folders:
-        split = split_name(folder.name)
-        if split in splits:
-            raise UserError(f"'{splits[split]}' and '{folder}' are both the {split} split; merge or rename one.")
-        if split is not None:
-            splits[split] = folder
+    splits = _splits(folders)
     if not splits:
         class_names = _class_names(root)
         return Listing(_read_classes(root, class_names, None), class_names)
@@ -49,15 +43,30 @@ def read_folder(root: str | Path) -> Listing:
     records: list[Record] = []
     for split in ("train", "val", "test"):
         if split in splits:
-            present = _class_names(splits[split])
-            for name in present:
-                if name not in class_names:
-                    raise UserError(
-                        f"Class '{name}' is in '{splits[split]}' but not in '{splits['train']}'."
-                        f"{did_you_mean(name, class_names)} Add training images of it, or remove the folder."
-                    )
+            _check_classes(splits[split], class_names, splits.get("train", root))
             records += _read_classes(splits[split], class_names, split)
     return Listing(records, class_names)
+
+
+def _splits(folders: list[Path]) -> dict[str, Path]:
+    splits: dict[str, Path] = {}
+    for folder in folders:
+        split = split_name(folder.name)
+        if split in splits:
+            raise UserError(f"'{splits[split]}' and '{folder}' are both the {split} split; merge or rename one.")
+        if split is not None:
+            splits[split] = folder
+    return splits
+
+
+def _check_classes(folder: Path, class_names: list[str], train: Path) -> None:
+    """Refuse classes that there are no training images of."""
+    for name in _class_names(folder):
+        if name not in class_names:
+            raise UserError(
+                f"Class '{name}' is in '{folder}' but not in '{train}'.{did_you_mean(name, class_names)} Add training"
+                " images of it, or remove the folder."
+            )
 
 
 def _class_names(folder: Path) -> list[str]:

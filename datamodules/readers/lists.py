@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from typing import Any
 from datamodules.annotations.records import Listing, Record, sort_classes, split_name
 from datamodules.common.errors import UserError, did_you_mean
 from datamodules.readers.digits import read_digits
+from datamodules.readers.tables import Table, Where, load_table
 
 _ROLES = ("path", "label", "labels", "probabilities", "split", "weight")
 _LABELS = ("label", "labels", "probabilities")
 _EMBEDDED = "digits#"  # how the paths of the embedded images begin
 _CLASS_COLUMN = "p_"  # one numeric column per class: p_cat, p_dog, ...
-
-Where = Callable[[int], str]  # index of a row -> "FILE, line N"
 
 
 def read_list(file: str | Path, image_root: str | Path | None = None, columns: dict[str, str] | None = None) -> Listing:
@@ -46,43 +44,45 @@ def read_list(file: str | Path, image_root: str | Path | None = None, columns: d
         UserError: If the list or an image is missing; the first missing image is named with its row.
         UserError: If a column or a value is not as above, naming file, row and value.
     """
-    file = Path(file)
-    if not file.is_file():
-        raise UserError(f"List '{file}' does not exist (looked in {Path.cwd()}).")
-    table, where = _load(file)
-    names = _resolve_columns(file, list(table), columns or {})
-    if not table[names["path"]]:
-        raise UserError(f"'{file}' has no rows.")
-    paths = _paths(table[names["path"]], Path(image_root) if image_root is not None else file.parent, where)
-    kind = next((k for k in _LABELS if k in names), None)
-    labels: Sequence[int | list[float]]
-    if kind == "label":
-        labels, class_names = _single(table[names["label"]], where)
-    elif kind == "labels":
-        labels, class_names = _multiple(table[names["labels"]], where)
-    elif kind == "probabilities":
-        labels, class_names = _probabilities(table[names["probabilities"]], where)
-    else:
-        class_names = sort_classes(n.removeprefix(_CLASS_COLUMN) for n in table if n.startswith(_CLASS_COLUMN))
-        given = [table[_CLASS_COLUMN + name] for name in class_names]
-        labels = [
-            [
-                _probability(column[i], where(i), _CLASS_COLUMN + name)
-                for name, column in zip(class_names, given, strict=True)
-            ]
-            for i in range(len(paths))
-        ]
-    splits = _splits(table[names["split"]], where) if "split" in names else [None] * len(paths)
+    table = load_table(file)
+    names = _resolve_columns(table.file, list(table.columns), columns or {})
+    cells, where = table.columns, table.where
+    table.require(names["path"])
+    paths = _paths(cells[names["path"]], Path(image_root) if image_root is not None else table.file.parent, where)
+    labels, class_names = _labels(table, names)
+    splits = _splits(cells[names["split"]], where) if "split" in names else [None] * len(paths)
     records: list[Record] = [
         {"image": _image(path), "path": path, "label": label, "split": split}
         for path, label, split in zip(paths, labels, splits, strict=True)
     ]
     if "weight" in names:
-        for i, (record, value) in enumerate(zip(records, table[names["weight"]], strict=True)):
+        for i, (record, value) in enumerate(zip(records, cells[names["weight"]], strict=True)):
             record["weight"] = _number(value, where(i), names["weight"])
             if record["weight"] < 0:
                 raise UserError(f"{where(i)}: weight is {value}; it must be at least 0.")
     return Listing(records, class_names)
+
+
+def _labels(table: Table, names: dict[str, str]) -> tuple[Sequence[int | list[float]], list[str]]:
+    """The labels of each row and the class names, from the kind of column that the file has."""
+    kind = next((role for role in _LABELS if role in names), None)
+    if kind is None:
+        return _class_columns(table)
+    cells = table.columns[names[kind]]
+    if kind == "label":
+        return _single(cells, table.where)
+    return _multiple(cells, table.where) if kind == "labels" else _probabilities(cells, table.where)
+
+
+def _class_columns(table: Table) -> tuple[list[list[float]], list[str]]:
+    """One numeric column for each class."""
+    names = [name for name in table.columns if name.startswith(_CLASS_COLUMN)]
+    class_names = sort_classes(name.removeprefix(_CLASS_COLUMN) for name in names)
+    by_class = []
+    for name in class_names:
+        column = _CLASS_COLUMN + name
+        by_class.append([_probability(v, table.where(i), column) for i, v in enumerate(table.columns[column])])
+    return [list(row) for row in zip(*by_class, strict=True)], class_names
 
 
 def read_mask_list(file: str | Path) -> Listing:
@@ -98,24 +98,17 @@ def read_mask_list(file: str | Path) -> Listing:
         UserError: If the list, an image or a mask is missing; the first is named with its row.
         UserError: If a column is missing, or a value is not as above.
     """
-    file = Path(file)
-    if not file.is_file():
-        raise UserError(f"List '{file}' does not exist (looked in {Path.cwd()}).")
-    table, where = _load(file)
-    for column in ("path", "mask"):
-        if column not in table:
-            near = did_you_mean(column, table)
-            raise UserError(f"'{file}' has no column '{column}' (it has: {', '.join(table)}).{near}")
-    if not table["path"]:
-        raise UserError(f"'{file}' has no rows.")
-    images, masks = (_paths(table[column], file.parent, where) for column in ("path", "mask"))
-    splits = _splits(table["split"], where) if "split" in table else [None] * len(images)
+    table = load_table(file)
+    table.require("path", "mask")
+    cells, where, folder = table.columns, table.where, table.file.parent
+    images, masks = (_paths(cells[column], folder, where) for column in ("path", "mask"))
+    splits = _splits(cells["split"], where) if "split" in cells else [None] * len(images)
     records = [
         {"image": image, "path": image, "mask": mask, "split": split}
         for image, mask, split in zip(images, masks, splits, strict=True)
     ]
-    if "soft_mask" in table:
-        for record, soft in zip(records, _paths(table["soft_mask"], file.parent, where), strict=True):
+    if "soft_mask" in cells:
+        for record, soft in zip(records, _paths(cells["soft_mask"], folder, where), strict=True):
             record["soft_mask"] = soft
     return Listing(records, [])
 
@@ -131,17 +124,10 @@ def read_paths(file: str | Path, image_root: str | Path | None = None) -> list[R
         UserError: If the list or an image is missing.
         UserError: If it has no column ``path`` or no rows.
     """
-    file = Path(file)
-    if not file.is_file():
-        raise UserError(f"List '{file}' does not exist (looked in {Path.cwd()}).")
-    table, where = _load(file)
-    if "path" not in table:
-        near = did_you_mean("path", table)
-        raise UserError(f"'{file}' has no column 'path' (it has: {', '.join(table)}).{near}")
-    if not table["path"]:
-        raise UserError(f"'{file}' has no rows.")
-    paths = _paths(table["path"], Path(image_root) if image_root is not None else file.parent, where)
-    return [{"image": _image(path), "path": path} for path in paths]
+    table = load_table(file)
+    table.require("path")
+    root = Path(image_root) if image_root is not None else table.file.parent
+    return [{"image": _image(path), "path": path} for path in _paths(table.columns["path"], root, table.where)]
 
 
 @cache
@@ -153,54 +139,6 @@ def _embedded() -> dict[str, Any]:
 def _image(path: str) -> Any:
     """A file stays a path; ``digits#12`` is the pixels of the embedded digit."""
     return _embedded()[path] if path.startswith(_EMBEDDED) else path
-
-
-def _load(file: Path) -> tuple[dict[str, list[Any]], Where]:
-    if file.suffix.lower() == ".csv":
-        return _load_csv(file)
-    if file.suffix.lower() == ".parquet":
-        import pyarrow.parquet
-
-        try:
-            table = pyarrow.parquet.read_table(file)
-        except pyarrow.ArrowException as error:
-            raise UserError(f"'{file}' cannot be read as parquet ({error}).") from error
-        _refuse_duplicates(file, table.column_names)
-        return {name: table.column(name).to_pylist() for name in table.column_names}, lambda i: f"{file}, row {i + 1}"
-    raise UserError(f"'{file}' is neither a .csv nor a .parquet list.")
-
-
-def _load_csv(file: Path) -> tuple[dict[str, list[Any]], Where]:
-    # Not pandas: it takes classes named "NA" or "None" for missing values, and renames duplicated columns.
-    with open(file, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.reader(stream)
-        rows: list[list[str]] = []
-        lines: list[int] = []
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            for row in reader:
-                if row:
-                    rows.append([cell.strip() for cell in row])
-                    lines.append(reader.line_num)
-        except UnicodeDecodeError as error:
-            raise UserError(f"'{file}' is not UTF-8 text ({error}); save it as UTF-8.") from error
-        except csv.Error as error:
-            raise UserError(f"{file}, line {reader.line_num}: not readable as CSV ({error}).") from error
-    if not header:
-        raise UserError(f"'{file}' is empty; its first line must name the columns, for example path,label.")
-    if len(header) == 1 and re.search(r"[;\t]", header[0]):
-        raise UserError(f"'{file}' is not separated by commas (its first line is '{header[0]}'); save it with commas.")
-    _refuse_duplicates(file, header)
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) != len(header):
-            raise UserError(f"{file}, line {line}: {len(row)} cells where the header names {len(header)} columns.")
-    return {name: [row[i] for row in rows] for i, name in enumerate(header)}, lambda i: f"{file}, line {lines[i]}"
-
-
-def _refuse_duplicates(file: Path, header: list[str]) -> None:
-    for name in header:
-        if header.count(name) > 1:
-            raise UserError(f"'{file}' has the column '{name}' {header.count(name)} times; each name may stand once.")
 
 
 def _resolve_columns(file: Path, header: list[str], columns: dict[str, str]) -> dict[str, str]:
@@ -221,22 +159,27 @@ def _resolve_columns(file: Path, header: list[str], columns: dict[str, str]) -> 
             f"'{file}' has no column 'path' (it has: {', '.join(header)}).{did_you_mean('path', header)}"
             " Name it with columns: {path: NAME}."
         )
+    return _with_one_kind(file, header, names, columns)
+
+
+def _with_one_kind(file: Path, header: list[str], names: dict[str, str], columns: dict[str, str]) -> dict[str, str]:
+    """The roles with only one kind of labels, that of ``columns`` where there are several."""
     kinds = [role for role in _LABELS if role in names]
-    if len(kinds) > 1:
-        chosen = [role for role in kinds if role in columns]
-        if len(chosen) != 1:
-            raise UserError(
-                f"'{file}' has several kinds of labels: {', '.join(kinds)}. Choose one, for example with"
-                f" columns: {{{kinds[0]}: {names[kinds[0]]}}}."
-            )
-        names = {role: name for role, name in names.items() if role not in kinds or role in chosen}
-    elif not kinds and sum(name.startswith(_CLASS_COLUMN) for name in header) < 2:
+    if not kinds and sum(name.startswith(_CLASS_COLUMN) for name in header) < 2:
         raise UserError(
             f"'{file}' has no labels: expected a column 'label', 'labels' or 'probabilities', or columns"
             f" '{_CLASS_COLUMN}CLASS' (it has: {', '.join(header)}).{did_you_mean('label', header)} Name it with"
             " columns: {label: NAME}."
         )
-    return names
+    if len(kinds) < 2:
+        return names
+    chosen = [role for role in kinds if role in columns]
+    if len(chosen) != 1:
+        raise UserError(
+            f"'{file}' has several kinds of labels: {', '.join(kinds)}. Choose one, for example with"
+            f" columns: {{{kinds[0]}: {names[kinds[0]]}}}."
+        )
+    return {role: name for role, name in names.items() if role not in kinds or role in chosen}
 
 
 def _paths(cells: list[Any], root: Path, where: Where) -> list[str]:
@@ -280,15 +223,20 @@ def _single(cells: list[Any], where: Where) -> tuple[list[int], list[str]]:
 def _multiple(cells: list[Any], where: Where) -> tuple[list[list[float]], list[str]]:
     rows: list[set[str]] = []
     for i, cell in enumerate(cells):
-        if isinstance(cell, str):
-            cell = [part.strip() for part in re.split(r"[;|]", cell) if part.strip()]
         if cell is None:
             raise UserError(f"{where(i)}: the labels are missing; an empty list means none of the classes.")
-        rows.append({_class_name(value, where(i)) for value in (cell if isinstance(cell, list) else [cell])})
+        rows.append({_class_name(value, where(i)) for value in _values(cell)})
     class_names = sort_classes(name for row in rows for name in row)
     if not class_names:
         raise UserError(f"{where(0)} and all others name no labels.")
     return [[float(name in row) for name in class_names] for row in rows], class_names
+
+
+def _values(cell: Any) -> list[Any]:
+    """The labels in one cell: text with separators, a list, or a single value."""
+    if isinstance(cell, str):
+        return [word.strip() for word in re.split(r"[;|]", cell) if word.strip()]
+    return cell if isinstance(cell, list) else [cell]
 
 
 def _probabilities(cells: list[Any], where: Where) -> tuple[list[list[float]], list[str]]:

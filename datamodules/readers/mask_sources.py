@@ -6,12 +6,13 @@ from pathlib import Path
 
 from datamodules.annotations.records import Listing
 from datamodules.common.errors import UserError
+from datamodules.readers.class_files import CLASSES_FILE, read_class_file
 from datamodules.readers.coco_masks import is_coco, read_coco_masks
 from datamodules.readers.lists import read_mask_list
 from datamodules.readers.pairs import read_pairs
 from datamodules.readers.voc_masks import is_voc, read_voc_masks
 
-CLASS_FILES = ("classes.txt", "class_names.txt")
+CLASS_FILES = (CLASSES_FILE, "class_names.txt")
 
 
 def is_coco_source(source: str, *, by_pattern: bool) -> bool:
@@ -65,25 +66,24 @@ def read_mask_source(
 
 
 def _class_file(root: Path) -> list[str]:
-    for name in CLASS_FILES:
-        if (root / name).is_file():
-            lines = [line.strip() for line in (root / name).read_text(encoding="utf-8").splitlines()]
-            return [line for line in lines if line and line != "__ignore__"]  # labelme's name for unlabelled
-    return []
+    names = read_class_file(root, CLASS_FILES) or []
+    return [name for name in names if name != "__ignore__"]  # labelme's name for unlabeled pixels
 
 
 def _in_order(listing: Listing, names: list[str] | None) -> Listing:
     """Only the classes of ``names``, in that order, where there is one mask a class."""
     if names is None or not listing.class_names or names == listing.class_names:
         return listing
-    if unknown := [name for name in names if name not in listing.class_names]:
+    unknown = [name for name in names if name not in listing.class_names]
+    if unknown:
         raise UserError(
             f"data.class_names lists {unknown}, for which data.masks matches no file; it does for"
             f" {listing.class_names}."
         )
     places = [listing.class_names.index(name) for name in names]
-    records = [{**r, "mask": [r["mask"][i] for i in places]} for r in listing.records]
-    if empty := [r["path"] for r in records if all(m is None for m in r["mask"])]:
+    records = [{**record, "mask": [record["mask"][i] for i in places]} for record in listing.records]
+    empty = [record["path"] for record in records if not any(record["mask"])]
+    if empty:
         raise UserError(
             f"{len(empty)} image(s) have a mask of none of data.class_names {names}: {', '.join(empty[:5])}. Move them"
             " elsewhere, or add a black mask of one class."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +52,7 @@ def read_torchvision(name: str, root: str | Path, download: bool = False) -> Lis
     records: list[Record] = []
     names: list[str] | None = None
     for split, arguments in _SETS[name]:
-        if name != "ImageNet":  # whose files cannot be downloaded
-            arguments = {**arguments, "download": download}
-        try:
-            dataset = make(root=str(root), **arguments)
-        except (RuntimeError, OSError) as error:
-            how = (
-                "Put the files of image-net.org there."
-                if name == "ImageNet"
-                else "Put the files there, or let torchvision download them once:"
-                f' python -c "from torchvision.datasets import {name}; '
-                + "; ".join(f"{name}('{root}', {_arguments(a)}download=True)" for _, a in _SETS[name])
-                + '"'
-            )
-            part = f" ({split})" if split else ""
-            raise UserError(f"torchvision's {name}{part} is not complete under '{root}': {error} {how}") from error
+        dataset = _make(name, make, root, split, arguments, download)
         images, labels = _contents(dataset)
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             is_array = isinstance(image, np.ndarray)
@@ -76,6 +63,31 @@ def read_torchvision(name: str, root: str | Path, download: bool = False) -> Lis
     if names is None or len(names) <= int(present[-1]):
         names = [str(k) for k in range(int(present[-1]) + 1)]
     return Listing(records, names)
+
+
+def _make(
+    name: str, make: Callable[..., Any], root: str | Path, split: str | None, arguments: dict[str, Any], download: bool
+) -> Any:
+    """One split of torchvision's set."""
+    if name != "ImageNet":  # whose files cannot be downloaded
+        arguments = {**arguments, "download": download}
+    try:
+        return make(root=str(root), **arguments)
+    except (RuntimeError, OSError) as error:
+        which = f"{name} ({split})" if split else name
+        raise UserError(
+            f"torchvision's {which} is not complete under '{root}': {error} {_how_to_get(name, root)}"
+        ) from error
+
+
+def _how_to_get(name: str, root: str | Path) -> str:
+    if name == "ImageNet":
+        return "Put the files of image-net.org there."
+    calls = "; ".join(f"{name}('{root}', {_arguments(arguments)}download=True)" for _, arguments in _SETS[name])
+    return (
+        "Put the files there, or let torchvision download them once:"
+        f' python -c "from torchvision.datasets import {name}; {calls}"'
+    )
 
 
 def _arguments(arguments: dict[str, Any]) -> str:
@@ -91,12 +103,17 @@ def _contents(dataset: Any) -> tuple[Any, Any]:
     for files in ("_image_files", "_images"):
         if hasattr(dataset, files):
             return getattr(dataset, files), dataset._labels
-    pixels = np.asarray(dataset.data)
+    labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
+    return _channels_last(np.asarray(dataset.data)), np.asarray(labels)
+
+
+def _channels_last(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """(N, H, W) or (N, C, H, W), as SVHN and STL10 have them, as (N, H, W, C)."""
     if pixels.ndim == 3:
-        pixels = pixels[..., None]
-    elif pixels.shape[1] == 3 and pixels.shape[3] != 3:  # SVHN and STL10 keep channels first
-        pixels = np.ascontiguousarray(np.moveaxis(pixels, 1, 3))
-    return pixels, np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels)
+        return pixels[..., None]
+    if pixels.shape[1] == 3 and pixels.shape[3] != 3:
+        return np.ascontiguousarray(np.moveaxis(pixels, 1, 3))
+    return pixels
 
 
 def _class_names(dataset: Any) -> list[str] | None:

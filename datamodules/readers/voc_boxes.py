@@ -9,12 +9,12 @@ from typing import Literal
 from xml.etree import ElementTree
 
 import numpy as np
+import numpy.typing as npt
 
 from datamodules.annotations.records import Listing, Record, sort_classes, split_name
 from datamodules.common.errors import UserError, did_you_mean
-from datamodules.decoding.files import IMAGE_SUFFIXES
-
-CLASSES_FILE = "classes.txt"  # one name a line, in the order of the class ids; VOC itself has no such file
+from datamodules.decoding.files import is_image_name
+from datamodules.readers.class_files import read_class_file
 
 Difficult = Literal["ignore", "keep", "drop"]
 
@@ -59,8 +59,8 @@ def read_voc_boxes(
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"VOC folder '{root}' does not exist (looked in {Path.cwd()}).")
-    if class_names is None and (root / CLASSES_FILE).is_file():
-        class_names = [n.strip() for n in (root / CLASSES_FILE).read_text("utf-8").splitlines() if n.strip()]
+    if class_names is None:
+        class_names = read_class_file(root)
     found = _devkit(root) if (root / "Annotations").is_dir() else _beside(root)
 
     def read(item: tuple[Path, str, str | None]) -> tuple[Record, list[str]]:
@@ -71,16 +71,21 @@ def read_voc_boxes(
     names = class_names if class_names is not None else sort_classes(n for _, objects in parts for n in objects)
     if not names:
         raise UserError(f"None of the {len(parts)} XML files of '{root}' has an object; there is no class to learn.")
-    index = {name: i for i, name in enumerate(names)}
     for record, objects in parts:
-        if not index.keys() >= set(objects):
-            i, name = next((i, n) for i, n in enumerate(objects) if n not in index)
+        record["labels"] = _numbers(record, objects, names)
+    return Listing([record for record, _ in parts], list(names))
+
+
+def _numbers(record: Record, objects: list[str], names: list[str]) -> npt.NDArray[np.int64]:
+    """The classes of a record's objects."""
+    index = {name: i for i, name in enumerate(names)}
+    for number, name in zip(record["annotation_ids"].tolist(), objects, strict=True):
+        if name not in index:
             raise UserError(
-                f"{record['annotation_file']}, object {int(record['annotation_ids'][i])}: class '{name}' is none of"
+                f"{record['annotation_file']}, object {number}: class '{name}' is none of"
                 f" {', '.join(names)}.{did_you_mean(name, names)} Add it to the class names, or correct it."
             )
-        record["labels"] = np.array([index[n] for n in objects], np.int64)
-    return Listing([record for record, _ in parts], list(names))
+    return np.array([index[name] for name in objects], np.int64)
 
 
 def _devkit(root: Path) -> list[tuple[Path, str, str | None]]:
@@ -91,26 +96,8 @@ def _devkit(root: Path) -> list[tuple[Path, str, str | None]]:
     images = _images(folder)
     xmls = {name.removesuffix(".xml") for name in os.listdir(root / "Annotations") if name.endswith(".xml")}
     lists = {name: root / "ImageSets" / "Main" / f"{name}.txt" for name in ("train", "val", "test", "trainval")}
-    splits: dict[str, str | None] = {}
-    for name, file in lists.items():
-        if not file.is_file():
-            continue
-        for line, text in enumerate(file.read_text("utf-8").splitlines(), 1):
-            if not text.strip():
-                continue
-            stem = text.strip() if text.strip() in xmls else text.split()[0]  # lists of one class have a flag behind
-            if name == "trainval":
-                splits.setdefault(stem, None)
-                continue
-            if (other := splits.setdefault(stem, name)) != name:
-                raise UserError(f"{file}, line {line}: '{stem}' is in {other}.txt, too; remove it from one of them.")
-            if stem not in xmls:
-                raise UserError(
-                    f"{file}, line {line}: there is no '{root / 'Annotations' / stem}.xml'. Write one (without objects,"
-                    " if nothing is on the image), or remove the line."
-                )
-    if not any(file.is_file() for file in lists.values()):
-        splits = dict.fromkeys(sorted(xmls))
+    lists = {name: file for name, file in lists.items() if file.is_file()}
+    splits = _listed(root, lists, xmls) if lists else dict.fromkeys(sorted(xmls))
     if not splits:
         raise UserError(f"'{root}' names no images: fill ImageSets/Main/train.txt, or put XML files into Annotations.")
     out = []
@@ -118,6 +105,28 @@ def _devkit(root: Path) -> list[tuple[Path, str, str | None]]:
         xml = root / "Annotations" / f"{stem}.xml"
         out.append((xml, _image_of(xml, stem, images, folder), split))
     return out
+
+
+def _listed(root: Path, lists: dict[str, Path], xmls: set[str]) -> dict[str, str | None]:
+    """Stem -> split of what the lists name; None for what only ``trainval`` names, which comes last."""
+    splits: dict[str, str | None] = {}
+    for name, file in lists.items():
+        for line, text in enumerate(file.read_text("utf-8").splitlines(), 1):
+            if not text.strip():
+                continue
+            stem = text.strip() if text.strip() in xmls else text.split()[0]  # lists of one class have a flag behind
+            if name == "trainval":
+                splits.setdefault(stem, None)
+                continue
+            other = splits.setdefault(stem, name)
+            if other != name:
+                raise UserError(f"{file}, line {line}: '{stem}' is in {other}.txt, too; remove it from one of them.")
+            if stem not in xmls:
+                raise UserError(
+                    f"{file}, line {line}: there is no '{root / 'Annotations' / stem}.xml'. Write one (without objects,"
+                    " if nothing is on the image), or remove the line."
+                )
+    return splits
 
 
 def _beside(root: Path) -> list[tuple[Path, str, str | None]]:
@@ -145,7 +154,7 @@ def _images(folder: Path) -> dict[str, list[str]]:
     """Stem -> image files of that name."""
     images: dict[str, list[str]] = {}
     for name in sorted(os.listdir(folder)):
-        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+        if is_image_name(name):
             images.setdefault(os.path.splitext(name)[0], []).append(name)
     return images
 
@@ -170,7 +179,7 @@ def _parse(xml: Path) -> ElementTree.Element:
     except FileNotFoundError as error:
         raise UserError(f"'{xml}' does not exist, but a list in ImageSets/Main names it.") from error
     except (ElementTree.ParseError, UnicodeDecodeError) as error:
-        raise UserError(f"'{xml}' cannot be read as XML ({error}). Mend or write it again.") from error
+        raise UserError(f"'{xml}' cannot be read as XML ({error}). Correct or write it again.") from error
 
 
 def _read_xml(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datamodules.annotations.records import Listing, Record
 from datamodules.common.errors import UserError
-from datamodules.readers.pairs import pair_files, stems
+from datamodules.readers.pairing import pair_files, stems
 
 VOC_CLASSES = [
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -38,33 +38,51 @@ def read_voc_masks(root: str | Path) -> Listing:
     """
     root = Path(root)
     images, masks = stems(root / _IMAGES), stems(root / _MASKS)
-    lists = {p.stem: p for p in sorted((root / _LISTS).glob("*.txt"))}
-    splits: list[str] = [split for split in ("train", "val", "test") if split in lists]
-    records: list[Record] = []
-    if not lists:
+    lists = {path.stem: path for path in sorted((root / _LISTS).glob("*.txt"))}
+    if lists:
+        records = _listed_records(root, lists, images, masks)
+    else:
         with_mask = {name: path for name, path in images.items() if name in masks}
         pairs = pair_files(with_mask, masks, f"'{root / _IMAGES}' and '{root / _MASKS}'")
-        records = [{"image": images[n], "path": images[n], "mask": masks[m], "split": None} for n, m in pairs.items()]
-    owner: dict[str, Path] = {}
-    for name in splits or sorted(lists):
-        for line in lists[name].read_text().split("\n"):
-            if not line.strip():
-                continue
-            stem = line.split()[0]
-            if stem in owner:
-                if splits:
-                    raise UserError(f"'{stem}' is in '{owner[stem]}' and in '{lists[name]}'; remove it from one.")
-                continue
-            owner[stem] = lists[name]
-            for found, folder in ((images, _IMAGES), (masks, _MASKS)):
-                if stem not in found:
-                    raise UserError(
-                        f"'{lists[name]}' lists '{stem}', but '{root / folder}' has no file of that name. Add it, or"
-                        " take the line out of the list."
-                    )
-            split = name if splits else None
-            records.append({"image": images[stem], "path": images[stem], "mask": masks[stem], "split": split})
+        records = [_record(images[image], masks[mask], None) for image, mask in pairs.items()]
     if not records:
         raise UserError(f"The lists in '{root / _LISTS}' name no images.")
-    is_original = all(_VOC_NAME.fullmatch(Path(r["path"]).stem) for r in records)
+    is_original = all(_VOC_NAME.fullmatch(Path(record["path"]).stem) for record in records)
     return Listing(records, list(VOC_CLASSES) if is_original else [])
+
+
+def _record(image: str, mask: str, split: str | None) -> Record:
+    return {"image": image, "path": image, "mask": mask, "split": split}
+
+
+def _listed_records(root: Path, lists: dict[str, Path], images: dict[str, str], masks: dict[str, str]) -> list[Record]:
+    """What the lists name; only those of splits where there are some."""
+    splits: list[str] = [split for split in ("train", "val", "test") if split in lists]
+    records: list[Record] = []
+    owner: dict[str, Path] = {}
+    for name in splits or sorted(lists):
+        file = lists[name]
+        for stem in _ids(file):
+            if stem in owner and splits:
+                raise UserError(f"'{stem}' is in '{owner[stem]}' and in '{file}'; remove it from one.")
+            if stem in owner:
+                continue
+            owner[stem] = file
+            _check_files(stem, file, {root / _IMAGES: images, root / _MASKS: masks})
+            records.append(_record(images[stem], masks[stem], name if splits else None))
+    return records
+
+
+def _ids(file: Path) -> list[str]:
+    """The first word of each line."""
+    return [line.split()[0] for line in file.read_text().split("\n") if line.strip()]
+
+
+def _check_files(stem: str, file: Path, folders: dict[Path, dict[str, str]]) -> None:
+    """Refuse an id without an image or without a mask."""
+    for folder, found in folders.items():
+        if stem not in found:
+            raise UserError(
+                f"'{file}' lists '{stem}', but '{folder}' has no file of that name. Add it, or take the line out of the"
+                " list."
+            )

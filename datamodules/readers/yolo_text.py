@@ -1,4 +1,4 @@
-"""YOLO text: a file of normalised boxes or polygons for each image, and the YAML that names sets and classes."""
+"""YOLO text: a file of normalized boxes or polygons for each image, and the YAML that names sets and classes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from datamodules.common import rle
 from datamodules.common.errors import UserError
 from datamodules.decoding.files import IMAGE_SUFFIXES, find_images
 from datamodules.decoding.sizes import image_size
+from datamodules.readers.class_files import CLASSES_FILE, read_class_file
 
 _YAMLS = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
-_CLASS_LISTS = ("classes.txt", "obj.names")
+_CLASS_LISTS = (CLASSES_FILE, "obj.names")
 _MOST_CLASSES = 1_000_000
-_WHOLE = 2.0  # a normalised coordinate beyond this is no rounding: the file holds pixels
+_WHOLE = 2.0  # a normalized coordinate beyond this is no rounding: the file holds pixels
 
 Sets = list[tuple[list[str], str | None]]  # images and their split
 
@@ -30,8 +31,8 @@ def read_yolo(source: str | Path, class_names: list[str] | None = None) -> Listi
     """Read YOLO's text labels; records as in ``datamodules.readers.coco``.
 
     A line is ``class cx cy width height``, a box, or ``class x1 y1 x2 y2 x3 y3 ...``, a polygon with at least three
-    corners; all but the class are parts of the image's width and height. The labels of ``.../images/a/b.jpg`` are in
-    ``.../labels/a/b.txt`` (the last folder named ``images`` counts), or beside the image where no folder has that
+    corners; all but the class are fractions of the image's width and height. The labels of ``.../images/a/b.jpg`` are
+    in ``.../labels/a/b.txt`` (the last folder named ``images`` counts), or beside the image where no folder has that
     name. An empty or missing label file means an image without objects. Sizes come from the images' headers, EXIF
     orientation included.
 
@@ -55,28 +56,37 @@ def read_yolo(source: str | Path, class_names: list[str] | None = None) -> Listi
     source = Path(source)
     if not source.exists():
         raise UserError(f"YOLO data '{source}' does not exist (looked in {Path.cwd()}).")
-    file = source if source.is_file() else next((f for y in _YAMLS if (f := source / y).is_file()), None)
+    file = _yaml_of(source)
     names: dict[int, str] | None = None
     if file is not None:
         sets, names = _dataset(file)
     else:
         sets = _folders(source)
-        for name in _CLASS_LISTS:
-            if class_names is None and (source / name).is_file():
-                class_names = [n.strip() for n in (source / name).read_text("utf-8").splitlines() if n.strip()]
+        class_names = class_names if class_names is not None else read_class_file(source, _CLASS_LISTS)
     if class_names is not None and (names is None or [names[i] for i in sorted(names)] != class_names):
         names = dict(enumerate(class_names))  # the same names as in the YAML keep its numbers, which may have gaps
     _refuse_repeats(sets)
     jobs = [(image, split) for images, split in sets for image in images]
     with ThreadPoolExecutor(8) as pool:
         records = list(pool.map(lambda job: _read_image(*job), jobs))
-    if names is None:
-        highest = max((int(r["labels"].max()) for r in records if len(r["labels"])), default=-1)
-        if highest < 0:
-            raise UserError(f"'{source}' names no classes and its label files hold no objects.")
-        names = {i: str(i) for i in range(highest + 1)}
+    names = names if names is not None else _numbered(source, records)
     _map_classes(records, names, file)
     return Listing(records, [names[i] for i in sorted(names)])
+
+
+def _yaml_of(source: Path) -> Path | None:
+    """The YAML file that a source is, or that its folder has."""
+    if source.is_file():
+        return source
+    return next((source / name for name in _YAMLS if (source / name).is_file()), None)
+
+
+def _numbered(source: Path, records: list[Record]) -> dict[int, str]:
+    """Classes named by their numbers, up to the highest that occurs."""
+    highest = max((int(record["labels"].max()) for record in records if len(record["labels"])), default=-1)
+    if highest < 0:
+        raise UserError(f"'{source}' names no classes and its label files hold no objects.")
+    return {i: str(i) for i in range(highest + 1)}
 
 
 def label_file(image: str) -> str:
@@ -137,39 +147,55 @@ def _images(file: Path, split: str, root: Path, place: str) -> list[str]:
     if path.is_dir():
         return find_images(path)
     if path.is_file() and path.suffix.lower() == ".txt":
-        out = []
-        for line, text in enumerate(path.read_text("utf-8").splitlines(), 1):
-            if not text.strip():
-                continue
-            image = next((i for i in (root / text.strip(), path.parent / text.strip()) if i.is_file()), None)
-            if image is None:
-                raise UserError(f"{path}, line {line}: image '{text.strip()}' does not exist (from {root}).")
-            out.append(os.path.normpath(image))
-        return out
+        return _listed_images(path, root)
     raise UserError(
         f"'{file}': {split} is '{place}', and '{path}' is no folder and no .txt list. Relative paths start at"
         f" {'path' if root != file.parent else 'the YAML file'}: {root}."
     )
 
 
+def _listed_images(file: Path, root: Path) -> list[str]:
+    """The images of a text file, one path a line, from ``root`` or the file's own folder."""
+    found = []
+    for line, text in enumerate(file.read_text("utf-8").splitlines(), 1):
+        name = text.strip()
+        if not name:
+            continue
+        image = next((path for path in (root / name, file.parent / name) if path.is_file()), None)
+        if image is None:
+            raise UserError(f"{file}, line {line}: image '{name}' does not exist (from {root}).")
+        found.append(os.path.normpath(image))
+    return found
+
+
 def _folders(root: Path) -> Sets:
-    sets: Sets = []
-    for above in (root / "images", root):
-        found = {f: split_name(f.name) for f in sorted(above.iterdir()) if f.is_dir()} if above.is_dir() else {}
-        for folder, split in found.items():
-            images = folder / "images" if above == root else folder
-            if split is not None and images.is_dir():
-                sets.append((find_images(images), split))
-        if sets:
-            return sorted(sets, key=lambda s: ("train", "val", "test").index(s[1] or "train"))
+    """The images of a folder without a YAML file."""
+    folders = _split_folders(root / "images", "") or _split_folders(root, "images")
+    if folders:
+        order = ("train", "val", "test")
+        folders.sort(key=lambda found: order.index(found[0]))
+        return [(find_images(images), split) for split, images in folders]
     if (root / "images").is_dir():
         return [(find_images(root / "images"), None)]
-    loose = [f for f in sorted(os.listdir(root)) if f.lower().endswith(IMAGE_SUFFIXES)]
-    if loose and any(os.path.isfile(label_file(str(root / f))) for f in loose):
-        return [([str(root / f) for f in loose], None)]
+    loose = [str(root / name) for name in sorted(os.listdir(root)) if name.lower().endswith(IMAGE_SUFFIXES)]
+    if any(os.path.isfile(label_file(image)) for image in loose):
+        return [(loose, None)]
     raise UserError(
         f"'{root}' holds no YOLO data: expected a data.yaml, images/train and labels/train, or images and labels."
     )
+
+
+def _split_folders(above: Path, below: str) -> list[tuple[str, Path]]:
+    """Splits and their folders of images: ``above/SPLIT/below``."""
+    found: list[tuple[str, Path]] = []
+    if not above.is_dir():
+        return found
+    for folder in sorted(above.iterdir()):
+        split = split_name(folder.name)
+        images = folder / below
+        if split is not None and images.is_dir():
+            found.append((split, images))
+    return found
 
 
 def _refuse_repeats(sets: Sets) -> None:
@@ -237,8 +263,8 @@ def _numbers(file: str, line: int, words: Sequence[str]) -> list[float]:
         raise UserError(f"{file}, line {line}: the class is {words[0]}; it must be an integer from 0 on.")
     if any(abs(value) > _WHOLE for value in values[1:]):
         raise UserError(
-            f"{file}, line {line}: {max(values[1:], key=abs):g} is no part of the image's size. Are the numbers pixels?"
-            " Divide x by the width, y by the height."
+            f"{file}, line {line}: {max(values[1:], key=abs):g} is no fraction of the image's size. Are the numbers"
+            " pixels? Divide x by the width, y by the height."
         )
     if len(values) > 5 and not all(map(math.isfinite, values)):
         raise UserError(f"{file}, line {line}: a corner of the polygon is NaN. Draw it again, or remove the line.")

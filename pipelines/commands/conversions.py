@@ -10,11 +10,11 @@ from typing import Any
 
 from datamodules.annotations.records import Record
 from datamodules.common.files import write_text
+from datamodules.readers.class_files import CLASSES_FILE
 from datamodules.splits import common_folder
 from pipelines.outputs.formats import coco, voc, yolo
 
 SPLITS = ("train", "val", "test")
-CLASSES_FILE = "classes.txt"
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Noisy student: labelling, selection, the loop over generations, and the account of its gain."""
+"""Noisy student: labeling, selection, the loop over generations, and the report of its gain."""

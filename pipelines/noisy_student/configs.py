@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.noisy_student.kinds import images
-from pipelines.noisy_student.kinds.protocol import Kind
-from pipelines.noisy_student.settings import Settings, Student, Teacher, trainer_of
+from pipelines.noisy_student.kinds.base import Kind
+from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings, trainer_of
 
 #: Arguments of a student that are noise; without noise they are 0.
 MODEL_NOISE = ("drop_rate", "drop_path_rate", "mixup", "cutmix", "erasing", "color_jitter")
@@ -20,8 +19,8 @@ COSMETIC = (
 )
 
 
-def labelled_data(settings: Settings, part: Teacher | Student, split_file: Path) -> dict[str, Any]:
-    """The labelled images of one training."""
+def labeled_data(settings: Settings, part: TeacherSettings | StudentSettings, split_file: Path) -> dict[str, Any]:
+    """The labeled images of one training."""
     data = copy.deepcopy(dict(settings.data))  # type: ignore[call-overload]
     arguments = {**data.get("init_args", {}), **part.data, "split_file": str(split_file)}
     return {"class_path": data["class_path"], "init_args": arguments}
@@ -32,7 +31,7 @@ def teacher_config(settings: Settings, split_file: Path, seed: int) -> dict[str,
     return {
         "seed_everything": seed,
         "model": settings.teacher.model,
-        "data": labelled_data(settings, settings.teacher, split_file),
+        "data": labeled_data(settings, settings.teacher, split_file),
         "trainer": trainer_of(settings, settings.teacher),
     }
 
@@ -40,7 +39,7 @@ def teacher_config(settings: Settings, split_file: Path, seed: int) -> dict[str,
 def student_config(
     settings: Settings,
     kind: Kind,
-    student: Student,
+    student: StudentSettings,
     split_file: Path,
     selected: Path | None,
     class_names: list[str],
@@ -55,15 +54,15 @@ def student_config(
         settings: The loop's.
         kind: The data's.
         student: The generation.
-        split_file: Splits of the labelled images.
+        split_file: Splits of the labeled images.
         selected: The file of pseudo-labels.
-        class_names: In the order of the labelled data.
+        class_names: In the order of the labeled data.
         steps_per_epoch: The same for a student and its controls.
         seed: The run's.
         noise: False removes all noise: from the model's arguments and the augmentation of both halves.
     """
     model: dict[str, Any] = copy.deepcopy(dict(student.model))  # type: ignore[call-overload]
-    labeled = labelled_data(settings, student, split_file)
+    labeled = labeled_data(settings, student, split_file)
     if not noise:
         arguments = model.setdefault("init_args", {})
         arguments.update({key: 0.0 for key in MODEL_NOISE if key in arguments})
@@ -71,12 +70,12 @@ def student_config(
     data: dict[str, Any] = {"labeled": labeled, "ratio": student.ratio, "steps_per_epoch": steps_per_epoch}
     if selected is not None:
         arguments = {k: v for k, v in labeled["init_args"].items() if k not in kind.SOURCE_ARGUMENTS}
-        arguments |= {"source": str(selected), **kind.unlabelled_arguments(class_names)}
+        arguments |= {"source": str(selected), **kind.unlabeled_arguments(class_names)}
         data["unlabeled"] = {"class_path": labeled["class_path"], "init_args": arguments}
     how = {k: getattr(student, k) for k in ("loss", "unlabeled_weight", "temperature", "smoothing")}
     if not noise:
         how["noise"] = False
-    how["labels"] = (student.labels if kind is images else None) or "soft"  # soft masks are so in their file
+    how["labels"] = (student.labels if kind.ONE_LABEL else None) or "soft"  # soft masks are so in their file
     return {
         "seed_everything": seed,
         "model": {"class_path": "NoisyStudent", "init_args": {"student": model, **how}},
@@ -86,13 +85,13 @@ def student_config(
 
 
 def outcome(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a command's config that its outcome depends on, without paths of files that go in by digest."""
-    part: dict[str, Any] = copy.deepcopy(dict(config))
-    arguments = part["data"]["init_args"]
-    for half in (part["data"], arguments.get("labeled"), arguments.get("unlabeled")):
+    """What of a command's config its outcome depends on, without paths of files, whose digests are inputs."""
+    kept: dict[str, Any] = copy.deepcopy(dict(config))
+    arguments = kept["data"]["init_args"]
+    for half in (kept["data"], arguments.get("labeled"), arguments.get("unlabeled")):
         if half is not None:
             half["init_args"].pop("split_file", None)
     if arguments.get("unlabeled") is not None:
         arguments["unlabeled"]["init_args"].pop("source")
-    part["trainer"] = {key: value for key, value in part["trainer"].items() if key not in COSMETIC}
-    return part
+    kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in COSMETIC}
+    return kept

@@ -21,41 +21,41 @@ table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .8em;border-botto
 td:first-child,th:first-child,td.t,th.t{text-align:left}img{max-width:100%}small{color:#666}"""
 
 
-def write_page(report: Path, page: Path) -> None:
+def write_page(file: Path, page: Path) -> None:
     """Write the page.
 
     Args:
-        report: ``report.json``; ``suspects.png`` is looked for beside it.
+        file: ``report.json``; ``suspects.png`` is looked for beside it.
         page: The file to write.
     """
-    account = json.loads(report.read_text(encoding="utf-8"))
-    seeds = len(account["seeds"])
+    report = json.loads(file.read_text(encoding="utf-8"))
+    seeds = len(report["seeds"])
     spread = f"{seeds} seeds" if seeds > 1 else "one seed: nothing is known of the spread between trainings"
     parts = [
-        "<h1>What the unlabelled images were worth</h1>",
-        f"<p>{html.escape(_titled(account['metric']))} on {account['images']} {account['split']} images;"
-        f" {account['labelled']} labelled and {account['pool']} unlabelled images; {spread}. Intervals hold 95 %: a"
+        "<h1>What the unlabeled images were worth</h1>",
+        f"<p>{html.escape(_titled(report['metric']))} on {report['images']} {report['split']} images;"
+        f" {report['labelled']} labeled and {report['pool']} unlabeled images; {spread}. Intervals hold 95 %: a"
         " bootstrap over images and seeds.</p>",
-        _img(_bars(account["rows"], account["metric"])),
-        _table(account["rows"], signed=False),
+        _img(_bars(report["rows"], report["metric"])),
+        _table(report["rows"], signed=False),
         "<h2>Where it comes from</h2>",
         "<p>Differences on the same images. One whose interval holds 0 is not shown to be real.</p>",
-        _table(account["differences"], signed=True),
+        _table(report["differences"], signed=True),
     ]
-    if len(account["differences"]) < 3:
-        parts.append("<p>Without <code>controls: true</code> the gain cannot be ascribed to the unlabelled images.</p>")
-    for other in account["other_metrics"]:
+    if len(report["differences"]) < 3:
+        parts.append("<p>Without <code>controls: true</code> the gain cannot be ascribed to the unlabeled images.</p>")
+    for other in report["other_metrics"]:
         parts += [f"<h2>By {html.escape(other['metric'])}</h2>", _table(other["rows"], signed=False)]
         parts += [_table(other["differences"], signed=True)]
-    generations = _generations(account["validation"], account["metric"])
+    generations = _generations(report["validation"], report["metric"])
     parts += ["<h2>Generations, on validation</h2>", _img(generations)]
-    parts += ["<h2>Pseudo-labels</h2>", _labels(account)]
-    sheet = report.with_name("suspects.png")
+    parts += ["<h2>Pseudo-labels</h2>", _labels(report)]
+    sheet = file.with_name("suspects.png")
     if sheet.is_file():
         parts += [
-            f"<h2>Labels most likely wrong (seed {account['seeds'][0]})</h2>",
+            f"<h2>Labels most likely wrong (seed {report['seeds'][0]})</h2>",
             "<p>Taught by the teacher, believed least by the last student"
-            f"{'.' if account['unit'] == 'labels' else '; left the taught one, right the student.'}</p>",
+            f"{'.' if report['unit'] == 'labels' else '; left the taught one, right the student.'}</p>",
             _img(np.asarray(Image.open(sheet))),
         ]
     body = "\n".join(parts)
@@ -81,13 +81,13 @@ def _table(rows: Sequence[dict[str, Any]], *, signed: bool) -> str:
     return f"<table>{head}{''.join(lines)}</table>"
 
 
-def _labels(account: dict[str, Any]) -> str:
+def _labels(report: dict[str, Any]) -> str:
     head = (
-        f"<tr><th>seed, generation</th><th>{account['unit']} kept</th><th>coverage</th><th>images taught</th>"
+        f"<tr><th>seed, generation</th><th>{report['unit']} kept</th><th>coverage</th><th>images taught</th>"
         "<th>precision of kept</th><th>of all</th><th class=t>left out</th></tr>"
     )
     lines = []
-    for seed, generations in zip(account["seeds"], account["pseudo_labels"], strict=True):
+    for seed, generations in zip(report["seeds"], report["pseudo_labels"], strict=True):
         for number, a in enumerate(generations, 1):
             precision, of_all = (_number(a.get(key)) for key in ("precision", "precision_of_all"))
             lines.append(
@@ -95,7 +95,7 @@ def _labels(account: dict[str, Any]) -> str:
                 f"<td>{a['images']}</td><td>{precision}</td><td>{of_all}</td>"
                 f"<td class=t>{html.escape(', '.join(a.get('left_out', [])))}</td></tr>"
             )
-    last = account["pseudo_labels"][0][-1]
+    last = report["pseudo_labels"][0][-1]
     known = "truth_of_taught" in last
     skew = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{last['labelled_as'][name]}</td><td>{last['kept_as'][name]}</td>"
@@ -104,8 +104,8 @@ def _labels(account: dict[str, Any]) -> str:
         for name in last["labelled_as"]
     )
     return (
-        f"<table>{head}{''.join(lines)}</table><p>Classes of the last generation, seed {account['seeds'][0]}:</p>"
-        "<table><tr><th>class</th><th>labelled as</th><th>kept</th><th>taught</th><th>truly</th><th>precision</th></tr>"
+        f"<table>{head}{''.join(lines)}</table><p>Classes of the last generation, seed {report['seeds'][0]}:</p>"
+        "<table><tr><th>class</th><th>labeled as</th><th>kept</th><th>taught</th><th>truly</th><th>precision</th></tr>"
         f"{skew}</table>"
     )
 

@@ -23,8 +23,3 @@ def resolved(name: str, file: Path) -> str:
     """The absolute path behind ``listed``."""
     path = os.path.normpath(os.path.join(os.path.abspath(file.parent), name))
     return path if os.path.exists(path) else name
-
-
-def beside(file: Path) -> Path:
-    """A name to write to before the file is replaced."""
-    return file.with_name(f".{file.name}.{os.getpid()}")

@@ -1,27 +1,27 @@
-"""The account: what each model reached, and what of it came from size, unlabelled data, noise and iteration."""
+"""The report: what each model reached, and what of it came from size, unlabeled data, noise and iteration."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.base import DataModule
+from datamodules.common.files import read_json, write_json
 from datamodules.unlabeled import pool_records
-from pipelines.noisy_student import stages
-from pipelines.noisy_student.kinds.protocol import Kind, kind_of
-from pipelines.noisy_student.manifest import Outputs, digest_of_values, read_json, say, write_json
+from pipelines.noisy_student.data_stage import read_truth
+from pipelines.noisy_student.kinds.base import Kind
+from pipelines.noisy_student.kinds.registry import kind_of
+from pipelines.noisy_student.manifest import digest_of_values, say
 from pipelines.noisy_student.page import write_page
+from pipelines.noisy_student.results import REPORT, SeedRun
 from pipelines.noisy_student.settings import Settings
 from pipelines.outputs.sheets import contact_sheet
 from pipelines.statistics import Sampled, interval, sampled
-
-if TYPE_CHECKING:
-    from pipelines.noisy_student.loop import SeedRun
 
 SUSPECTS = 40  # on the sheet
 WHAT = {
@@ -30,10 +30,10 @@ WHAT = {
     "labels_only": "control: the last student's net, noise and number of steps, labels only",
     "no_noise": "control: the last student without noise, the same steps and pseudo-labels",
 }
-# Difference -> (minuend, subtrahend, what it says).
+# Difference -> (minuend, subtrahend, what it means).
 DIFFERENCES = {
     "gain": ("last", "teacher", "all of it: the last student over the teacher"),
-    "unlabelled data": ("last", "labels_only", "the last student over the same net and noise on labels only"),
+    "unlabeled data": ("last", "labels_only", "the last student over the same net and noise on labels only"),
     "noise": ("last", "no_noise", "the last student over the one without noise"),
     "size, noise, steps": ("labels_only", "teacher", "the student's net and training over the teacher's, labels only"),
     "iterations": ("last", "student1", "the last student over the first"),
@@ -46,20 +46,14 @@ def write_report(root: Path, settings: Settings, data: DataModule, runs: list[Se
     Args:
         root: The loop's run directory.
         settings: The loop's.
-        data: The labelled data.
+        data: The labeled data.
         runs: What each seed left.
     """
     kind = kind_of(data)
-    truths = [stages.read_truth(run.data["truth"].path) for run in runs]
+    truths = [read_truth(run.data["truth"].path) for run in runs]
     split = "test" if truths[0]["test"] else "val"
-    files = {name: [_outputs(run, name)[split].path for run in runs] for name in _common_names(runs)}
-    files["last"] = [_last(run)[split].path for run in runs]
-    known = [truth[split] for truth in truths]
-    found = {name: _sampled(kind, of_seeds, known) for name, of_seeds in files.items()}
-    tables = [_tables(metric, found, runs) for metric in found["last"]]
     report = {
-        **tables[0],
-        "other_metrics": tables[1:],
+        **_scores(kind, runs, split, [truth[split] for truth in truths]),
         "unit": kind.UNIT,
         "split": split,
         "images": len(truths[0][split]),
@@ -67,10 +61,10 @@ def write_report(root: Path, settings: Settings, data: DataModule, runs: list[Se
         "pool": len(truths[0]["pool"]),
         "seeds": [run.seed for run in runs],
         "generations": [len(run.selections) for run in runs],
-        "best_generation_on_validation": [run.final for run in runs],
+        "best_generation_on_validation": [run.best for run in runs],
         "validation": [{model.name: model.score for model in run.models} for run in runs],
-        "pseudo_labels": [[read_json(s["account"].path) for s in run.selections] for run in runs],
-        "suspects": _suspects(root, kind, data, runs[0], truths[0]),
+        "pseudo_labels": [[read_json(outputs[REPORT].path) for outputs in run.selections] for run in runs],
+        "suspects": _doubtful(root, kind, data, runs[0], truths[0]),
         "seconds": [_seconds(root / f"seed{run.seed}") for run in runs],
     }
     write_json(root / "report.json", report)
@@ -78,6 +72,15 @@ def write_report(root: Path, settings: Settings, data: DataModule, runs: list[Se
     _to_wandb(root, settings, report)
     for row in [*report["rows"], *report["differences"]]:
         say(f"{row['name']:<20} {row['mean']:+.4f}  [{row['low']:+.4f}, {row['high']:+.4f}]")
+
+
+def _scores(kind: Kind, runs: list[SeedRun], split: str, truths: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Tables of what the models reached, by the main metric and by others."""
+    files = {name: [run.model(name).outputs[split].path for run in runs] for name in _common_names(runs)}
+    files["last"] = [run.last.outputs[split].path for run in runs]
+    found = {name: _sampled(kind, of_seeds, truths) for name, of_seeds in files.items()}
+    first, *others = [_tables(metric, found, runs) for metric in found["last"]]
+    return {**first, "other_metrics": others}
 
 
 def _tables(metric: str, found: Mapping[str, Mapping[str, Sampled]], runs: list[SeedRun]) -> dict[str, Any]:
@@ -114,25 +117,17 @@ def _common_names(runs: list[SeedRun]) -> list[str]:
     return [name for name in names if all(name in [m.name for m in run.models] for run in runs)]
 
 
-def _outputs(run: SeedRun, name: str) -> Outputs:
-    return next(model.outputs for model in run.models if model.name == name)
-
-
-def _last(run: SeedRun) -> Outputs:
-    return run.models[len(run.selections)].outputs
-
-
 def _what(name: str) -> str:
     return WHAT.get(name) or f"noisy student of generation {name.removeprefix('student')}"
 
 
-def _suspects(root: Path, kind: Kind, data: DataModule, run: SeedRun, truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """Taught labels that the last student believes least, the most doubtful first; and their pictures as a sheet."""
-    selected, judged = run.selections[-1]["selected"].path, run.relabelled["labels"].path
+def _doubtful(root: Path, kind: Kind, data: DataModule, run: SeedRun, truth: dict[str, Any]) -> list[dict[str, Any]]:
+    """Taught labels that the last student believes least, the most doubtful first; and a sheet of them."""
+    selected, relabeled = run.selections[-1]["selected"].path, run.relabeled["labels"].path
     pool = pool_records(run.data["pool"].path)
-    found, pictures, captions = kind.suspects(selected, judged, pool, truth, data, SUSPECTS)
-    contact_sheet(pictures, captions, root / "suspects.png", tile=kind.TILE)
-    return found
+    doubtful = kind.doubtful(selected, relabeled, pool, truth, data, SUSPECTS)
+    contact_sheet(doubtful.pictures, doubtful.captions, root / "suspects.png", tile=kind.TILE)
+    return doubtful.found
 
 
 def _seconds(directory: Path) -> dict[str, float]:
@@ -161,7 +156,7 @@ def _to_wandb(root: Path, settings: Settings, report: dict[str, Any]) -> None:
         return
     columns = ["name", "what", "mean", "sd", "low", "high", "t_low", "t_high"]
     table = [[row[c] for c in columns] for row in [*report["rows"], *report["differences"]]]
-    log_table([logger], "noisy_student/account", columns, table, 0)
+    log_table([logger], "noisy_student/report", columns, table, 0)
     log_image([logger], "noisy_student/suspects", root / "suspects.png", 0)
     logger.finish()
     marker.write_text(told)

@@ -101,19 +101,17 @@ def _number_cells(axes: Axes, counts: NDArray[Any], fractions: NDArray[Any]) -> 
         axes.text(column, row, text, ha="center", va="center", fontsize=9 if digits < 4 else 7, color=color)
 
 
-def reliability_diagram(
-    confidence: ArrayLike, accuracy: ArrayLike, counts: ArrayLike, error: float | None = None
-) -> Picture:
+def reliability_diagram(confidence: ArrayLike, accuracy: ArrayLike, counts: ArrayLike) -> Picture:
     """Draw how far the stated probabilities can be trusted (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 
     Args:
         confidence: Mean probability of the predicted class in each of B equal bins of [0, 1]; of empty bins, anything.
         accuracy: Fraction of correct answers in each bin.
         counts: Samples in each bin.
-        error: Expected calibration error, shown in the title; computed from the bins by default.
 
     Returns:
-        uint8 (H, W, 3): accuracy over confidence above, fraction of samples below.
+        uint8 (H, W, 3): accuracy over confidence above, with the expected calibration error in the title; the fraction
+        of samples below.
 
     Raises:
         ValueError: If the three are not of one length.
@@ -125,8 +123,7 @@ def reliability_diagram(
         )
     used = number > 0
     weight = number / max(1.0, number.sum())
-    if error is None:
-        error = float(np.sum(weight[used] * np.abs(stated[used] - right[used])))
+    error = float(np.sum(weight[used] * np.abs(stated[used] - right[used])))
     figure = new_figure(4.6, 5.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     edges = np.linspace(0, 1, len(stated) + 1)
@@ -143,13 +140,12 @@ def reliability_diagram(
     return rendered(figure, tight=True)
 
 
-def iou_bars(values: ArrayLike, class_names: Sequence[str], title: str | None = None) -> Picture:
+def iou_bars(values: ArrayLike, class_names: Sequence[str]) -> Picture:
     """Draw one bar a class, the best class on top.
 
     Args:
         values: Intersection over union of each class (K,), in [0, 1]; NaN for classes that do not occur.
         class_names: K names.
-        title: Text above; the mean over the classes that occur by default.
 
     Returns:
         uint8 (H, W, 3). Classes that do not occur are grayed, at the bottom; names are thinned beyond 240.
@@ -180,7 +176,7 @@ def iou_bars(values: ArrayLike, class_names: Sequence[str], title: str | None = 
     occur = int((~absent).sum())
     mean = float(iou[~absent].mean()) if occur else math.nan
     axes.axvline(mean, color="#e45756", linestyle="--", linewidth=1)
-    axes.set_title(title or f"mean IoU {mean:.3f} of {occur} classes", fontsize=10)
+    axes.set_title(f"mean IoU {mean:.3f} of {occur} classes", fontsize=10)
     return rendered(figure, tight=True)
 
 

@@ -199,7 +199,7 @@ def _intact(path: str | os.PathLike[str]) -> bool:
 
 
 def _warn_unreadable(path: Path, reason: str) -> None:
-    warnings.warn(f"{path} cannot be read and is passed over ({reason})", stacklevel=3)
+    warnings.warn(f"{path} cannot be read and is skipped ({reason})", stacklevel=3)
 
 
 def _is_remote(path: str | os.PathLike[str]) -> bool:
@@ -234,7 +234,7 @@ def _alive(pid: int) -> bool:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make a rename survive a power cut."""
+    """Make a rename survive a power failure."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -255,5 +255,5 @@ def read_checkpoint_config(path: Path) -> dict[str, Any]:
 
 
 def global_step_of(path: Path) -> int:
-    """Optimiser steps that were taken when a checkpoint was written."""
+    """Optimizer steps that were taken when a checkpoint was written."""
     return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])

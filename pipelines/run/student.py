@@ -12,12 +12,12 @@ from pipelines.run.checkpoints import AtomicCheckpointIO
 from pipelines.run.directory import run_config
 from tasks.noisy_student import NoisyStudent
 
-#: What a checkpoint needs to be tested, to predict and to teach; the optimiser's state is not among it.
+#: What a checkpoint needs to be tested, to predict and to teach; the optimizer's state is not among it.
 KEPT = ("state_dict", "hyper_parameters", "config", "epoch", "global_step", "pytorch-lightning_version", "task_state")
 
 
 def task_config(config: dict[str, Any], model: Any, datamodule: Any) -> dict[str, Any]:
-    """The config of the student and its labelled data alone, which a noisy student's checkpoints carry.
+    """The config of the student and its labeled data alone, which a noisy student's checkpoints carry.
 
     Args:
         config: The run's, as resolved; returned as it is where it is no noisy student's.

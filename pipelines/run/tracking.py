@@ -95,9 +95,7 @@ def _mode_of_environment() -> Mode:
     return modes[asked]
 
 
-def log_image(
-    loggers: Sequence[Logger], key: str, image: str | Path | np.ndarray[Any, Any], step: int, caption: str | None = None
-) -> None:
+def log_image(loggers: Sequence[Logger], key: str, image: str | Path | np.ndarray[Any, Any], step: int) -> None:
     """Show a picture in Weights & Biases; does nothing for other loggers.
 
     Args:
@@ -105,13 +103,12 @@ def log_image(
         key: Name, as ``val/confusion_matrix``.
         image: PNG file, or uint8 (H, W, 3) or (H, W).
         step: Optimizer step.
-        caption: Text below the picture.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             import wandb
 
-            picture = wandb.Image(os.fspath(image) if isinstance(image, str | Path) else image, caption=caption)
+            picture = wandb.Image(os.fspath(image) if isinstance(image, str | Path) else image)
             logger.log_metrics({key: picture}, step)
 
 

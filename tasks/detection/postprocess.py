@@ -9,15 +9,16 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from datamodules.common.geometry import boxes_to_original
+from tasks.detection.detectors.anchors import sides_of
 from tasks.detection.detectors.protocol import Found
 from tasks.detection.detectors.selection import LEAST_SIDE
 
 Finder = Callable[[Tensor], list[Found]]
 """Images (B, C, H, W) to what is found on each, in their own pixels, the best first."""
 
-#: Pixels from a window's inner border up to which a box counts as cut by it.
-CUT_MARGIN = 2.0
-#: Part of a cut box that a box of the same class from another window must cover to take its place.
+#: Pixels from a window's inner border up to which a box counts as truncated by it.
+BORDER_MARGIN = 2.0
+#: Fraction of a truncated box that a box of the same class from another window must cover to take its place.
 COVERED = 0.5
 #: Windows in one forward pass.
 WINDOWS = 4
@@ -43,9 +44,9 @@ def boxes_in_original(found: Found, geometry: Tensor) -> Found:
 def found_by_tiles(finder: Finder, image: Tensor, windows: Tensor, *, nms_iou: float, max_detections: int) -> Found:
     """What is found on a picture that is looked at window by window.
 
-    Boxes of all windows pass one suppression within each class. A box that ends at a window's inner border is a part
-    of an object; it is dropped where a box of its class from another window covers at least half of it. So windows
-    should overlap by the size of the largest objects; what is larger is found in parts.
+    Boxes of all windows pass one suppression within each class. A box that ends at a window's inner border is
+    truncated; it is dropped where a box of its class from another window covers at least half of it. So windows
+    should overlap by the size of the largest objects; what is larger is found in pieces.
 
     Args:
         finder: The net.
@@ -58,21 +59,22 @@ def found_by_tiles(finder: Finder, image: Tensor, windows: Tensor, *, nms_iou: f
         See `Found`; boxes in the picture's pixels.
     """
     height, width = image.shape[1:]
-    parts: list[Found] = []
+    of_windows: list[Found] = []
     places: list[Tensor] = []
     for window, found in _by_window(finder, image, windows.tolist()):
         top, left, bottom, right = window
         boxes = found["boxes"]
         inner = boxes.new_tensor([left > 0, top > 0, right < width, bottom < height])
-        near = torch.stack([boxes[:, 0], boxes[:, 1], (right - left) - boxes[:, 2], (bottom - top) - boxes[:, 3]], 1)
-        cut = ((near < CUT_MARGIN) & inner.bool()).any(1)
-        parts.append({**found, "boxes": boxes + boxes.new_tensor([left, top, left, top]), "cut": cut})
+        far = boxes.new_tensor([right - left, bottom - top])
+        near = torch.cat([boxes[:, :2], far - boxes[:, 2:]], 1)  # distances from the left, top, right and bottom
+        truncated = ((near < BORDER_MARGIN) & inner.bool()).any(1)
+        of_windows.append({**found, "boxes": boxes + boxes.new_tensor([left, top, left, top]), "truncated": truncated})
         places.append(torch.full_like(found["labels"], len(places)))
-    whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    whole = {key: torch.cat([part[key] for part in of_windows]) for key in of_windows[0]}
     whole["window"] = torch.cat(places)
     whole = take(whole, batched_nms(whole["boxes"], whole["scores"], whole["labels"], nms_iou))
     whole = take(whole, ~_covered(whole))
-    return {k: v[:max_detections] for k, v in whole.items() if k not in ("cut", "window")}
+    return {k: v[:max_detections] for k, v in whole.items() if k not in ("truncated", "window")}
 
 
 def _by_window(finder: Finder, image: Tensor, windows: Sequence[Sequence[int]]) -> list[tuple[Sequence[int], Found]]:
@@ -88,20 +90,18 @@ def _by_window(finder: Finder, image: Tensor, windows: Sequence[Sequence[int]]) 
 
 
 def _covered(found: Found) -> Tensor:
-    """Cut boxes that are part of another window's box of the same class: bool (n,)."""
-    cut = found["cut"].nonzero().squeeze(1)
-    covered = torch.zeros_like(found["cut"])
-    if not len(cut):
+    """Truncated boxes of which another window has more: bool (n,)."""
+    truncated = found["truncated"].nonzero().squeeze(1)
+    covered = torch.zeros_like(found["truncated"])
+    if not len(truncated):
         return covered
-    boxes = found["boxes"]
-    mine = boxes[cut].unsqueeze(1)
-    inner = torch.minimum(mine[..., 2:], boxes[:, 2:]) - torch.maximum(mine[..., :2], boxes[:, :2])
-    part = inner.clamp(min=0).prod(-1) / (mine[..., 2:] - mine[..., :2]).prod(-1).clamp(min=1e-9)
-    other = (found["window"][cut].unsqueeze(1) != found["window"]) & (
-        found["labels"][cut].unsqueeze(1) == found["labels"]
-    )
-    # Of two cut parts of one object the larger one stays.
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    larger = ~found["cut"] | (areas > areas[cut].unsqueeze(1))
-    covered[cut] = ((part >= COVERED) & other & larger).any(1)
+    boxes, areas = found["boxes"], sides_of(found["boxes"]).prod(1)
+    mine, area = boxes[truncated].unsqueeze(1), areas[truncated].unsqueeze(1)
+    shared = torch.minimum(mine[..., 2:], boxes[:, 2:]) - torch.maximum(mine[..., :2], boxes[:, :2])
+    fraction = shared.clamp(min=0).prod(-1) / area.clamp(min=1e-9)
+    other_window = found["window"][truncated].unsqueeze(1) != found["window"]
+    same_class = found["labels"][truncated].unsqueeze(1) == found["labels"]
+    # Of two truncated boxes of one object the larger one stays.
+    stays = ~found["truncated"] | (areas > area)
+    covered[truncated] = ((fraction >= COVERED) & other_window & same_class & stays).any(1)
     return covered

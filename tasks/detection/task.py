@@ -51,7 +51,7 @@ class Detection(Task):
         score_threshold: What ``predict`` writes and pictures show; ``best`` is for each class the confidence of the
             best F1 in the last validation, which the checkpoint holds (0.5 before the first).
         size_ranges: Names and areas in original pixels, from and to, of the metrics by size; COCO's where left out.
-        optim: Optimiser and schedule.
+        optim: Optimizer and schedule.
         in_chans: Channels of the images.
         image_size: Height and width of the canvas.
         channels_last: Memory format; ``auto`` where the network gains by it.
@@ -178,7 +178,7 @@ class Detection(Task):
         return jitter_images(batch, self.jitter)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Mean over the batch of each image's loss times its ``weight``, and its parts."""
+        """Mean over the batch of each image's loss times its ``weight``, and the terms it is the sum of."""
         losses: dict[str, Tensor] = self.network.losses(self.normalize(batch["image"]), batch, batch.get("weight"))
         return losses
 
@@ -203,7 +203,7 @@ class Detection(Task):
 
         Returns:
             ``boxes`` float32 (n, 4), x1 y1 x2 y2; ``scores`` float32 (n,), descending; ``labels`` int64 (n,); and of
-            families with masks ``masks``, n run lengths (COCO's ``size`` and ``counts``).
+            families with masks ``masks``, n run-length encodings (COCO's ``size`` and ``counts``).
         """
         if "tiles" in batch:
             found = [

@@ -15,7 +15,7 @@ from PIL import Image
 from datamodules.annotations.boxes import check_sizes
 from datamodules.common.errors import UserError
 from datamodules.decoding.sizes import image_size
-from datamodules.readers import coco as coco_module
+from datamodules.readers import coco_values as coco_module
 from datamodules.readers.box_sources import find_format, read_boxes
 from datamodules.readers.coco import read_coco, read_coco_folder
 from datamodules.readers.voc_boxes import read_voc_boxes
@@ -419,7 +419,11 @@ def test_yolo_layouts(tmp_path):
         ("labels/train/a.txt", "0 .5 .5 1 1 .9", "line 1: 6 numbers.*Is the last one a confidence"),
         ("labels/train/a.txt", "ant .5 .5 1 1", "line 1: could not convert string to float: 'ant'"),
         ("labels/train/a.txt", "1.5 .5 .5 1 1", "line 1: the class is 1.5; it must be an integer"),
-        ("labels/train/a.txt", "0 30 20 10 10", "line 1: 30 is no part of the image's size. Are the numbers pixels"),
+        (
+            "labels/train/a.txt",
+            "0 30 20 10 10",
+            "line 1: 30 is no fraction of the image's size. Are",
+        ),
         ("labels/train/a.txt", "0 0 0 1 0 nan 1", "line 1: a corner of the polygon is NaN"),
         (
             "labels/train/a.txt",

@@ -10,7 +10,8 @@ from pycocotools import mask as reference
 
 from datamodules.annotations.boxes import REASONS, check_boxes
 from datamodules.annotations.instance_masks import masks_of
-from datamodules.annotations.records import PER_OBJECT
+from datamodules.annotations.objects import repeat_factors, select_classes
+from datamodules.annotations.records import PER_OBJECT, Listing
 from datamodules.common import rle
 
 
@@ -225,3 +226,24 @@ def test_masks_of_nuclei(shared):
         if r["image_id"] < 200 and r["height"] * r["width"] <= 256 * 256:
             for number, shape in enumerate(r["segmentation"], 1):
                 np.testing.assert_array_equal((masks == number).any(0), reference.decode(shape))
+
+
+def test_factors_of_rare_classes():
+    # Class 0 is in all of 4 images, class 1 in one: sqrt(0.5 / 0.25).
+    labels = [np.array(own, np.int64) for own in ([0, 0], [0, 1], [0], [0])]
+    assert repeat_factors(labels, 3, 0.5) == pytest.approx([1, 2**0.5, 1, 1])
+    assert repeat_factors([np.zeros(0, np.int64), np.array([1])], 2, 1.0) == pytest.approx([1, 2**0.5])
+
+
+def test_chosen_classes_are_numbered_in_their_order():
+    first = record([[1, 1, 2, 2], [3, 3, 4, 4], [5, 5, 6, 6]], labels=[0, 1, 2])
+    chosen = select_classes(Listing([first, record([])], ["a", "b", "c"], [10, 20, 30]), ["c", "a"])
+    assert (chosen.class_names, chosen.class_ids) == (["c", "a"], [30, 10])
+    assert chosen.records[0]["labels"].tolist() == [1, 0]
+    assert chosen.records[0]["annotation_ids"].tolist() == [100, 102]
+    assert len(chosen.records) == 2
+
+
+def test_a_class_number_equal_to_their_count_is_wrong():
+    _, report = check_boxes([record([[1, 1, 2, 2]] * 3, labels=[-1, 1, 2])], "drop", 2)
+    assert report.counts == {"there is no such class": 2}

@@ -177,5 +177,6 @@ def test_the_lock_of_a_silent_builder_elsewhere_is_taken(tmp_path):
 def test_the_lock_of_a_dead_process_here_is_taken_at_once(tmp_path):
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     (tmp_path / "lock").write_text(token(int(ended.stdout)))
-    with only_one_builds(tmp_path / "lock", lambda: False, stale=1e9, poll=0.01) as mine:
+    looks = iter([False] * 20)  # then the wait ends
+    with only_one_builds(tmp_path / "lock", lambda: next(looks, True), stale=1e9, poll=0.01) as mine:
         assert mine

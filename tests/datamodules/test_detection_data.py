@@ -284,6 +284,26 @@ def test_the_stream_resumes_with_any_number_of_workers(coco):
     assert {b["image"].shape[2:] for b in batches + other} == {(48, 48), (64, 64)}
 
 
+def test_ranks_draw_the_samples_and_canvases_of_one_process():
+    def epoch(rank: int, world_size: int) -> list[dict[str, Any]]:
+        data = DetectionData(
+            num_scenes={"train": 24, "val": 2},
+            image_size=32,
+            batch_size=4 // world_size,
+            num_workers=0,
+            augment=DetectionAugment(mosaic=0.5, canvas_sizes=[32, 48]),
+        )
+        ranks = {"global_rank": rank, "world_size": world_size, "num_devices": world_size, "overfit_batches": 0}
+        data.trainer = SimpleNamespace(**ranks, max_epochs=1, max_steps=-1)
+        data.setup("fit")
+        return list(data.train_dataloader())
+
+    whole = epoch(0, 1)
+    assert {batch["image"].shape[2] for batch in whole} == {32, 48}
+    for batch, *parts in zip(whole, epoch(0, 2), epoch(1, 2), strict=True):
+        assert torch.equal(torch.cat([part["image"] for part in parts]), batch["image"])
+
+
 @pytest.mark.parametrize(
     ("augment", "trainer", "passes"),
     [

@@ -20,6 +20,7 @@ from datamodules.decoding import images
 from datamodules.decoding.files import find_images
 from datamodules.decoding.headers import ImageError
 from datamodules.decoding.images import check_image, read_image
+from datamodules.decoding.sizes import image_size
 
 RNG = np.random.default_rng(0)
 PHOTO = cv2.resize(RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8), (45, 30), interpolation=cv2.INTER_CUBIC)
@@ -498,3 +499,28 @@ def test_a_tiff_of_many_channels_has_a_limit_too(monkeypatch):
     monkeypatch.setattr(images, "read_tiff", None)  # nothing may be decoded
     with pytest.raises(ImageError, match=r"8 x 6 = 48 pixels of 33 channels are more than max_pixels = 95"):
         read_image(tiff(bands, 1, (0,) * 32), 33, max_pixels=95)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [3, 4])
+def test_exif_orientation_of_both_byte_orders_and_sizes_of_numbers(tmp_path, order, kind):
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    value = struct.pack(order + "I", 8) if kind == 4 else struct.pack(order + "HH", 8, 0)
+    block = head + struct.pack(order + "IHHHI", 8, 1, 0x0112, kind, 1) + value + b"\0" * 4
+    plain = encode(PHOTO, "JPEG")
+    file = tmp_path / "a.jpg"
+    file.write_bytes(plain[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 8) + b"Exif\0\0" + block + plain[2:])
+    np.testing.assert_array_equal(read_image(file), np.rot90(read_image(plain), 1))
+    assert image_size(file) == (45, 30)
+
+
+def test_sizes_of_tiffs_with_bands_are_turned_as_they_are_read(tmp_path):
+    pytest.importorskip("tifffile")
+    file = tmp_path / "a.tif"
+    file.write_bytes(tiff(np.zeros((4, 6, 5), np.uint8), 1, (0,) * 4, orientation=6))
+    assert image_size(file) == read_image(file, 5).shape[:2] == (6, 4)
+
+
+def test_opacity_is_rounded_to_the_nearest():
+    pixels = np.array([[[1, 254, 100, 254]]], np.uint8)  # 1 * 254 + 255 = 509, and 509 / 255 = 1.996
+    assert read_image(encode(pixels, "PNG")).tolist() == [[[2, 254, 101]]]

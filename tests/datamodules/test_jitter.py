@@ -133,3 +133,31 @@ def test_several_labels_a_pixel() -> None:
     assert batch["mask"].shape == (1, 6, 64, 64)
     assert (batch["mask"][0, :, 0] == 255).all()  # filled: no class is known there
     np.testing.assert_array_equal(batch["target"][0]["mask"].numpy(), mask.transpose(2, 0, 1))
+
+
+def test_jitter_at_scale_1_is_evaluations_view():
+    """Also where the two axes have scales of their own: 40 x 40 pixels on a canvas of 20 x 60."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    augment = Augment(scale_jitter=(1, 1), hflip=0)
+    for resize in ("stretch", "letterbox"):
+        step = Transform((20, 60), augment=augment, resize=resize, dense=True)
+        shown = Transform((20, 60), augment=None, resize=resize, dense=True)({"image": image})["image"]
+        moved = step.jitter({"image": image}, np.random.default_rng(0), (20, 60))["image"]
+        if resize == "stretch":
+            np.testing.assert_array_equal(moved, shown)
+        else:  # at a random place of the canvas
+            assert (moved == 114).all(-1).sum() == (shown == 114).all(-1).sum()
+
+
+def test_flips_of_boxes_are_independent():
+    """A box in a corner comes to each of the four corners."""
+    sample = {
+        "image": np.zeros((32, 32, 3), np.uint8),
+        "boxes": np.array([[0, 0, 8, 8]], np.float32),
+        "labels": np.array([0]),
+    }
+    step = Transform((32, 32), augment=Augment(scale_jitter=(1, 1), vflip=0.5), resize="stretch", dense=True)
+    corners = [tuple(step(sample, seed)["boxes"][0, :2].tolist()) for seed in range(80)]
+    assert set(corners) == {(0, 0), (24, 0), (0, 24), (24, 24)}
+    only = Transform((32, 32), augment=Augment(scale_jitter=(1, 1), hflip=0, vflip=1), resize="stretch", dense=True)
+    assert only(sample, 0)["boxes"].tolist() == [[0, 24, 8, 32]]

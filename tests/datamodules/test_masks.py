@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.annotations.mask_checks import check_all_masks, check_records, median_frequency, report
-from datamodules.annotations.mask_files import load_mask
+from datamodules.annotations import mask_formats
+from datamodules.annotations.mask_checks import MaskCheck, check_all_masks, check_records, median_frequency, report
+from datamodules.annotations.mask_files import Stored, load_mask
 from datamodules.annotations.mask_formats import MaskSettings, Settled, class_palette, guess_kind, settle_format
 from datamodules.annotations.mask_records import decode_mask
 from datamodules.annotations.masks import (
@@ -22,9 +23,11 @@ from datamodules.annotations.masks import (
     MaskFormat,
     binary_format,
     index_format,
+    pack_color,
     ranges,
     read_mask,
     rgb_format,
+    unpack_color,
 )
 from datamodules.annotations.soft_masks import read_soft_mask
 from datamodules.decoding.headers import MAX_PIXELS, ImageError
@@ -519,3 +522,49 @@ def test_the_checks_before_training_name_masks_with_too_many_pixels(tmp_path):
 
 def test_pillow_keeps_a_limit_of_its_own():
     assert Image.MAX_IMAGE_PIXELS == MAX_PIXELS
+
+
+# Values at the edges of the rules.
+
+
+@pytest.mark.parametrize(("grey", "class_"), [(127, 0), (128, 1)])
+def test_a_jpeg_is_thresholded_at_half(tmp_path, grey, class_):
+    file = tmp_path / "a.jpg"
+    Image.new("L", (16, 16), grey).save(file, quality=100)
+    assert (read_mask(file, binary_format()) == class_).all()
+
+
+def test_half_of_the_values_may_be_missing(tmp_path):
+    half = records_of(tmp_path, [np.array([[0, 3]], np.uint8)])
+    numbered = settle_format(MaskSettings(), [half[0]["mask"]])
+    assert check_records(half, numbered, False, every=True, skip=False).settled.class_names == ["0", "1", "2", "3"]
+    more = records_of(tmp_path, [np.array([[0, 4]], np.uint8)])
+    with pytest.raises(ValueError, match=r"hold the values 0, 4, and nothing between"):
+        check_records(more, numbered, False, every=True, skip=False)
+
+
+def test_colors_are_packed_red_first():
+    assert pack_color([1, 2, 3]) == 0x010203
+    assert unpack_color(0x010203) == [1, 2, 3]
+
+
+def test_masks_are_not_read_where_nothing_asks_for_it(tmp_path):
+    train, val = records_of(tmp_path, [TRUTH]), records_of(tmp_path, [TRUTH], "val")
+    named = check_records(train + val, Settled(FOUR, NAMES, None), False, every=False, skip=False)
+    assert (named.checks, named.absent) == ({}, [])
+    numbered = settle_format(MaskSettings(), [train[0]["mask"]])
+    unnamed = check_records(train + val, numbered, False, every=False, skip=False)
+    assert list(unnamed.checks) == [train[0]["path"]]
+
+
+def test_twenty_masks_are_looked_at_for_their_kind(tmp_path, monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(mask_formats, "load_mask", lambda path: looked_at.append(path) or Stored(TRUTH))
+    guess_kind([str(i) for i in range(60)], None, two_classes=True)
+    assert looked_at == [str(i) for i in range(0, 60, 3)]
+
+
+def test_median_frequency_of_two_images():
+    # Class 0: 30 of 100 pixels; class 1: 10 of 50, as only the second image holds it; class 2: nowhere.
+    checks = [MaskCheck(np.array([20, 0, 0]), np.array([50])), MaskCheck(np.array([10, 10, 0]), np.array([50]))]
+    assert median_frequency(checks).tolist() == pytest.approx([0.25 / 0.3, 0.25 / 0.2, 1.0])

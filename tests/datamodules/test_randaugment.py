@@ -94,6 +94,13 @@ def test_geometric_operations_move_pixels_as_far_as_they_say() -> None:
     assert sorted(np.abs(there)) == pytest.approx([8, 12], abs=1.5)
 
 
+def test_solarize_and_posterize_by_hand() -> None:
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    solarized = operation("solarize", 128, 0)(image=ramp)["image"]
+    np.testing.assert_array_equal(solarized, np.where(ramp >= 128, 255 - ramp, ramp))
+    np.testing.assert_array_equal(operation("posterize", 2, 0)(image=ramp)["image"], ramp & 0b11000000)
+
+
 def test_wide_column_is_trivialaugment_wide() -> None:
     assert magnitude_values("rotate", 30, wide=True) == (-135, 135)
     assert magnitude_values("shear_x", 30, wide=True) == pytest.approx((-0.99, 0.99))

@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.annotations.records import FIELDS, sort_classes, split_name, take_objects
 from datamodules.common.errors import UserError
 from datamodules.readers.arrays import read_arrays
+from datamodules.readers.coco import read_coco
+from datamodules.readers.digits import read_digits
 from datamodules.readers.folder import read_folder
 from datamodules.readers.lists import read_list
 from datamodules.readers.torchvision_sets import read_torchvision
+from datamodules.readers.voc_boxes import read_voc_boxes
+from datamodules.readers.yolo_text import read_yolo
 from datamodules.splits import split_records
 
 
@@ -408,3 +413,79 @@ def test_bad_splits():
         split_records(make_records([5]), val=0.5, test=0.5, seed=0)
     with pytest.raises(ValueError, match=r"val fraction of 0\.1 of 3 images holds no image"):
         split_records(make_records([3]), val=0.1, test=0.0, seed=0)
+
+
+def test_a_weight_may_be_zero(tmp_path):
+    records = read_list(write(tmp_path / "x.csv", "path,label,weight\na.jpg,1,0\nb.jpg,2,1.5\n")).records
+    assert [record["weight"] for record in records] == [0.0, 1.5]
+
+
+def test_probabilities_may_be_zero_and_one(tmp_path):
+    records = read_list(write(tmp_path / "x.csv", "path,p_b,p_a\na.jpg,0,1\n")).records
+    assert records[0]["label"] == [1.0, 0.0]  # in the order of the names: a, b
+
+
+def test_records_are_of_the_documented_fields(tmp_path):
+    """Every key that a reader writes is in FIELDS, with its type, and with one entry an object where it says so."""
+    touch(tmp_path, "folder/cat/1.jpg", "lists/a.jpg")
+    (tmp_path / "lists" / "x.csv").write_text("path,label,split,weight\na.jpg,1,train,2\n")
+    np.savez(tmp_path / "x.npz", images=np.zeros((2, 4, 4), np.uint8), labels=np.array([[0.5, 0.5], [1, 0]]))
+    Image.new("L", (30, 20)).save(tmp_path / "b.png")
+    (tmp_path / "b.txt").write_text("0 .5 .5 1 1\n0 0 0 .5 0 .5 .5\n")
+    (tmp_path / "b.xml").write_text(
+        "<annotation><object><name>a</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+        "</object></annotation>"
+    )
+    annotations = [{"id": 3, "image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 9}]
+    coco = {"images": [{"id": 7, "file_name": "b.png"}], "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "b.json").write_text(json.dumps({**coco, "annotations": annotations}))
+    listings = [
+        read_folder(tmp_path / "folder"),
+        read_list(tmp_path / "lists" / "x.csv"),
+        read_arrays(tmp_path / "x.npz"),
+        read_digits(),
+        read_coco(tmp_path / "b.json"),
+        read_yolo(tmp_path),
+        read_voc_boxes(tmp_path),
+    ]
+    for listing in listings:
+        for record in listing.records:
+            assert_documented(record)
+
+
+def assert_documented(record: dict) -> None:
+    for key, value in record.items():
+        field = FIELDS[key]
+        assert isinstance(value, field.types), key
+        if field.dtype:
+            assert value.dtype == field.dtype, key
+            assert value.ndim == len(field.shape), key
+            assert all(want in (None, have) for want, have in zip(field.shape, value.shape, strict=True)), key
+        if field.per_object and value is not None:
+            assert len(value) == len(record["boxes"]), key
+
+
+def test_objects_are_taken_with_all_that_belongs_to_them():
+    record = {"path": "a", "boxes": np.arange(12.0).reshape(3, 4), "segmentation": ["x", None, "z"]}
+    record |= {key: np.arange(3) for key in ("labels", "iscrowd", "area", "annotation_ids")}
+    taken = take_objects(record, np.array([2, 0]))
+    assert taken["boxes"].tolist() == [[8, 9, 10, 11], [0, 1, 2, 3]]
+    assert taken["segmentation"] == ["z", "x"]
+    assert [taken[key].tolist() for key in ("labels", "iscrowd", "area", "annotation_ids")] == [[2, 0]] * 4
+    assert taken["path"] == "a"
+    assert record["labels"].tolist() == [0, 1, 2]
+    assert take_objects({**record, "segmentation": None}, np.array([1]))["segmentation"] is None
+
+
+@pytest.mark.parametrize(
+    ("word", "split"),
+    [("train", "train"), (" VALID ", "val"), ("validation", "val"), ("val", "val"), ("Test", "test"), ("dev", None)],
+)
+def test_names_of_splits(word, split):
+    assert split_name(word) == split
+
+
+def test_classes_are_sorted_as_numbers_only_where_all_are_numbers():
+    assert sort_classes(["10", "9", "-1", "9"]) == ["-1", "9", "10"]
+    assert sort_classes(["10", "9", "a"]) == ["10", "9", "a"]
+    assert sort_classes(["10", "9", "007"]) == ["007", "10", "9"]

@@ -11,7 +11,7 @@ import torch
 
 from datamodules.common.geometry import boxes_to_canvas, boxes_to_original, mask_to_original
 from datamodules.transforms.augment import Augment
-from datamodules.transforms.batched import batch_transform
+from datamodules.transforms.batched import BatchTransform, batch_transform
 from datamodules.transforms.pipeline import Transform
 
 SIZES = [(37, 53), (120, 91), (64, 64), (33, 200)]
@@ -377,6 +377,17 @@ def test_batch_draws_follow_the_settings() -> None:
     assert not draws.vflip.any()
     assert draws.top.unique().tolist() == draws.left.unique().tolist() == [0, 1, 2, 3, 4]
     assert abs(np.corrcoef(draws.top, draws.left)[0, 1]) < 0.03
+
+
+def test_batch_draws_are_independent() -> None:
+    draws = BatchTransform(hflip=0.5, vflip=0.5, padding=4).draw(400, 0)
+    assert {(bool(h), bool(v)) for h, v in zip(draws.hflip, draws.vflip, strict=True)} == {
+        (False, False),
+        (False, True),
+        (True, False),
+        (True, True),
+    }
+    assert {(int(t), int(left)) for t, left in zip(draws.top, draws.left, strict=True)} >= {(0, 8), (8, 0)}
 
 
 def test_batched_form_exists_only_where_it_can() -> None:

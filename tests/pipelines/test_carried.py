@@ -216,6 +216,8 @@ class Group:
         ("1e-3", float, 1e-3),
         (True, bool | float, True),
         (1, int | float, 1),
+        (1, float | int, 1),
+        (True, float | bool, True),
         (None, int | None, None),
         ([1, 2], tuple[int, int] | int | None, (1, 2)),
         (["a"], list[str], ["a"]),

@@ -250,21 +250,21 @@ def test_the_newest_good_one_is_chosen(tmp_path: Path) -> None:
     assert newest_good_checkpoint(tmp_path) == tmp_path / "best.ckpt"
 
 
-def test_bad_ones_are_passed_over_and_named(tmp_path: Path) -> None:
+def test_bad_ones_are_skipped_and_named(tmp_path: Path) -> None:
     save(tmp_path / "a.ckpt", 10)
     flipped, cut, other = save(tmp_path / "b.ckpt", 20), save(tmp_path / "c.ckpt", 30), tmp_path / "d.ckpt"
     _flip(flipped)
     cut.write_bytes(cut.read_bytes()[:-50])
     torch.save({"weights": torch.zeros(2)}, other)
-    with pytest.warns(UserWarning, match="cannot be read and is passed over") as caught:
+    with pytest.warns(UserWarning, match="cannot be read and is skipped") as caught:
         assert newest_good_checkpoint(tmp_path) == tmp_path / "a.ckpt"
     said = "\n".join(str(w.message) for w in caught)
-    assert f"{flipped} cannot be read and is passed over (checksums differ)" in said
+    assert f"{flipped} cannot be read and is skipped (checksums differ)" in said
     assert str(cut) in said
-    assert f"{other} cannot be read and is passed over (KeyError: 'global_step')" in said
+    assert f"{other} cannot be read and is skipped (KeyError: 'global_step')" in said
 
 
-def test_a_students_data_are_compared_by_their_labelled_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_students_data_are_compared_by_their_labeled_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(compatibility, "rank_zero_warn", said.append)
     images = write_images(tmp_path / "images", {"train/ant": 2, "train/bee": 2, "val/ant": 1, "val/bee": 1})

@@ -294,5 +294,15 @@ def test_a_plain_function_is_a_command_and_returns_its_result(folder: Path, caps
     assert cli.run(command, words) == 6
     assert cli.execute(command, [*words, "--time=3"]) == 2
     assert "unknown flag --time; did you mean --times?" in capsys.readouterr().err
+    for wrong, message in (
+        ("--data.batchsize=3", "unknown flag --data.batchsize; did you mean --data.batch_size?"),
+        ("--data.batch_size=x", "--data.batch_size is 'x'; it must be a whole number."),
+        ("--model.optim.lrr=1", "unknown flag --model.optim.lrr; did you mean --model.optim.lr?"),
+        ("--model=Classificatio", "--model names an unknown task 'Classificatio'; did you mean Classification?"),
+        ("--data.batch_size", "--data.batch_size needs a value"),
+        ("--trainer.max_epoch=3", "unknown flag --trainer.max_epoch; did you mean --trainer.max_epochs?"),
+    ):
+        assert cli.execute(command, [*words, wrong]) == 2, wrong
+        assert message in capsys.readouterr().err
     assert cli.execute(command, ["--times", "3"]) == 2
     assert "count needs to know which model" in capsys.readouterr().err

@@ -12,8 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
+from datamodules.common import rle
 from datamodules.readers.box_sources import read_boxes
 from pipelines.commands.convert import convert, main
+from pipelines.outputs.formats import coco, voc, yolo
 
 SIZES = [(40, 60), (123, 77), (300, 500), (64, 64)]
 NAMES = {4: "zebra", 7: "ant", 20: "never seen", 31: "two words"}
@@ -257,3 +259,52 @@ def test_bccd_is_written_as_it_was(shared, tmp_path):
         if old != now:
             gone.append((new.name, len(old) - len(now)))
     assert gone == [("BloodImage_00338.xml", 5), ("BloodImage_00343.xml", 5)]
+
+
+def test_annotations_without_ids_are_counted(source, tmp_path):
+    file = source / "annotations" / "instances_train.json"
+    data = json.loads(file.read_text())
+    del data["annotations"][3]["id"]
+    file.write_text(json.dumps(data))
+    convert(source, "coco", tmp_path / "c")
+    new = json.loads((tmp_path / "c" / "annotations" / "instances_train.json").read_text())
+    assert [a["id"] for a in new["annotations"]] == list(range(1, 19))
+
+
+# The writers.
+
+
+def test_coco_is_written_object_by_object(tmp_path):
+    file = tmp_path / "new" / "a.json"
+    run = rle.from_segmentation({"size": [4, 5], "counts": [2, 3, 15]}, 4, 5)
+    with coco.write_coco(file, ["ant", "bee"], [7, 3], info={"a": 1}) as written:
+        written.add_image(10, "a.png", (4, 5))
+        written.add_object(10, 1, coco.to_xywh([1.0, 2.0, 4.5, 3.5]), score=0.25)
+        written.add_object(10, 0, coco.to_xywh([0, 0, 1.23456, 2], coco.thousandth), is_crowd=True, mask=run)
+        written.add_object(10, 0, [0, 0, 1, 1], annotation_id=99, area=0.5, mask=[])
+        assert not file.exists()
+    data = json.loads(file.read_text())
+    assert data["images"] == [{"id": 10, "file_name": "a.png", "width": 5, "height": 4}]
+    assert [(c["id"], c["name"]) for c in data["categories"]] == [(7, "ant"), (3, "bee")]
+    assert data["info"] == {"a": 1}
+    first, second, third = data["annotations"]
+    assert first == {"id": 1, "image_id": 10, "category_id": 3, "bbox": [1, 2, 3.5, 1.5]} | {
+        "area": 5.25, "iscrowd": 0, "score": 0.25}  # fmt: skip
+    assert (second["id"], second["bbox"], second["area"], second["iscrowd"]) == (2, [0, 0, 1.235, 2], 3, 1)
+    assert second["segmentation"] == {"size": [4, 5], "counts": run["counts"].decode()}
+    assert (third["id"], third["area"], third["segmentation"]) == (99, 0.5, [])
+    with pytest.raises(OSError, match="full"), coco.write_coco(file, ["ant"]):
+        raise OSError("full")
+    assert json.loads(file.read_text()) == data
+    assert [path.name for path in file.parent.iterdir()] == ["a.json"]
+
+
+def test_lines_of_yolo():
+    assert yolo.object_line(3, [10, 20, 30, 60], (100, 200)) == "3 0.10000000 0.40000000 0.10000000 0.40000000"
+    line = yolo.object_line(0, [0, 0, 1, 1], (100, 200), [20, 10, 40, 10, 40, 50])
+    assert line == "0 0.10000000 0.10000000 0.20000000 0.10000000 0.20000000 0.50000000"
+
+
+def test_corners_of_voc():
+    assert voc.corner_texts([0, 0.5, 60, 40.1234], one_based=True) == ["1", "1.5", "60", "40.123"]
+    assert voc.corner_texts([0, 0.5, 60, 40], one_based=False) == ["0", "0.5", "60", "40"]

@@ -18,18 +18,25 @@ import yaml
 from datamodules import DetectionData, SegmentationData
 from datamodules.annotations.mask_files import load_mask
 from datamodules.annotations.soft_masks import read_soft_mask
+from datamodules.common.files import read_json
 from datamodules.transforms.augment import Augment, DetectionAugment
 from datamodules.unlabeled import pool_records
 from pipelines.__main__ import main
-from pipelines.noisy_student import labelling, selection
-from pipelines.noisy_student import manifest as machine
+from pipelines.noisy_student import labeling, selection
 from pipelines.noisy_student.configs import student_config
-from pipelines.noisy_student.kinds import boxes, pixels
-from pipelines.noisy_student.kinds.protocol import kind_of
-from pipelines.noisy_student.scorers import RECALLS, average_precision, mean_iou
+from pipelines.noisy_student.kinds import boxes
+from pipelines.noisy_student.kinds.base import Kind, SelectionJob
+from pipelines.noisy_student.kinds.box_files import Boxes, read_boxes, write_boxes
+from pipelines.noisy_student.kinds.boxes import BOXES as BOX_KIND
+from pipelines.noisy_student.kinds.pixel_files import read_pixels
+from pipelines.noisy_student.kinds.pixels import PIXELS as PIXEL_KIND
+from pipelines.noisy_student.kinds.pixels import confusion as confusion_of
+from pipelines.noisy_student.kinds.registry import kind_of
+from pipelines.noisy_student.kinds.tables import write_table
+from pipelines.noisy_student.reading import read_settings
 from pipelines.noisy_student.selection import Selection
-from pipelines.noisy_student.settings import read_settings
 from pipelines.outputs.sheets import save_png
+from pipelines.scorers import RECALLS, average_precision, mean_iou
 from tasks.detection.evaluation.matching import match
 from tasks.detection.evaluation.metrics import COCO_IOUS, CocoMetrics
 from tasks.detection.evaluation.objects import predicted_objects, true_objects
@@ -198,7 +205,7 @@ def test_soft_labels_of_pixels_are_taught_by_choice(world, capfd):
     assert {n for n in old if old[n] != new[n]} == {"labels1", "selection1", "student1", "relabelled"}
     # The same classes, with their probabilities beside them.
     hard, soft = (stage(runs, "selection1") / "selected.parquet" for runs in (world / "whole", "soft"))
-    hard, soft = pixels.read_pixels(hard), pixels.read_pixels(soft)
+    hard, soft = read_pixels(hard), read_pixels(soft)
     assert (hard.soft, len(soft.soft)) == (None, len(hard.masks))
     for one, other, file in zip(hard.masks, soft.masks, soft.soft, strict=True):
         mask, planes = load_mask(other).pixels, read_soft_mask(file)
@@ -244,7 +251,7 @@ def test_two_ranks_label_exactly_as_one(world):
     suffix = kind_of(SegmentationData if world.name.startswith("pixels") else DetectionData).LABELS
 
     def label(folder: str, *flags: str) -> int:
-        labelling.CHUNK_BATCHES = 2
+        labeling.CHUNK_BATCHES = 2
         words = ["pseudo-label", "--ckpt_path", str(teacher), "--source", "pool", "--batch_size", "2"]
         return main([*words, "--output", f"{folder}/labels{suffix}", *QUIET, *flags])
 
@@ -274,6 +281,10 @@ class Truth:
         return lambda record: record
 
 
+def selected(kind: Kind, *job) -> dict:
+    return kind.write_selection(SelectionJob(*job))
+
+
 def written_boxes(root: Path, scores: list[float], labels: list[int], image: list[int], images: int = 3) -> Path:
     paths = [str(root / "pictures" / f"{i}.png") for i in range(images)]
     for path in paths:
@@ -281,8 +292,8 @@ def written_boxes(root: Path, scores: list[float], labels: list[int], image: lis
     x = np.arange(len(scores), dtype=np.float32) % 2 * 20
     corners = np.stack([x, x, x + 10.5, x + 12.25], 1)
     columns = np.array(image), corners, np.array(labels), np.array(scores, np.float32), np.zeros(len(scores), bool)
-    found = boxes.Boxes(paths, [(40, 48)] * images, *columns)
-    boxes.write_boxes(found, root / "labels" / "labels.json", NAMES, None)
+    found = Boxes(paths, [(40, 48)] * images, *columns)
+    write_boxes(found, root / "labels" / "labels.json", NAMES, None)
     return root / "labels" / "labels.json"
 
 
@@ -295,7 +306,7 @@ def test_boxes_are_taught_ignored_or_dropped_by_their_scores(tmp_path):
     for record, corners in zip(annotated, ([1, 0, 11, 12], [0, 0, 10, 12]), strict=True):
         record |= {"boxes": np.array([corners], np.float32), "height": 40, "width": 48}
     truth = {"class_names": NAMES, "pool": ["a", "b", None]}
-    account = boxes.choose(tmp_path, Truth(annotated), Selection(threshold=0.5), file, None, truth, 0)
+    account = selected(BOX_KIND, tmp_path, Truth(annotated), Selection(threshold=0.5), file, None, truth, 0)
     assert (account["kept"], account["pool"], account["ignored"], account["images"]) == (2, 5, 1, 2)
     assert account["kept_as"] == {"ant": 1, "bee": 1, "cat": 0}
     assert account["precision"] == 0.5  # the ant is one, the bee is a cat
@@ -310,11 +321,11 @@ def test_boxes_are_taught_ignored_or_dropped_by_their_scores(tmp_path):
     assert second["labels"].tolist() == [1]  # 0.07 is dropped
     assert np.allclose(first["boxes"], [[0, 0, 10.5, 12.25], [20, 20, 30.5, 32.25]])
     only_ants = Selection(threshold={"ant": 0.5})
-    account = boxes.choose(tmp_path, Truth(annotated), only_ants, file, None, truth, 0)
+    account = selected(BOX_KIND, tmp_path, Truth(annotated), only_ants, file, None, truth, 0)
     assert account["kept_as"] == {"ant": 1, "bee": 0, "cat": 0}
     assert account["ignored"] == 1  # the bee beside it
     with pytest.raises(ValueError, match=r"keeps none of the 5 pseudo-labels; the highest score is 0.900"):
-        boxes.choose(tmp_path, Truth([]), Selection(threshold=0.95), file, None, truth | {"pool": [None] * 3}, 0)
+        selected(BOX_KIND, tmp_path, Truth([]), Selection(threshold=0.95), file, None, truth | {"pool": [None] * 3}, 0)
 
 
 def test_a_precision_of_boxes_is_judged_on_the_validation_images(tmp_path):
@@ -326,7 +337,7 @@ def test_a_precision_of_boxes_is_judged_on_the_validation_images(tmp_path):
     np.savez(tmp_path / "val.npz", labels=labels, scores=score, hit=hit[None], ignored=np.zeros((1, 200), bool))
     chosen = Selection(precision=0.9)
     truth = {"class_names": NAMES, "pool": [None] * 3}
-    account = boxes.choose(tmp_path, Truth([]), chosen, file, tmp_path / "val.npz", truth, 0)
+    account = selected(BOX_KIND, tmp_path, Truth([]), chosen, file, tmp_path / "val.npz", truth, 0)
     assert account["left_out"] == ["bee", "cat"]
     assert account["kept_as"] == {"ant": 3, "bee": 0, "cat": 0}
     assert account["thresholds"]["ant"] == pytest.approx(0.6)
@@ -339,7 +350,7 @@ def written_pixels(root: Path, masks: list[np.ndarray], levels: list[np.ndarray]
         paths.append(str(save_png(np.full((*mask.shape, 3), 40 * i, np.uint8), root / "pictures" / f"{i}.png")))
         names.append([str(save_png(a, root / "labels" / n / f"{i}.png")) for n, a in (("m", mask), ("c", level))])
     columns = {"path": paths, "mask": [m for m, _ in names], "confidence_map": [c for _, c in names]}
-    pixels._write_list(columns, root / "labels.parquet")
+    write_table(columns, root / "labels.parquet")
     return root / "labels.parquet"
 
 
@@ -351,7 +362,7 @@ def test_uncertain_pixels_become_255_and_selected_masks_are_ordinary_ones(tmp_pa
     true[:, 1] = 1
     record = {"path": "a", "image": np.zeros((4, 2, 3), np.uint8), "mask": true}
     truth = {"class_names": NAMES, "pool": ["a", None]}
-    account = pixels.choose(tmp_path, Truth([record]), Selection(threshold=0.8), file, None, truth, 0)
+    account = selected(PIXEL_KIND, tmp_path, Truth([record]), Selection(threshold=0.8), file, None, truth, 0)
     assert (account["kept"], account["pool"], account["images"], account["pool_images"]) == (6, 16, 1, 2)
     assert account["kept_as"] == {"ant": 2, "bee": 3, "cat": 1}
     assert account["precision"] == pytest.approx(5 / 6)  # the cat is an ant
@@ -365,10 +376,12 @@ def test_uncertain_pixels_become_255_and_selected_masks_are_ordinary_ones(tmp_pa
     expected = np.where(sure >= 204, mask, 255)
     assert (sample["mask"] == expected).all()
     by_class = Selection(threshold={"bee": 0.8})
-    assert pixels.choose(tmp_path, Truth([]), by_class, file, None, truth | {"pool": [None] * 2}, 0)["images"] == 2
+    assert (
+        selected(PIXEL_KIND, tmp_path, Truth([]), by_class, file, None, truth | {"pool": [None] * 2}, 0)["images"] == 2
+    )
     unsure = written_pixels(tmp_path / "unsure", [mask], [sure // 2])
     with pytest.raises(ValueError, match="keeps none of the pixels of 1 images"):
-        pixels.choose(tmp_path, Truth([]), Selection(threshold=0.9), unsure, None, truth | {"pool": [None]}, 0)
+        selected(PIXEL_KIND, tmp_path, Truth([]), Selection(threshold=0.9), unsure, None, truth | {"pool": [None]}, 0)
 
 
 def test_geometric_noise_moves_pseudo_labels_with_the_image(tmp_path):
@@ -381,13 +394,13 @@ def test_geometric_noise_moves_pseudo_labels_with_the_image(tmp_path):
     for i in range(4):
         save_png(picture, path / f"{i}.png")
     truth = {"class_names": NAMES, "pool": [None] * 4}
-    pixels.choose(tmp_path, Truth([]), Selection(threshold=0.5), file, None, truth, 0)
+    selected(PIXEL_KIND, tmp_path, Truth([]), Selection(threshold=0.5), file, None, truth, 0)
     size = [(64, 64)] * 4
     corners = np.tile(np.array([[8, 10, 20, 26]], np.float32), (4, 1))
     columns = np.arange(4), corners, np.ones(4, np.int64), np.ones(4, np.float32), np.zeros(4, bool)
-    found = boxes.Boxes([str(path / f"{i}.png") for i in range(4)], size, *columns)
-    boxes.write_boxes(found, tmp_path / "labels.json", NAMES, None)
-    boxes.choose(tmp_path, Truth([]), Selection(threshold=0.5), tmp_path / "labels.json", None, truth, 0)
+    found = Boxes([str(path / f"{i}.png") for i in range(4)], size, *columns)
+    write_boxes(found, tmp_path / "labels.json", NAMES, None)
+    selected(BOX_KIND, tmp_path, Truth([]), Selection(threshold=0.5), tmp_path / "labels.json", None, truth, 0)
     noise = {"preset": "light", "hflip": 1.0, "vflip": 1.0, "scale_jitter": (0.6, 0.9)}
     common = {"class_names": NAMES, "val_fraction": 0.0, "image_size": 64, "batch_size": 2, "num_workers": 0}
     seg = SegmentationData(str(tmp_path / "selected.parquet"), mask_format="index", augment=Augment(**noise), **common)
@@ -471,7 +484,7 @@ def test_mean_iou_of_a_resample_is_that_of_the_images_drawn():
     true, given = rng.integers(0, 4, (2, 12, 8, 8)).astype(np.uint8)
     true[rng.random(true.shape) < 0.2] = 255
     given[given == 3] = 2  # a class that is never predicted
-    confusion = np.stack([pixels._confusion(t, g, 5) for t, g in zip(true, given, strict=True)])
+    confusion = np.stack([confusion_of(t, g, 5) for t, g in zip(true, given, strict=True)])
     draws = rng.multinomial(12, np.full(12, 1 / 12), 3)
     for counts, value in zip(draws, mean_iou(draws, confusion), strict=True):
         metric = SegmentationMetrics(5)
@@ -500,7 +513,7 @@ def test_the_control_without_noise_has_none(tmp_path):
     (tmp_path / "loop.yaml").write_text(text)
     settings = read_settings(["noisy-student", "--config", str(tmp_path / "loop.yaml")])
     student = settings.students[0]
-    arguments = settings, boxes, student, tmp_path / "split.json", tmp_path / "selected.json", NAMES, 3, 0
+    arguments = settings, BOX_KIND, student, tmp_path / "split.json", tmp_path / "selected.json", NAMES, 3, 0
     noisy, clean = (student_config(*arguments, noise=noise) for noise in (True, False))
     for half in ("labeled", "unlabeled"):
         assert noisy["data"]["init_args"][half]["init_args"]["augment"]["mosaic"] == 0.5
@@ -518,7 +531,7 @@ def test_what_the_data_do_not_allow_is_said_before_anything_is_trained(tmp_path,
     assert loop("runs", path, "--labeled_images", "14") == 2
     assert "labeled_images is 14, but there are 14 training images" in capsys.readouterr().err
     assert loop("runs", path, "--data.masks", "true") == 2
-    assert "masks of objects are not pseudo-labelled" in capsys.readouterr().err
+    assert "masks of objects are not pseudo-labeled" in capsys.readouterr().err
     assert loop("runs", path, "--selection.threshold", "{cat: 0.5}") == 2
     assert "selection.threshold names the class 'cat'; there are 0, 1, 2," in capsys.readouterr().err
     assert not list(Path("runs").rglob("*.ckpt"))
@@ -572,13 +585,13 @@ def test_labels_of_several_teachers_are_averaged(world):
 
     assert in_child(quick(work)) == 0
     if suffix == ".parquet":
-        tables = [pixels.read_pixels(Path(n, "labels.parquet")) for n in ("one", "twice", "two")]
+        tables = [read_pixels(Path(n, "labels.parquet")) for n in ("one", "twice", "two")]
         one, twice, two = ([load_mask(file).pixels.astype(int) for file in table.maps] for table in tables)
         assert max(int(np.abs(a - b).max()) for a, b in zip(one, twice, strict=True)) <= 1
         assert max(int(np.abs(a - b).max()) for a, b in zip(one, two, strict=True)) > 1
     else:
         digits = list("0123456789")
-        one, twice, two = (boxes.read_boxes(Path(n, "labels.json"), digits) for n in ("one", "twice", "two"))
+        one, twice, two = (read_boxes(Path(n, "labels.json"), digits) for n in ("one", "twice", "two"))
         best = [found.scores[found.image == 0].max() for found in (one, twice, two)]
         assert best[1] == pytest.approx(best[0], rel=0.2)  # neighbours that NMS left join the group
         assert len(two.scores) > 0
@@ -622,4 +635,4 @@ def test_pools_of_scenes_are_files(world):
         levels = [load_mask(folder.parent / "labels1" / name).pixels.mean() / 255 for name in names]
         assert levels == pytest.approx(means)
     assert os.path.exists(folder / "split.json")
-    assert machine.read_json(folder / "truth.json")["pool"][0].startswith("digit_scenes#0/train/")
+    assert read_json(folder / "truth.json")["pool"][0].startswith("digit_scenes#0/train/")

@@ -1,4 +1,4 @@
-"""The loop: stages that are never repeated, kills that change nothing, checkpoints that are ordinary, the account."""
+"""The loop: stages that are never repeated, kills that change nothing, checkpoints that are ordinary, the report."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,13 +21,13 @@ from datamodules import ClassificationData
 from datamodules.common.errors import UserError
 from datamodules.readers.lists import read_paths
 from pipelines.__main__ import main
-from pipelines.noisy_student import manifest as machine
-from pipelines.noisy_student import stages
-from pipelines.noisy_student.kinds import images
+from pipelines.noisy_student import command, data_stage, evaluation, launching, manifest, stages
+from pipelines.noisy_student import loop as loop_module
+from pipelines.noisy_student.kinds import boxes, images
+from pipelines.noisy_student.kinds.base import Kind
 from pipelines.noisy_student.loop import best_generation, stage_seed, steps_per_epoch, with_content
-from pipelines.noisy_student.settings import Settings, read_settings
-from pipelines.noisy_student.settings import Student as StudentSettings
-from pipelines.noisy_student.settings import Teacher as TeacherSettings
+from pipelines.noisy_student.reading import read_settings
+from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings
 from pipelines.run.checkpoints import read_checkpoint_config
 from tasks import NoisyStudent
 from tests.conftest import in_child, write_images
@@ -61,7 +62,7 @@ STAGES = ["data", "labels1", "labels_only", "no_noise", "relabelled", "selection
 
 
 def loop(runs: str | Path, config: Path, *flags: str) -> int:
-    return machine.main(["--config", str(config), "--runs_dir", str(runs), "--name", "loop", *flags])
+    return command.main(["--config", str(config), "--runs_dir", str(runs), "--name", "loop", *flags])
 
 
 def digests(runs: str | Path) -> dict[str, dict]:
@@ -116,12 +117,12 @@ def test_every_stage_leaves_its_files_and_the_report_says_what_they_hold(world):
     truth = json.loads((stage(world / "whole", "data") / "truth.json").read_text())
     assert (report["labelled"], report["pool"], report["images"]) == (8, 16, 10)
     for row in report["rows"]:
-        right = images.right(stage(world / "whole", row["name"]) / "test.parquet", truth["test"])
+        right = images.correct(stage(world / "whole", row["name"]) / "test.parquet", truth["test"])
         assert row["mean"] == pytest.approx(right.mean())
         assert row["low"] <= row["mean"] <= row["high"]
     means = {row["name"]: row["mean"] for row in report["rows"]}
     gains = {row["name"]: row["mean"] for row in report["differences"]}
-    assert gains["unlabelled data"] == pytest.approx(means["student1"] - means["labels_only"])
+    assert gains["unlabeled data"] == pytest.approx(means["student1"] - means["labels_only"])
     assert gains["noise"] == pytest.approx(means["student1"] - means["no_noise"])
     assert gains["size, noise, steps"] == pytest.approx(means["labels_only"] - means["teacher"])
     account = report["pseudo_labels"][0][0]
@@ -271,12 +272,12 @@ def test_pool_hygiene_is_by_content(tmp_path):
     cv2.imwrite(str(tmp_path / "other.bmp"), 255 - pixels)
     pool = [{"image": str(tmp_path / n), "path": str(tmp_path / n)} for n in ("innocent.bmp", "other.bmp")]
     with pytest.raises(UserError, match=rf"1 of 2 images of the pool .*innocent.bmp is {evaluated[1]['path']}"):
-        stages.without_overlap(pool, evaluated, data, "error")
-    assert stages.without_overlap(pool, evaluated, data, "remove") == pool[1:]
+        data_stage.without_overlap(pool, evaluated, data, "error")
+    assert data_stage.without_overlap(pool, evaluated, data, "remove") == pool[1:]
 
 
 def test_a_teacher_that_is_trained_already_is_taken(world):
-    """Its checkpoint carries its data's splits; it is judged on the loop's."""
+    """Its checkpoint carries its data's splits; it is evaluated on the loop's."""
     config = yaml.safe_load((world / "loop.yaml").read_text())
     teacher = stage(world / "whole", "teacher") / "teacher.ckpt"
     config |= {"teacher": {"checkpoint": str(teacher)}, "controls": False, "labels_per_class": 5}
@@ -295,8 +296,8 @@ def test_corrected_labels_and_replaced_pictures_count():
 
     def found() -> dict[str, str]:
         settings = read_settings(["noisy-student", "--config", "loop.yaml"])
-        made = stages.data_settings(settings, stages.read_data(settings), 0)
-        files = {name: machine.Output(Path(name), "the same") for name in ("split", "pool", "truth")}
+        made = data_stage.data_settings(settings, data_stage.read_data(settings), 0)
+        files = {name: manifest.Output(Path(name), "the same") for name in ("split", "pool", "truth")}
         return {name: output.digest for name, output in with_content(files, made).items()}
 
     first = found()
@@ -328,9 +329,9 @@ def test_pool_is_read_where_it_is_and_bad_files_are_left_out_by_choice(capfd):
     Path("made").mkdir()
     settings = read_settings(["noisy-student", "--config", "loop.yaml"])
     with pytest.raises(ValueError, match=r"1 image file\(s\) cannot be read:\n  pool/x/.*the file is empty"):
-        stages.make_data(Path("made"), settings, stages.read_data(settings), 0)
+        data_stage.make_data(Path("made"), settings, data_stage.read_data(settings), 0)
     settings = read_settings(["noisy-student", "--config", "loop.yaml", "--data.on_corrupt", "skip"])
-    stages.make_data(Path("made"), settings, stages.read_data(settings), 0)
+    data_stage.make_data(Path("made"), settings, data_stage.read_data(settings), 0)
     assert "1 images of the pool cannot be read and are left out" in capfd.readouterr().out
     records = read_paths(Path("made/pool.parquet"))
     assert {Path(r["image"]).name for r in records} == {"002.jpg", "a#0.jpg"}
@@ -343,7 +344,7 @@ def test_a_teacher_that_saw_the_evaluated_images_is_refused(world):
     config["teacher"] = {"checkpoint": str(teacher)}
     Path("taken.yaml").write_text(yaml.safe_dump(config))
     settings = read_settings(["noisy-student", "--config", "taken.yaml"])
-    data = stages.read_data(settings)
+    data = data_stage.read_data(settings)
     data.records["test"].append(data.records["train"][0])  # which one the teacher was shown is drawn
     data.records["test"] += data.records["train"][1:]
     Path("taken").mkdir()
@@ -361,10 +362,10 @@ def test_a_flag_that_a_part_overrules_is_refused(tmp_path):
 
 def test_a_launched_stage_is_a_command_of_its_own():
     recorder = [sys.executable, "-c", "import sys, json; json.dump(sys.argv[1:], open('argv.json', 'w'))"]
-    stages.run_command(["fit", "--config", "x.yaml"], recorder)
+    launching.run_command(stages.FIT, ["--config", "x.yaml"], recorder)
     assert json.loads(Path("argv.json").read_text()) == [sys.executable, "-m", "pipelines", "fit", "--config", "x.yaml"]
-    with pytest.raises(machine.StageError, match=r"`fit` ended with status 3"):
-        stages.run_command(["fit"], [sys.executable, "-c", "import sys; sys.exit(3)"])
+    with pytest.raises(manifest.StageError, match=r"`fit` ended with status 3"):
+        launching.run_command(stages.FIT, [], [sys.executable, "-c", "import sys; sys.exit(3)"])
 
 
 def test_the_best_generation_is_that_of_the_best_score_and_of_equal_ones_the_earliest():
@@ -393,7 +394,7 @@ def test_each_generation_of_each_seed_draws_anew():
 )
 def test_an_epoch_is_one_pass_over_the_selected_images(tmp_path, student, steps):
     (tmp_path / "selection.json").write_text('{"images": 100, "kept": 7, "pool": 999}')
-    selected = {"account": machine.Output(tmp_path / "selection.json", "")}
+    selected = {"account": manifest.Output(tmp_path / "selection.json", "")}
     settings = Settings(data={}, teacher=TeacherSettings(), students=[], launch=["srun"], trainer={"devices": 1})
     part = StudentSettings(model={}, **student)
     assert steps_per_epoch(settings, ClassificationData(batch_size=4), part, selected) == steps
@@ -404,7 +405,7 @@ def test_a_checkpoints_digest_is_of_its_weights_and_of_nothing_else(tmp_path):
 
     def digest(state: dict, **more: object) -> str:
         torch.save({"state_dict": state, **more}, tmp_path / "x.ckpt")
-        return machine.digest_of(tmp_path / "x.ckpt")
+        return manifest.digest_of(tmp_path / "x.ckpt")
 
     first = digest(weights, path="one")
     assert digest(dict(reversed(weights.items())), path="another") == first
@@ -419,12 +420,12 @@ def test_a_checkpoints_digest_is_of_its_weights_and_of_nothing_else(tmp_path):
     assert len({first, *(digest(state) for state in others)}) == 1 + len(others)
     (tmp_path / "x.json").write_text("one")
     (tmp_path / "y.json").write_text("two")
-    assert machine.digest_of(tmp_path / "x.json") != machine.digest_of(tmp_path / "y.json")
+    assert manifest.digest_of(tmp_path / "x.json") != manifest.digest_of(tmp_path / "y.json")
 
 
 def test_ranks_are_refused(monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert machine.main(["--config", "x.yaml"]) == 2
+    assert command.main(["--config", "x.yaml"]) == 2
     assert "is one process, but LOCAL_RANK is set" in capsys.readouterr().err
 
 
@@ -442,6 +443,70 @@ def test_flags_speak_of_what_the_config_names(tmp_path):
     assert settings.trainer["wandb"]["mode"] == "off"
     with pytest.raises(UserError, match=r"--data.val_fractoin; did you mean --data.val_fraction"):
         read_settings(["noisy-student", "--config", str(path), "--data.val_fractoin", "0.3"])
+
+
+FINISHED = json.loads(Path(__file__).with_name("finished_loops.json").read_text())
+
+
+@pytest.mark.parametrize("kind", list(FINISHED))
+def test_a_loop_that_an_older_version_finished_is_not_done_again(kind, monkeypatch, capfd):
+    """Manifests as commit 93d963b wrote them: the keys of the stages are the same, so all of them are taken."""
+    old = FINISHED[kind]
+    for name, stage_manifest in old["manifests"].items():
+        directory = Path("runs", "loop", "seed0", name)
+        directory.mkdir(parents=True)
+        (directory / "manifest.json").write_text(json.dumps(stage_manifest))
+        for output in stage_manifest["outputs"].values():
+            (directory / output["file"]).touch()
+    Path("runs/loop/seed0/data/truth.json").write_text(json.dumps({"class_names": old["class_names"], "val": []}))
+    for name, number in old["images"].items():
+        Path("runs/loop/seed0", name, "selection.json").write_text(json.dumps({"images": number}))
+    Path("loop.yaml").write_text(old["config"])
+    monkeypatch.setattr(Kind, "score", lambda self, file, truth: old["scores"][file.parent.name])
+    monkeypatch.setattr(loop_module, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(boxes, "IGNORE", 0.001)
+    assert loop("runs", Path("loop.yaml")) == 0
+    assert capfd.readouterr().out.count("done before") == len(old["manifests"])
+
+
+def test_a_launched_loop_evaluates_behind_the_launcher(world, monkeypatch):
+    """As it trains and labels: the process that starts the loop may have no accelerator."""
+    seen = []
+
+    def launched(words: list[str], check: bool) -> subprocess.CompletedProcess:
+        seen.append(words[:4])
+        return subprocess.CompletedProcess(words, in_child(lambda: evaluation.main(words[4:])))
+
+    monkeypatch.setattr(launching.subprocess, "run", launched)
+    flags = ["--launch", "[srun]", "--trainer.devices", "1"]
+    settings = read_settings(["noisy-student", "--config", str(world / "loop.yaml"), *flags])
+    data = data_stage.read_data(settings)
+    student = stage(world / "whole", "student1") / "student.ckpt"
+    Path("again").mkdir()
+    assert stages.evaluate(Path("again"), settings, data, student) == {"val": "val.parquet", "test": "test.parquet"}
+    assert seen == [["srun", sys.executable, "-m", "pipelines.noisy_student.evaluation"]]
+    old = digests(world / "whole")["student1"]
+    assert {split: manifest.digest_of(Path("again", f"{split}.parquet")) for split in ("val", "test")} == {
+        split: old[split] for split in ("val", "test")
+    }
+
+
+def test_all_seeds_decode_the_pool_once(monkeypatch):
+    write_images(Path("pictures"), {f"{s}/{c}": 3 for s in ("train", "val") for c in "ab"}, (8, 8))
+    write_images(Path("pool"), {"x": 5}, (9, 9))
+    Path("loop.yaml").write_text(CONFIG.format(source="pictures").replace("labels_per_class: 4", "pool: pool"))
+    settings = read_settings(["noisy-student", "--config", "loop.yaml", "--seeds", "[0, 1]"])
+    data = data_stage.read_data(settings)
+    read, decoded = data.make_reader(), []
+
+    def counting(record):
+        decoded.append(record["path"])
+        return read(record)
+
+    monkeypatch.setattr(data, "make_reader", lambda: counting)
+    for seed in settings.seeds:
+        loop_module.start(Path("loop", f"seed{seed}"), settings, data, seed)
+    assert len(decoded) == len(set(decoded)) == 5 + 6
 
 
 def test_what_the_data_lacks_is_said_before_anything_is_trained(tmp_path, capsys):

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from pipelines.probe import fit_head
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+
+from pipelines.commands.probe import fit_head
 
 
 class Features(nn.Module):

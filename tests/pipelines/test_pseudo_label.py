@@ -14,9 +14,9 @@ from datamodules import ClassificationData
 from datamodules.readers.lists import read_list
 from datamodules.unlabeled import pool_records
 from pipelines.__main__ import main
-from pipelines.noisy_student import labelling
+from pipelines.noisy_student import labeling
 from pipelines.noisy_student.kinds.images import Labels, read_labels, write_labels
-from pipelines.noisy_student.labelling import load_teacher
+from pipelines.noisy_student.labeling import load_teacher
 from tests.conftest import in_child, write_images
 from tests.ranks import in_ranks
 
@@ -59,7 +59,7 @@ def world(tmp_path_factory) -> Path:
 
 
 def label(world: Path, output: str, *flags: str, source: str = "pool") -> int:
-    labelling.CHUNK_BATCHES = SMALL_CHUNKS
+    labeling.CHUNK_BATCHES = SMALL_CHUNKS
     words = ["pseudo-label", "--ckpt_path", str(world / "a.ckpt"), "--source", str(world / source)]
     return main([*words, "--output", output, "--batch_size", "4", *QUIET, *flags])
 
@@ -118,8 +118,8 @@ def test_a_killed_labelling_goes_on_and_a_finished_one_is_not_repeated(world, mo
 
     def resumed() -> int:
         seen = []
-        original = labelling.ChunkWriter.on_predict_batch_end
-        labelling.ChunkWriter.on_predict_batch_end = lambda self, *a, **k: (seen.append(1), original(self, *a, **k))[1]
+        original = labeling.ChunkWriter.on_predict_batch_end
+        labeling.ChunkWriter.on_predict_batch_end = lambda self, *a, **k: (seen.append(1), original(self, *a, **k))[1]
         status = label(world, "cut.parquet")
         assert len(seen) == 2  # of 6 batches of 4, the last two: chunks 0 and 1 were there
         assert [p.stat().st_mtime_ns for p in done if p.exists()] in ([], stamps)
@@ -146,7 +146,7 @@ def test_several_teachers_are_averaged_and_the_worthwhile_labels_selected(world,
     assert len(read_list("selected.parquet").records) == account["images"]
     before = Path("selection.json").read_bytes()
     assert in_child(lambda: label(world, "a.parquet", "--selection.threshold", "0.5")) != 0
-    assert "selection.json says what was selected of both.parquet" in capfd.readouterr().err
+    assert "selection.json is the report of a selection from both.parquet" in capfd.readouterr().err
     assert Path("selection.json").read_bytes() == before
 
 

@@ -6,19 +6,15 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from pipelines.noisy_student.selection import (
-    Judged,
-    Selection,
-    Validation,
-    balanced,
-    fixed_thresholds,
+from pipelines.noisy_student.precision import (
+    Evaluated,
+    evaluated,
     lower_bound,
     needed_samples,
-    precision_thresholds,
-    select,
     strictest_down,
     thresholds_for,
 )
+from pipelines.noisy_student.selection import Selection, balanced, fixed_thresholds, select
 
 NAMES = ["ant", "bee", "cat"]
 
@@ -59,18 +55,18 @@ def test_small_classes_are_pooled_or_left_out_and_named():
     guess = np.repeat([0, 1, 2], [200, 40, 40])
     confidence = rng.uniform(0.6, 1, 280)
     selection = Selection(precision=0.95)
-    validation = Validation(labels(guess, confidence), guess.copy())
-    thresholds, account = precision_thresholds(guess, confidence, NAMES, selection, validation)
-    assert account["pooled"] == ["bee", "cat"]
-    assert account["left_out"] == []
+    validation = evaluated(labels(guess, confidence), guess.copy())
+    thresholds, report = thresholds_for(guess, confidence, NAMES, validation, precision=0.95, level=0.95)
+    assert report["pooled"] == ["bee", "cat"]
+    assert report["left_out"] == []
     assert thresholds[1] == thresholds[2]
-    few = Validation(labels(guess[:230], confidence[:230]), guess[:230])  # of bee 30, of cat none: 30 < 59
-    thresholds, account = precision_thresholds(guess, confidence, NAMES, selection, few)
-    assert account["left_out"] == ["bee", "cat"]
+    few = evaluated(labels(guess[:230], confidence[:230]), guess[:230])  # of bee 30, of cat none: 30 < 59
+    thresholds, report = thresholds_for(guess, confidence, NAMES, few, precision=0.95, level=0.95)
+    assert report["left_out"] == ["bee", "cat"]
     assert np.isfinite(thresholds[0])
     chosen = select(labels(guess, confidence), NAMES, selection, validation=few)
-    assert chosen.account["kept_as"] == {"ant": chosen.account["kept"], "bee": 0, "cat": 0}
-    assert chosen.account["coverage"] == chosen.account["kept"] / 280
+    assert chosen.report["kept_as"] == {"ant": chosen.report["kept"], "bee": 0, "cat": 0}
+    assert chosen.report["coverage"] == chosen.report["kept"] / 280
 
 
 # Confidence of a label is uniform; a label of confidence c of class k is right with this probability.
@@ -90,7 +86,7 @@ def true_precision(name: str, threshold: float) -> float:
 def test_the_true_precision_is_below_the_target_in_at_most_5_percent_of_1000_draws():
     rng = np.random.default_rng(3)
     names = list(CALIBRATION)
-    selection, draws = Selection(precision=0.95), 1000
+    draws = 1000
     below, kept = np.zeros(3), np.zeros(3)
     pool_guess = np.repeat([0, 1, 2], 300)
     v_guess = np.repeat([0, 1, 2], 250)
@@ -101,8 +97,8 @@ def test_the_true_precision_is_below_the_target_in_at_most_5_percent_of_1000_dra
             [v_guess == k for k in range(3)], [f(validation) for f in CALIBRATION.values()]
         )
         truth = np.where(right, v_guess, (v_guess + 1) % 3)
-        seen = Validation(labels(v_guess, 0.5 + validation / 2), truth)
-        thresholds, _ = precision_thresholds(pool_guess, 0.5 + pool / 2, names, selection, seen)
+        seen = evaluated(labels(v_guess, 0.5 + validation / 2), truth)
+        thresholds, _ = thresholds_for(pool_guess, 0.5 + pool / 2, names, seen, precision=0.95, level=0.95)
         for k, name in enumerate(names):
             if np.isfinite(thresholds[k]):
                 kept[k] += 1
@@ -129,16 +125,16 @@ def test_balance_keeps_the_most_confident_and_repeats_the_poor_evenly():
     assert len(balanced(np.arange(60), guess, confidence, None, seed=1)) == 3 * 20
 
 
-def test_thresholds_of_single_classes_and_the_account():
+def test_thresholds_of_single_classes_and_the_report():
     guess = np.array([0, 0, 1, 1, 2])
     probabilities = labels(guess, [0.9, 0.5, 0.9, 0.5, 0.45])
     chosen = select(probabilities, NAMES, Selection(threshold={"ant": 0.8}), truth=np.array([0, 1, 1, 2, -1]))
     assert chosen.rows.tolist() == [0, 2, 3, 4]
-    account = chosen.account
-    assert (account["kept"], account["pool"], account["coverage"]) == (4, 5, 0.8)
-    assert account["precision"] == pytest.approx(2 / 3)  # of the three whose truth is known
-    assert account["precision_of_all"] == pytest.approx(2 / 4)
-    assert account["truth_of_taught"] == {"ant": 1, "bee": 1, "cat": 1}
+    report = chosen.report
+    assert (report["kept"], report["pool"], report["coverage"]) == (4, 5, 0.8)
+    assert report["precision"] == pytest.approx(2 / 3)  # of the three whose truth is known
+    assert report["precision_of_all"] == pytest.approx(2 / 4)
+    assert report["truth_of_taught"] == {"ant": 1, "bee": 1, "cat": 1}
 
 
 def test_a_confidence_equal_to_the_threshold_is_kept():
@@ -146,16 +142,16 @@ def test_a_confidence_equal_to_the_threshold_is_kept():
     probabilities = labels([0, 0, 1, 1], [0.5, 0.49, 0.75, 0.74])
     chosen = select(probabilities, NAMES, Selection(threshold={"ant": 0.5, "bee": 0.75}))
     assert chosen.rows.tolist() == [0, 2]
-    assert chosen.account["thresholds"] == {"ant": 0.5, "bee": 0.75, "cat": 0.0}
-    assert chosen.account["labelled_as"] == {"ant": 2, "bee": 2, "cat": 0}
-    assert chosen.account["kept_as"] == {"ant": 1, "bee": 1, "cat": 0}
+    assert chosen.report["thresholds"] == {"ant": 0.5, "bee": 0.75, "cat": 0.0}
+    assert chosen.report["labelled_as"] == {"ant": 2, "bee": 2, "cat": 0}
+    assert chosen.report["kept_as"] == {"ant": 1, "bee": 1, "cat": 0}
 
 
 def test_the_report_of_a_selection_counts_repeats_as_taught_and_once_as_kept():
     """Three ants and one bee of an unknown class, balanced to four each; one ant is a cat."""
     probabilities = labels([0, 0, 0, 1], [0.9, 0.8, 0.7, 0.6])
     chosen = select(probabilities, NAMES, Selection(balance=True, per_class=4), truth=np.array([0, 0, 2, -1]), seed=0)
-    report = chosen.account
+    report = chosen.report
     assert (report["kept"], report["images"], report["distinct_images"]) == (4, 8, 4)
     assert report["coverage"] == 1.0
     assert report["taught_as"] == {"ant": 4, "bee": 4, "cat": 0}
@@ -164,7 +160,7 @@ def test_the_report_of_a_selection_counts_repeats_as_taught_and_once_as_kept():
     assert report["precision_by_class"] == {"ant": pytest.approx(2 / 3), "bee": None, "cat": None}
     assert sum(report["truth_of_taught"].values()) == 4  # the bee's truth is not known
     assert report["truth_of_taught"]["cat"] in (1, 2)
-    assert "precision" not in select(probabilities, NAMES, Selection(), truth=np.full(4, -1)).account
+    assert "precision" not in select(probabilities, NAMES, Selection(), truth=np.full(4, -1)).report
 
 
 def test_balance_takes_the_first_of_equally_confident_images_and_the_mean_count():
@@ -190,21 +186,21 @@ def test_an_extra_copy_goes_to_another_image_with_another_seed_and_another_class
 def test_levels_are_quantiles_of_the_pool_of_the_own_class():
     """The bees of the pool are all more confident than the ants, whose labels are right from 0.5 on."""
     sure = np.linspace(0.3, 0.9, 200)
-    seen = Judged(np.repeat([0, 1], 200), np.tile(sure, 2), np.tile(sure >= 0.5, 2))
+    seen = Evaluated(np.repeat([0, 1], 200), np.tile(sure, 2), np.tile(sure >= 0.5, 2))
     pool = np.concatenate([np.linspace(0.2, 0.8, 100), np.linspace(0.7, 0.9, 100)])
-    target = Selection(precision=0.9)
-    thresholds, report = thresholds_for(np.repeat([0, 1], 100), pool, NAMES, target, seen)
+    target = {"precision": 0.9, "level": 0.95}
+    thresholds, report = thresholds_for(np.repeat([0, 1], 100), pool, NAMES, seen, **target)
     assert report == {"precision_target": 0.9, "samples_needed": 29, "pooled": [], "left_out": ["cat"]}
     assert thresholds[0] in pool[:100]
     assert 0.47 < thresholds[0] < 0.53  # below 0.5 there are wrong ones, of which the bound allows a few
     assert thresholds[1] == pool[100]  # the least confident bee of the pool
     assert np.isinf(thresholds[2])
     # A class that the pool does not have has no threshold, and neither has one with one sample too few.
-    assert np.isinf(thresholds_for(np.zeros(100, int), pool[:100], NAMES, target, seen)[0][1])
-    few = Judged(np.zeros(28, int), np.full(28, 0.9), np.ones(28, bool))
-    assert np.isinf(thresholds_for(np.zeros(100, int), pool[:100], NAMES, target, few)[0]).all()
-    enough = Judged(np.zeros(29, int), np.full(29, 0.9), np.ones(29, bool))
-    assert thresholds_for(np.zeros(100, int), pool[:100], NAMES, target, enough)[0][0] == pool[0]
+    assert np.isinf(thresholds_for(np.zeros(100, int), pool[:100], NAMES, seen, **target)[0][1])
+    few = Evaluated(np.zeros(28, int), np.full(28, 0.9), np.ones(28, bool))
+    assert np.isinf(thresholds_for(np.zeros(100, int), pool[:100], NAMES, few, **target)[0]).all()
+    enough = Evaluated(np.zeros(29, int), np.full(29, 0.9), np.ones(29, bool))
+    assert thresholds_for(np.zeros(100, int), pool[:100], NAMES, enough, **target)[0][0] == pool[0]
 
 
 def test_the_seed_of_a_selection_is_that_of_its_repeats():
@@ -220,8 +216,8 @@ def test_a_class_is_pooled_where_it_has_too_few_validation_samples_of_its_own():
 
     def report(*counts: int) -> dict:
         guess = np.repeat([0, 1, 2], counts)
-        seen = Judged(guess, np.full(len(guess), 0.95), np.ones(len(guess), bool))
-        return thresholds_for(np.repeat([0, 1, 2], 60), pool, NAMES, Selection(precision=0.9), seen)[1]
+        seen = Evaluated(guess, np.full(len(guess), 0.95), np.ones(len(guess), bool))
+        return thresholds_for(np.repeat([0, 1, 2], 60), pool, NAMES, seen, precision=0.9, level=0.95)[1]
 
     assert (report(29, 14, 14)["pooled"], report(29, 14, 14)["left_out"]) == ([], ["bee", "cat"])
     assert (report(29, 15, 14)["pooled"], report(29, 15, 14)["left_out"]) == (["bee", "cat"], [])
@@ -267,5 +263,5 @@ def test_nothing_kept_and_unknown_classes_are_refused():
         select(probabilities, NAMES, Selection(threshold=0.9))
     with pytest.raises(ValueError, match="names the class 'wasp'; there are ant, bee, cat"):
         select(probabilities, NAMES, Selection(threshold={"wasp": 0.9}))
-    with pytest.raises(ValueError, match="needs labelled validation images"):
+    with pytest.raises(ValueError, match="needs labeled validation images"):
         select(probabilities, NAMES, Selection(precision=0.9))

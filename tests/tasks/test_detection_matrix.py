@@ -1,4 +1,4 @@
-"""Eight families of backbones under three detectors learn four pictures by heart.
+"""Eight families of backbones under three detectors overfit four pictures.
 
 docs/detection_matrix.md has the table:
 
@@ -32,13 +32,13 @@ ARGS = {
     "yolo": {"width": 64},
 }
 SIZE, STEPS = 96, 80
-PATIENT = 160  # steps of transformers under faster_rcnn, whose regions change while the boxes are learnt
+PATIENT = 160  # steps of transformers under faster_rcnn, whose regions change while the boxes are learned
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("detector", ARGS)
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_four_pictures_by_heart(backbone, detector):
+def test_overfits_four_pictures(backbone, detector):
     started = time.process_time()
     steps = PATIENT if detector == "faster_rcnn" and backbone.startswith(("swin", "vit")) else STEPS
     scenes = [digit_scene(i, size=SIZE) for i in range(4)]

@@ -320,7 +320,7 @@ def test_a_yolo_begins_with_its_prior_and_boxes_of_four_cells() -> None:
     for head in net.heads:
         assert head.class_logits.bias.sigmoid().tolist() == pytest.approx([0.02] * 3)
         distances = expected_distances(head.box_logits.bias.view(4, 17))
-        assert distances.tolist() == pytest.approx([2.0] * 4, abs=0.02)  # but for the cut at 16 cells
+        assert distances.tolist() == pytest.approx([2.0] * 4, abs=0.02)  # but for the limit, 16 cells
 
 
 def test_a_yolos_points_are_the_cells_centers_in_pixels() -> None:
@@ -367,9 +367,9 @@ def test_a_yolos_losses_are_those_of_the_papers_object_by_object() -> None:
         if truth < 0 and x < 24 and y < 24:
             continue  # in the crowd: neither an object nor background
         for k in range(3):
-            goal = target if truth >= 0 and int(labels[0, truth]) == k else 0.0
-            one = F.binary_cross_entropy_with_logits(dense.logits[0, a, k], torch.tensor(goal))
-            class_loss += float(one) * (weights[k] if goal else 1.0)
+            wanted = target if truth >= 0 and int(labels[0, truth]) == k else 0.0
+            one = F.binary_cross_entropy_with_logits(dense.logits[0, a, k], torch.tensor(wanted))
+            class_loss += float(one) * (weights[k] if wanted else 1.0)
         if truth < 0:
             continue
         box_loss += target * float(complete_box_iou_loss(predicted[a : a + 1], boxes[0, truth : truth + 1]))

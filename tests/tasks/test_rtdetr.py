@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,8 @@ from datamodules.readers.digits import digit_scene
 from tasks import Detection
 from tasks.detection.detectors.arguments import BackboneArguments
 from tasks.detection.detectors.protocol import Limits
-from tasks.detection.detectors.rtdetr import RTDETRArguments, build_rtdetr
+from tasks.detection.detectors.rtdetr import RTDETRArguments, build_rtdetr, relative_targets
+from tasks.detection.detectors.targets import read_targets
 
 SMALL = {"width": 32, "heads": 4, "ffn_width": 64, "queries": 30, "decoder_layers": 2, "denoising": 20}
 IMAGE = torch.randn(3, 3, 64, 100, generator=torch.Generator().manual_seed(0))
@@ -61,6 +64,49 @@ def test_detections_lie_on_the_canvas_of_any_size():
         assert (boxes >= 0).all()
         assert (boxes <= torch.tensor([100, 64, 100, 64])).all()
         assert (scores[:-1] >= scores[1:]).all()
+
+
+def test_targets_are_centers_and_sizes_in_fractions_of_the_canvas():
+    targets = {
+        "boxes": torch.tensor([[[0.0, 0, 128, 64], [16.0, 8, 80, 24], [0, 0, 0, 0]]]),
+        "labels": torch.tensor([[0, 2, -1]]),
+        "iscrowd": torch.tensor([[1, 0, 0]]),
+    }
+    (one,) = relative_targets(read_targets(targets), torch.zeros(1, 3, 64, 128))
+    assert one["class_labels"].tolist() == [2]
+    assert one["boxes"].tolist() == [[48 / 128, 16 / 64, 64 / 128, 16 / 64]]
+
+
+def test_boxes_are_fractions_of_the_filled_canvas_and_of_the_last_layer():
+    """A canvas of 64 x 100 is filled up to 64 x 128; each query may report several classes."""
+    made = make().eval()
+    logits = torch.full((1, 2, 2, 3), -9.0)
+    logits[0, 0] = 9.0  # of the first layer
+    logits[0, 1, 0, 1], logits[0, 1, 1, 2], logits[0, 1, 1, 0] = 2.0, 1.0, 0.5
+    boxes = torch.zeros(1, 2, 2, 4)
+    boxes[0, 1] = torch.tensor([[0.25, 0.5, 0.25, 0.5], [0.75, 0.5, 0.5, 0.25]])
+    made._decode = lambda image, encoded, labels: SimpleNamespace(
+        intermediate_logits=logits, intermediate_reference_points=boxes
+    )
+    with torch.inference_mode():
+        (found,) = made.detect(IMAGE[:1], Limits(0.1, 1.0, 10))
+    assert found["labels"].tolist() == [1, 2, 0]
+    assert found["scores"].tolist() == pytest.approx(torch.tensor([2.0, 1.0, 0.5]).sigmoid().tolist())
+    wide = [64, 24, 100, 40]  # up to 128, clipped
+    assert found["boxes"].tolist() == [[16, 16, 48, 48], wide, wide]
+
+
+def test_each_term_is_summed_over_the_layers():
+    """Two layers of the decoder, the encoder's choice of queries, and in training the denoising queries."""
+    made = make().eval()
+    names = [f"loss_{kind}{layer}" for kind in ("vfl", "bbox", "giou") for layer in ("", "_aux_0", "_dn_0")]
+    made._losses_of_one = lambda out, i, label: {name: torch.tensor(float(10**k)) for k, name in enumerate(names)}
+    losses = made.image_losses(IMAGE[:1], {key: value[:1] for key, value in TARGETS.items()})
+    assert {name: float(value) for name, value in losses.items()} == {
+        "class_loss": 111,
+        "l1_loss": 111_000,
+        "giou_loss": 111_000_000,
+    }
 
 
 @pytest.mark.parametrize(

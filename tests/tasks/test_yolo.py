@@ -64,7 +64,7 @@ def planted() -> Iterator[Any]:
 
 
 def grid(height: int, width: int, strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Centres (A, 2) and strides (A,) of the cells, rows first."""
+    """Centers (A, 2) and strides (A,) of the cells, rows first."""
     cells = [
         ((x + 0.5) * s, (y + 0.5) * s, float(s))
         for s in strides
@@ -136,7 +136,7 @@ def random_case(rng: np.random.Generator, kind: str) -> tuple[Tensor, Tensor, Te
         corner[:, 1], side[:, 1] = corner[:, 0], side[:, 0]  # two objects of one box, of one class or of two
     if kind == "none":
         labels[0] = -1
-    if kind == "thin":  # most hold no centre of a cell
+    if kind == "thin":  # most hold no center of a cell
         side = rng.uniform(0.2, 4, (2, objects, 2))
     if kind == "overlapping":
         corner[:, 1:] = corner[:, :1] + rng.uniform(-3, 3, (2, objects - 1, 2))
@@ -182,7 +182,7 @@ def test_the_assignment_is_the_slow_references(kind: str) -> None:
         assert shared > 50  # cells that lie in several objects
 
 
-def test_an_object_has_a_cell_even_where_no_centre_is_inside_it() -> None:
+def test_an_object_has_a_cell_even_where_no_center_is_inside_it() -> None:
     points, strides = grid(48, 64, (8, 16))
     true_boxes = torch.tensor([[[0.5, 0.5, 1.5, 2.0], [30.0, 9.0, 33.0, 10.0], [63.0, 47.0, 64.0, 48.0]]])
     labels = torch.tensor([[0, 1, 2]])

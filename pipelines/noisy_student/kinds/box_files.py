@@ -1,22 +1,20 @@
-"""A file of boxes with scores in COCO's format, written, read and cut down."""
+"""A file of boxes with scores in COCO's format, written, read and reduced."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
-from pipelines.noisy_student.paths import beside, listed, resolved
+from datamodules.common.files import write_text
+from pipelines.noisy_student.paths import listed, resolved
 from tasks.detection.evaluation.objects import Objects
-
-if TYPE_CHECKING:
-    from datamodules.annotations.records import Record
 
 
 class Boxes(NamedTuple):
@@ -39,6 +37,22 @@ class Boxes(NamedTuple):
     labels: NDArray[np.int64]
     scores: NDArray[np.float32]
     crowd: NDArray[np.bool_]
+
+
+def boxes_of_entries(paths: list[str], entries: Sequence[Mapping[str, Any]]) -> Boxes:
+    """The boxes of images as ``outputs.detections.entry_of`` gives them: ``bbox`` (x, y, width, height), and so on."""
+    corners = np.array([box for entry in entries for box in entry["bbox"]], np.float64).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    image = np.repeat(np.arange(len(paths)), [len(entry["labels"]) for entry in entries])
+    return Boxes(
+        paths,
+        [tuple(entry["size"]) for entry in entries],
+        image,
+        corners.astype(np.float32),
+        np.array([label for entry in entries for label in entry["labels"]], np.int64),
+        np.array([score for entry in entries for score in entry["scores"]], np.float32),
+        np.zeros(len(image), np.bool_),
+    )
 
 
 def write_boxes(
@@ -85,10 +99,7 @@ def write_boxes(
         "images": images,
         "annotations": annotations,
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = beside(output)
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(temporary, output)
+    write_text(output, json.dumps(content))
 
 
 def _nine_digits(value: float) -> float:
@@ -129,11 +140,11 @@ def take(found: Boxes, rows: NDArray[Any]) -> Boxes:
 def images_of(found: Boxes, images: NDArray[np.int64]) -> Boxes:
     """Some of the images, by their rising numbers, with their boxes."""
     inside = np.isin(found.image, images)
-    part = take(found, inside)
-    return part._replace(
+    chosen = take(found, inside)
+    return chosen._replace(
         paths=[found.paths[i] for i in images],
         sizes=[found.sizes[i] for i in images],
-        image=np.searchsorted(images, part.image),
+        image=np.searchsorted(images, chosen.image),
     )
 
 
@@ -158,7 +169,7 @@ def true_boxes(records: Sequence[Record], data: Any) -> Boxes:
     return Boxes(
         [record["path"] for record in records],
         [s["image"].shape[:2] if hasattr(s["image"], "shape") else (s["height"], s["width"]) for s in samples],
-        np.repeat(np.arange(len(records)), [len(part) for part in labels]),
+        np.repeat(np.arange(len(records)), [len(of_image) for of_image in labels]),
         np.concatenate([np.zeros((0, 4), np.float32), *(s["boxes"] for s in samples)]).astype(np.float32),
         np.concatenate([np.zeros(0, np.int64), *labels]),
         np.ones(sum(map(len, labels)), np.float32),

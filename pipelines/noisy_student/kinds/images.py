@@ -1,147 +1,179 @@
-"""Pseudo-labels of images with one label each: class probabilities as a list, like any list of labelled images."""
+"""Pseudo-labels of images with one label each: class probabilities as a list, like any list of labeled images."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
-from pipelines.noisy_student.manifest import write_json
-from pipelines.noisy_student.scorers import accuracy
-from pipelines.noisy_student.selection import Selection, Validation, select
+from pipelines.noisy_student.kinds.base import Chunks, Doubtful, Floats, Kind, SelectionJob
+from pipelines.noisy_student.kinds.tables import digest_of_table, write_table
+from pipelines.noisy_student.precision import evaluated
+from pipelines.noisy_student.selection import Selection, select
+from pipelines.scorers import accuracy
 
-if TYPE_CHECKING:
-    from datamodules.annotations.records import Record
-    from pipelines.noisy_student.labelling import Pool, Teacher
-
-METRIC = "accuracy"
-UNIT = "labels"
-LABELS = JUDGED = ".parquet"
-PART = ".npy"
-REPLICATES = 10_000  # of the bootstrap
-TILE = 96
-SOFT_FILES = False  # probabilities are in the list in any case
-#: Arguments of the labelled data that say where it comes from; the pseudo-labels come from their own list.
-SOURCE_ARGUMENTS: tuple[str, ...] = (
-    *("source", "image_root", "columns", "val_fraction", "test_fraction", "split_seed", "split_file"),
-)
 COLUMN = "p_"  # how the reader of lists knows a column of class probabilities
 
 
-class Labels(NamedTuple):
+@dataclass(frozen=True)
+class Labels:
     """What teachers say of images: their paths, and float32 (N, K) probabilities of the classes."""
 
     paths: list[str]
     probabilities: NDArray[np.float32]
     class_names: list[str]
 
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """The most probable class of each image, int64 (N,)."""
+        return self.probabilities.argmax(1) if self.paths else np.zeros(0, np.int64)
 
-# What is refused.
+    def rows(self, rows: NDArray[np.int64]) -> Labels:
+        """Some rows, in this order, repeated ones several times."""
+        return Labels([self.paths[i] for i in rows], self.probabilities[rows], self.class_names)
 
 
-def check_data(data: Any) -> None:
-    """Refuse data that is not of this kind.
+class Images(Kind):
+    """Images with one label each."""
 
-    Raises:
-        UserError: Naming what is.
-    """
-    if not all(isinstance(record.get("label"), int) for record in data.records["train"]):
-        raise UserError(
-            "noisy-student is for images with one label each, boxes, or one class a pixel; the data has another kind of"
-            " label."
+    METRIC = "accuracy"
+    UNIT = "labels"
+    LABELS = EVALUATION = ".parquet"
+    CHUNK = ".npy"
+    TILE = 96
+    ONE_LABEL = True
+    SOURCE_ARGUMENTS = ("source", "image_root", "columns", "val_fraction", "test_fraction", "split_seed", "split_file")
+
+    def check_data(self, data: Any) -> None:
+        """Refuse data without one label each."""
+        if not all(isinstance(record.get("label"), int) for record in data.records["train"]):
+            raise UserError(
+                "noisy-student is for images with one label each, boxes, or one class a pixel; the data has another"
+                " kind of label."
+            )
+
+    def check_selection(self, selection: Selection) -> None:
+        """Refuse what is meant for boxes."""
+        if selection.ignore is not None:
+            raise UserError(f"selection.ignore is {selection.ignore}, but only boxes have it: leave it out.")
+
+    def annotation(self, record: Record) -> Any:
+        """The label."""
+        return record["label"]
+
+    def truth_of(self, record: Mapping[str, Any]) -> int:
+        """The class of an image, -1 where unknown."""
+        return int(record.get("label", -1))
+
+    def rows_of(self, outputs: Mapping[str, Any], batch: Mapping[str, Any], pool: Chunks) -> list[Any]:
+        """Probabilities, float32 (B, K)."""
+        if "probabilities" not in outputs:
+            raise UserError("The teacher gives no class probabilities: pseudo-label needs one label an image.")
+        return [outputs["probabilities"].float().cpu().numpy()]
+
+    def write_chunk(self, file: Any, rows: list[Any]) -> None:
+        """Write a chunk as an array."""
+        np.save(file, np.concatenate(rows))
+
+    def read_chunks(self, pool: Chunks) -> list[Any]:
+        """Of each chunk float32 (n, K)."""
+        return [np.load(file) for file in pool.files()]
+
+    def merge(self, output: Path, pools: Sequence[Chunks], class_names: list[str], digest: str, *, every: bool) -> None:
+        """Write the mean over the teachers."""
+        each = [np.concatenate(self.read_chunks(pool)) for pool in pools]
+        mean = (np.sum(each, axis=0, dtype=np.float64) / len(each)).astype(np.float32)
+        paths = [record["path"] for record in pools[0].records]
+        write_labels(Labels(paths, np.asarray(mean), class_names), output, digest)
+
+    def digest_in(self, file: Path) -> str | None:
+        """The digest that a list of labels carries."""
+        return digest_of_table(file)
+
+    def evaluate(self, labels: Path, records: Sequence[Record], data: Any, task: Any, output: Path) -> None:
+        """Nothing: the list of labels is all that ``scores`` needs."""
+
+    def scores(self, file: Path, truth: Sequence[int], counts: NDArray[Any]) -> dict[str, Floats]:
+        """The accuracy."""
+        return {self.METRIC: accuracy(counts, correct(file, truth))}
+
+    def select(self, job: SelectionJob) -> dict[str, Any]:
+        """Write ``selected.parquet``."""
+        pool = read_labels(job.labels)
+        seen = None
+        if job.validation is not None and job.truth["val"]:
+            probabilities = read_labels(job.validation, pool.class_names).probabilities
+            seen = evaluated(probabilities, np.array(job.truth["val"], np.int64))
+        known = np.array(job.truth["pool"], np.int64)
+        selected = select(
+            pool.probabilities, pool.class_names, job.selection, validation=seen, seed=job.seed, truth=known
         )
+        write_labels(pool.rows(selected.rows), job.directory / "selected.parquet")
+        return selected.report
+
+    def doubtful(
+        self,
+        selected: Path,
+        relabeled: Path,
+        pool: Sequence[Record],
+        truth: Mapping[str, Any],
+        data: Any,
+        count: int,
+    ) -> Doubtful:
+        """Images whose taught class the last student finds least probable."""
+        names = truth["class_names"]
+        taught, student = read_labels(selected, names), read_labels(relabeled, names)
+        row_of = {path: i for i, path in enumerate(student.paths)}
+        label_of = dict(zip(taught.paths, taught.classes.tolist(), strict=True))
+
+        def probability(path: str) -> float:
+            return float(student.probabilities[row_of[path], label_of[path]])
+
+        image_of = {record["path"]: record["image"] for record in pool}
+        doubtful = Doubtful([], [], [])
+        for path in sorted(label_of, key=lambda path: (probability(path), path))[:count]:
+            known = truth["pool"][row_of[path]]
+            found = {
+                "path": path,
+                "taught": names[label_of[path]],
+                "student": names[int(student.classes[row_of[path]])],
+                "probability": probability(path),
+                "truth": names[known] if known >= 0 else None,
+            }
+            caption = f"{found['taught']}? student: {found['student']}"
+            doubtful.found.append(found)
+            doubtful.pictures.append(image_of[path])
+            doubtful.captions.append(caption if known < 0 else f"{caption}, truth: {found['truth']}")
+        return doubtful
 
 
-def check_selection(selection: Selection) -> None:
-    """Refuse what is meant for another task."""
-    if selection.ignore is not None:
-        raise UserError(f"selection.ignore is {selection.ignore}, but only boxes have it: leave it out.")
+IMAGES = Images()
 
 
-def annotation(record: Record) -> Any:
-    """What tells one annotation from another, as a plain value."""
-    return record["label"]
-
-
-def unlabelled_arguments(class_names: list[str]) -> dict[str, Any]:
-    """Arguments of the data that reads the selected labels, beside ``source``."""
-    return {"class_names": class_names, "val_fraction": 0.0}
-
-
-# Labelling.
-
-
-def together(teachers: Sequence[Teacher]) -> AbstractContextManager[Sequence[Teacher]]:
-    """Each teacher labels; ``merge`` takes the mean."""
-    return nullcontext(teachers)
-
-
-def prepare(task: Any, *, soft: bool) -> None:
-    """Make a teacher give what labels need: probabilities in any case."""
-
-
-def rows_of(outputs: Mapping[str, Any], batch: Mapping[str, Any], pool: Pool) -> list[Any]:
-    """What is kept of a batch: float32 (B, K)."""
-    if "probabilities" not in outputs:
-        raise UserError("The teacher gives no class probabilities: pseudo-label needs one label an image.")
-    return [outputs["probabilities"].float().cpu().numpy()]
-
-
-def write_part(file: Any, rows: list[Any]) -> None:
-    """Write a chunk into an open file."""
-    np.save(file, np.concatenate(rows))
-
-
-def merge(output: Path, pools: Sequence[Pool], class_names: list[str], digest: str, *, every: bool) -> None:
-    """Write the labels of all chunks, the mean over the teachers."""
-    each = [np.concatenate([np.load(file) for file in pool.files()]) for pool in pools]
-    mean = (np.sum(each, axis=0, dtype=np.float64) / len(each)).astype(np.float32)
-    paths = [record["path"] for record in pools[0].records]
-    write_labels(Labels(paths, np.asarray(mean), class_names), output, {"digest": digest})
-
-
-def digest_in(file: Path) -> str | None:
-    """The digest that a file of labels carries."""
-    import pyarrow.parquet as pq
-
-    if not file.is_file():
-        return None
-    note = json.loads((pq.read_schema(file).metadata or {}).get(b"pseudo_label", b"{}"))
-    digest: str | None = note.get("digest")
-    return digest
-
-
-def write_labels(labels: Labels, output: Path, note: dict[str, str] | None = None) -> None:
+def write_labels(labels: Labels, output: Path, digest: str | None = None) -> None:
     """Write a list with the columns ``path``, ``split``, ``p_CLASS``, and for people ``pseudo_label``, ``confidence``.
 
     Args:
         labels: What to write; a path that comes twice is two rows.
         output: A ``.parquet`` file; replaced in one step.
-        note: Kept in the file's metadata.
+        digest: Kept in the file's metadata.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    best = labels.probabilities.argmax(1) if len(labels.paths) else np.zeros(0, np.int64)
     columns: dict[str, Any] = {
         "path": [path if path.startswith("digits#") else os.path.abspath(path) for path in labels.paths],
         "split": ["train"] * len(labels.paths),
-        "pseudo_label": [labels.class_names[k] for k in best],
+        "pseudo_label": [labels.class_names[k] for k in labels.classes],
         "confidence": labels.probabilities.max(1, initial=0.0),
-        **{f"{COLUMN}{name}": labels.probabilities[:, k] for k, name in enumerate(labels.class_names)},
     }
-    table = pa.table(columns).replace_schema_metadata({"pseudo_label": json.dumps(note or {})})
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    pq.write_table(table, temporary)
-    os.replace(temporary, output)
+    for k, name in enumerate(labels.class_names):
+        columns[f"{COLUMN}{name}"] = labels.probabilities[:, k]
+    write_table(columns, output, {} if digest is None else {"digest": digest})
 
 
 def read_labels(file: Path, class_names: Sequence[str] | None = None) -> Labels:
@@ -165,105 +197,7 @@ def read_labels(file: Path, class_names: Sequence[str] | None = None) -> Labels:
     return Labels(table.column("path").to_pylist(), np.stack(columns, 1).astype(np.float32), names)
 
 
-def taken(labels: Labels, rows: NDArray[np.int64]) -> Labels:
-    """Some rows, in this order, repeated ones several times."""
-    return Labels([labels.paths[i] for i in rows], labels.probabilities[rows], labels.class_names)
-
-
-# Scores, selection, and what is most likely wrong.
-
-
-def judge(labels: Path, records: Sequence[Record], data: Any, task: Any, output: Path) -> None:
-    """Compare labels with the truth: the list of labels is all that is needed."""
-
-
-def scores(file: Path, truth: Sequence[int], counts: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-    """Scores of a model on resamples (R, N) of the images, each (R,)."""
-    return {METRIC: accuracy(counts, right(file, truth))}
-
-
-def right(file: Path, truth: Sequence[int]) -> NDArray[np.bool_]:
-    """Whether each image is classified rightly, bool (N,)."""
+def correct(file: Path, truth: Sequence[int]) -> NDArray[np.bool_]:
+    """Whether each image is classified correctly, bool (N,)."""
     found: NDArray[np.bool_] = read_labels(file).probabilities.argmax(1) == np.array(truth, np.int64)
     return found
-
-
-def truth_of(record: Record) -> int:
-    """What ``truth.json`` holds of an image: its class, -1 where unknown."""
-    return int(record.get("label", -1))
-
-
-def choose(
-    directory: Path,
-    data: Any,
-    selection: Selection,
-    labels_file: Path,
-    validation_file: Path | None,
-    truth: Mapping[str, Any],
-    seed: int,
-) -> dict[str, Any]:
-    """Write ``selected.parquet`` and ``selection.json``.
-
-    Args:
-        directory: Where to.
-        data: The labelled data; not used here.
-        selection: What is asked for.
-        labels_file: The pool's labels.
-        validation_file: The teacher on the validation images; needed for a target precision.
-        truth: True classes of ``pool`` and ``val``, -1 where unknown.
-        seed: Of the random part of repeats.
-
-    Returns:
-        The account of it.
-    """
-    labels = read_labels(labels_file)
-    validation = None
-    if validation_file is not None:
-        seen = read_labels(validation_file, labels.class_names)
-        validation = Validation(seen.probabilities, np.array(truth["val"], np.int64))
-    known = np.array(truth["pool"], np.int64)
-    chosen = select(labels.probabilities, labels.class_names, selection, validation=validation, seed=seed, truth=known)
-    write_labels(taken(labels, chosen.rows), directory / "selected.parquet")
-    account = {"labels": labels_file.name, **chosen.account}
-    write_json(directory / "selection.json", account)
-    return account
-
-
-def suspects(
-    selected: Path, judged: Path, pool: Sequence[Record], truth: Mapping[str, Any], data: Any, count: int
-) -> tuple[list[dict[str, Any]], list[Any], list[str]]:
-    """Taught labels that the last student believes least, the most doubtful first.
-
-    Args:
-        selected: What was taught.
-        judged: The last student's labels of the pool.
-        pool: The images.
-        truth: True classes of ``pool``, and ``class_names``.
-        data: The labelled data.
-        count: At most so many.
-
-    Returns:
-        Plain values, pictures (files or arrays), and captions of each.
-    """
-    names = truth["class_names"]
-    taught, student = read_labels(selected, names), read_labels(judged, names)
-    places = {path: i for i, path in enumerate(student.paths)}
-    label_of = dict(zip(taught.paths, taught.probabilities.argmax(1).tolist(), strict=True))
-    known = {path: truth["pool"][places[path]] for path in label_of}
-    order = sorted(label_of, key=lambda path: (float(student.probabilities[places[path], label_of[path]]), path))
-    found = [
-        {
-            "path": path,
-            "taught": names[label_of[path]],
-            "student": names[int(student.probabilities[places[path]].argmax())],
-            "probability": float(student.probabilities[places[path], label_of[path]]),
-            "truth": names[known[path]] if known[path] >= 0 else None,
-        }
-        for path in order[:count]
-    ]
-    images = {record["path"]: record["image"] for record in pool}
-    captions = [
-        f"{s['taught']}? student: {s['student']}" + (f", truth: {s['truth']}" if s["truth"] is not None else "")
-        for s in found
-    ]
-    return found, [images[s["path"]] for s in found], captions

@@ -1,4 +1,4 @@
-"""One box and its class for an image: the simplest thing that localises.
+"""One box and its class for an image: the simplest thing that localizes.
 
 The backbone's last map, with the coordinates of its cells as two more channels (CoordConv, Liu et al. 2018,
 https://arxiv.org/abs/1807.03247), is mixed by one convolution and averaged over all cells. Without coordinates, an

@@ -171,13 +171,13 @@ class FasterRCNN(Detector):
         regions, rows, labels = (
             [part[index] for part, index in zip(parts, chosen, strict=True)] for parts in (regions, rows, labels)
         )
-        goals = [
+        targets = [
             torch.where(label.unsqueeze(1) > 0, of_image[row], region) if len(of_image) else region
             for label, of_image, row, region in zip(labels, boxes, rows, regions, strict=True)
         ]
         places = [learned.nonzero().squeeze(1) for learned in truth.learned]
         rows = [place[row] if len(place) else row for place, row in zip(places, rows, strict=True)]
-        return Samples(regions, rows, labels, torch.cat(goals))
+        return Samples(regions, rows, labels, torch.cat(targets))
 
     def _pool(self, dense: Mapping[str, list[Tensor]], regions: list[Tensor], image: Tensor) -> Tensor:
         """Pooled features of all regions, (S, width, size, size)."""

@@ -138,7 +138,7 @@ def build_fcos(
     pyramid = backbone.detection_pyramid(8, arguments.strides)
     width, depth = arguments.head_channels, arguments.head_depth
     regression_head = FCOSRegressionHead(width, 1, depth, norm_layer=group_norm)
-    # torchvision's distances begin around 0, where half of them are cut off by the head's ReLU and learn nothing.
+    # torchvision's distances begin around 0, where the head's ReLU makes half of them 0, and those learn nothing.
     nn.init.constant_(regression_head.bbox_reg.bias, START)
     fpn = FPN(pyramid.channels, pyramid.strides, width, "p6p7")
     classification_head = FCOSClassificationHead(width, 1, num_classes, depth, norm_layer=group_norm)

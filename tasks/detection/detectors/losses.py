@@ -30,7 +30,7 @@ def class_weight_tensor(class_weights: Sequence[float] | None, num_classes: int)
 
 
 def batch_means(parts: Mapping[str, Tensor], weight: Tensor | None) -> dict[str, Tensor]:
-    """`loss` and its parts: means over the images of each image's own losses (B,), each scaled by its `weight` (B,)."""
+    """`loss` and its terms: means over the images of each image's own losses (B,), each scaled by its `weight` (B,)."""
     means = {name: (part if weight is None else part * weight).mean() for name, part in parts.items()}
     return {"loss": torch.stack(list(means.values())).sum(), **means}
 

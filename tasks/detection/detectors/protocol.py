@@ -71,7 +71,7 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def image_losses(self, image: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parts of the loss by name, float32 (B,): each image's own, whatever else is in the batch.
+        """The terms of the loss by name, float32 (B,): each image's own, whatever else is in the batch.
 
         Args:
             image: float (B, C, H, W), normalized.
@@ -79,7 +79,7 @@ class Detector(nn.Module, ABC):
         """
 
     def losses(self, image: Tensor, targets: Mapping[str, Tensor], weight: Tensor | None = None) -> dict[str, Tensor]:
-        """`loss`, the sum of its parts, and the parts: means over the images of each image's own.
+        """`loss`, the sum of its terms, and the terms: means over the images of each image's own.
 
         Args:
             image: float (B, C, H, W), normalized.

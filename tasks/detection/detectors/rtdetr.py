@@ -22,8 +22,8 @@ from tasks.detection.detectors.selection import best_candidates
 from tasks.detection.detectors.targets import Truth, read_targets
 from tasks.pyramid import Pyramid
 
-#: Parts of the loss, and what transformers' names of the layers' losses contain.
-PARTS = {"class_loss": "loss_vfl", "l1_loss": "loss_bbox", "giou_loss": "loss_giou"}
+#: Terms of the loss, and what transformers' names of the layers' losses contain.
+TERMS = {"class_loss": "loss_vfl", "l1_loss": "loss_bbox", "giou_loss": "loss_giou"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +99,10 @@ class RTDETR(Detector):
         image, encoded = self(image)
         labels = relative_targets(read_targets(targets), image)
         out = self._decode(image, encoded, labels)
-        columns: dict[str, list[Tensor]] = {name: [] for name in PARTS}
+        columns: dict[str, list[Tensor]] = {name: [] for name in TERMS}
         for i, label in enumerate(labels):  # one by one, since transformers divides by the batch's number of boxes
             losses = self._losses_of_one(out, i, label)
-            for name, mark in PARTS.items():
+            for name, mark in TERMS.items():
                 columns[name].append(torch.stack([loss for key, loss in losses.items() if mark in key]).sum())
         parts = {name: torch.stack(column) for name, column in columns.items()}
         if self.detr.config.num_denoising:  # DDP waits for its gradient, also where a batch has no boxes to noise

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 Norm = Literal["group", "batch"]
 
-START = 2.0  # cells; what the distances begin with, but for the cut at `reg_max`
+START = 2.0  # cells; what the distances begin with, but for the limit, `reg_max`
 
 
 def _conv(inputs: int, outputs: int, size: int, norm: Norm, stride: int = 1) -> nn.Sequential:

@@ -49,7 +49,7 @@ class Curve:
 
     @property
     def is_last(self) -> Bools:
-        """Where a threshold can cut, bool (n,): the last of equal scores."""
+        """Where a threshold can lie, bool (n,): at the last of equal scores."""
         return np.append(self.scores[1:] != self.scores[:-1], np.ones(len(self.scores[:1]), np.bool_))
 
     def interpolated(self) -> Floats:
@@ -120,8 +120,8 @@ def _best_of(curve: Curve, otherwise: float) -> tuple[float, float]:
         return otherwise, np.nan
     if not curve.hits[-1:].any():
         return otherwise, 0.0
-    cuts = np.flatnonzero(curve.is_last)
-    best = cuts[np.argmax(curve.f1[cuts])]
+    possible = np.flatnonzero(curve.is_last)
+    best = possible[np.argmax(curve.f1[possible])]
     return float(curve.scores[best]), float(curve.f1[best])
 
 
@@ -137,8 +137,8 @@ def _best_overall(curves: Sequence[Curve]) -> tuple[float, float]:
     steps = np.concatenate([np.diff(curve.f1, prepend=0.0) for curve in curves])[order]
     mean = np.cumsum(steps) / len(curves)
     scores = scores[order]
-    cuts = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
-    best = cuts[np.argmax(mean[cuts])]
+    possible = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # the last of equal scores
+    best = possible[np.argmax(mean[possible])]
     return float(scores[best]), float(mean[best])
 
 

@@ -163,7 +163,7 @@ class CocoMetrics(Metric):
 
         Args:
             predictions: Lists of B tensors: ``boxes`` float (n, 4) x1 y1 x2 y2, ``scores`` float (n,), ``labels`` int
-                (n,) 0 to K - 1; for masks ``masks``, bool or uint8 (n, H, W), or lists of n run lengths.
+                (n,) 0 to K - 1; for masks ``masks``, bool or uint8 (n, H, W), or lists of n run-length encodings.
             targets: B dicts: ``boxes`` float (N, 4), ``labels`` int (N,); optional ``iscrowd`` (N,) and ``area``
                 (N,) in pixels; for masks ``masks`` int (L, H, W), object numbers 1 to N in layers, 0 none.
             image_ids: B numbers, each image's own.

@@ -1,4 +1,4 @@
-"""Predicted and annotated objects as flat columns on the CPU, their masks as run lengths: what the metrics keep."""
+"""Predicted and annotated objects as flat columns on the CPU, with masks as RLE (run-length encodings)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from datamodules.common.errors import UserError
 
 @dataclass(frozen=True)
 class Objects:
-    """N objects of any number of images; about 41 bytes each, and the run lengths.
+    """N objects of any number of images; about 41 bytes each, and the RLE.
 
     Attributes:
         image: int64 (N,), the image that each is in.
@@ -26,7 +26,7 @@ class Objects:
         scores: float32 (N,), confidences; zeros for annotations.
         crowd: bool (N,), groups of objects, which are neither to be found nor wrong to be found.
         area: float64 (N,), annotated areas in pixels; NaN where there is none.
-        masks: object (N,), COCO's compressed run lengths (``size``, ``counts``); None without masks.
+        masks: object (N,), COCO's compressed RLE (``size``, ``counts``); None without masks.
     """
 
     image: NDArray[np.int64]
@@ -85,7 +85,7 @@ def predicted_objects(
 
     Args:
         predictions: Lists of B: ``boxes`` float (n, 4), ``scores`` float (n,), ``labels`` int (n,), and, for masks,
-            ``masks`` bool or uint8 (n, H, W) or n run lengths as in COCO's files. A score that is NaN counts as 0.
+            ``masks`` bool or uint8 (n, H, W) or n RLE as in COCO's files. A score that is NaN counts as 0.
         images: int64 (B,), the images' numbers.
         num_classes: K.
         masks: Whether masks are kept.

@@ -1,6 +1,6 @@
 """What a model scores on a set of images, and on any resample of them: counts of the images in, scores out.
 
-Pure functions of arrays. A resample of the bootstrap is told by how often each image was drawn, (R, N) for R resamples
+Pure functions of arrays. A resample of the bootstrap is given by how often each image was drawn, (R, N) for R resamples
 of N images; the metric of an image drawn twice is that of two such images.
 """
 
@@ -19,7 +19,7 @@ RECALLS = np.linspace(0, 1, 101)  # COCO's
 
 
 def accuracy(counts: Counts, right: NDArray[np.bool_]) -> Floats:
-    """Part of the images that are right.
+    """Fraction of the images that are right.
 
     Args:
         counts: (R, N).
@@ -28,8 +28,8 @@ def accuracy(counts: Counts, right: NDArray[np.bool_]) -> Floats:
     Returns:
         float64 (R,).
     """
-    part: Floats = counts @ right.astype(np.float64) / counts.sum(1)
-    return part
+    fraction: Floats = counts @ right.astype(np.float64) / counts.sum(1)
+    return fraction
 
 
 def mean_iou(counts: Counts, confusion: NDArray[Any]) -> Floats:
@@ -84,9 +84,9 @@ def average_precision(
         total = counts @ truths[:, k].astype(np.float64)
         step = max(1, CELLS // max(1, len(mine)))
         for first in range(0, len(counts), step):
-            part = slice(first, first + step)
-            weight = counts[part][:, image[mine]].astype(np.float64)
-            found[part, number] = _interpolated(weight, hit[:, mine], ignored[:, mine], total[part])
+            block = slice(first, first + step)
+            weight = counts[block][:, image[mine]].astype(np.float64)
+            found[block, number] = _interpolated(weight, hit[:, mine], ignored[:, mine], total[block])
     return np.stack([_mean_of_known(found[:, :, t]) for t in range(len(hit))], 1)
 
 

@@ -1,19 +1,18 @@
-"""Pseudo-labels: what a teacher, or the mean of several, says of a pool of images, as an ordinary annotation file.
+"""Pseudo-labels: what a teacher, or the mean of several, predicts for a pool of images, as an ordinary annotation file.
 
-The pool is cut into chunks; rank r labels chunks r, r + world, ..., each into a file of its own. So any number of ranks
-gives the same bytes, and a run that was killed goes on behind the last chunk.
+The pool is split into chunks; rank r labels chunks r, r + world, ..., each into its own file. So any number of ranks
+gives the same bytes, and a run that was killed continues after the last chunk.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
@@ -23,15 +22,14 @@ from torch.utils.data import Sampler
 from datamodules.annotations.mask_checks import two_sizes
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
+from datamodules.common.files import atomic_path
 from datamodules.loaders import Record, RecordDataset, make_loader
-from pipelines.noisy_student.kinds import images
-from pipelines.noisy_student.kinds.protocol import kind_of
+from pipelines.noisy_student.kinds.registry import kind_of
 from pipelines.noisy_student.manifest import digest_of
-from pipelines.noisy_student.paths import beside, listed
+from pipelines.noisy_student.paths import listed
 from pipelines.outputs.names import output_names
 from pipelines.run.compatibility import check_fits
-from pipelines.run.loading import load
-from tasks.base import Task
+from pipelines.run.loading import Loaded, load
 
 Key = tuple[int, int, int]
 CHUNK_BATCHES = 16  # batches a file: what a kill costs
@@ -49,15 +47,7 @@ VIEW = (
 SAYS = ("tta", "tta_scales", "nms_iou", "min_score", "max_detections")
 
 
-class Teacher(NamedTuple):
-    """A checkpoint with the task and the data settings that it was trained with."""
-
-    checkpoint: Path
-    task: Task
-    data: DataModule
-
-
-def load_teacher(checkpoint: str | Path, trust: Sequence[str] = ()) -> Teacher:
+def load_teacher(checkpoint: str | Path, trust: Sequence[str] = ()) -> Loaded:
     """Make the task and the datamodule that a checkpoint's config names; no weights are loaded yet.
 
     Args:
@@ -70,12 +60,11 @@ def load_teacher(checkpoint: str | Path, trust: Sequence[str] = ()) -> Teacher:
     """
     if not Path(checkpoint).is_file():
         raise UserError(f"teacher {checkpoint} does not exist. Give the checkpoint of a trained task.")
-    loaded = load(checkpoint, trust=trust)
-    return Teacher(loaded.checkpoint, loaded.task, loaded.data)
+    return load(checkpoint, trust=trust)
 
 
 def prepare_teacher(
-    trainer: pl.Trainer, teacher: Teacher, *, batch_size: int | None = None, needs_validation: bool = False
+    trainer: pl.Trainer, teacher: Loaded, *, batch_size: int | None = None, needs_validation: bool = False
 ) -> None:
     """Build a teacher's network for its data.
 
@@ -83,7 +72,7 @@ def prepare_teacher(
         trainer: Where it is to run.
         teacher: Its data is read only where its config does not say all of it.
         batch_size: Images a step; that of the data by default.
-        needs_validation: Read the labelled validation images, too.
+        needs_validation: Read the labeled validation images, too.
 
     Raises:
         UserError: If the checkpoint does not fit the task.
@@ -103,7 +92,7 @@ def prepare_teacher(
 
 def label_pool(
     trainer: pl.Trainer,
-    teachers: Sequence[Teacher],
+    teachers: Sequence[Loaded],
     records: Sequence[Record],
     output: Path,
     *,
@@ -117,7 +106,7 @@ def label_pool(
         teachers: Their probabilities are averaged; boxes are fused.
         records: The images.
         output: The file; one that the same teachers wrote for the same images is not made again.
-        every: Keep labels however unsure, which scores need; see ``boxes.merge``.
+        every: Keep labels however unsure, which scores need; see ``BoxKind.merge``.
         soft: Write soft labels of pixels, too.
 
     Raises:
@@ -129,16 +118,16 @@ def label_pool(
         kind.prepare(teacher.task, soft=soft)
         _one_by_one(teacher.data, records)
     paths = [record["path"] for record in records]
-    digest = _digest(teachers, paths if kind is images else [listed(path, output) for path in paths])
+    digest = _digest(teachers, paths if kind.ONE_LABEL else [listed(path, output) for path in paths])
     digest += "-soft" if soft and kind.SOFT_FILES else ""
     parts = output.with_name(f".{output.name}.parts-{digest}")
     if kind.digest_in(output) == digest:
         rank_zero_info(f"{output} holds these labels already.")
         shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed behind its last line
         return
-    with kind.together(teachers) as labelling:
-        pools = [Pool(teacher.data, records, parts / str(i)) for i, teacher in enumerate(labelling)]
-        for teacher, pool in zip(labelling, pools, strict=True):
+    with kind.together(teachers) as labeling:
+        pools = [Pool(teacher.data, records, parts / str(i)) for i, teacher in enumerate(labeling)]
+        for teacher, pool in zip(labeling, pools, strict=True):
             writer = ChunkWriter(pool)
             trainer.callbacks.append(writer)  # type: ignore[attr-defined]
             try:
@@ -153,8 +142,8 @@ def label_pool(
     trainer.strategy.barrier("labels written")
 
 
-def judge(
-    trainer: pl.Trainer, teachers: Sequence[Teacher], records: Sequence[Record], data: DataModule, output: Path
+def evaluate(
+    trainer: pl.Trainer, teachers: Sequence[Loaded], records: Sequence[Record], data: DataModule, output: Path
 ) -> None:
     """Label annotated images and compare: write the file that ``Kind.scores`` reads.
 
@@ -171,12 +160,12 @@ def judge(
     bare: list[Record] = [{key: r[key] for key in ("image", "path", "scene") if key in r} for r in records]
     label_pool(trainer, teachers, bare, labels, every=True)
     if trainer.is_global_zero:
-        kind.judge(labels, records, data, teachers[0].task, output)
-    trainer.strategy.barrier("judged")
+        kind.evaluate(labels, records, data, teachers[0].task, output)
+    trainer.strategy.barrier("evaluated")
 
 
 def _one_by_one(data: DataModule, records: Sequence[Record]) -> None:
-    """Pictures of several sizes, in their own, do not go into one batch."""
+    """Images of several sizes that are taken as they are do not go into one batch."""
     if getattr(data, "resize", None) == "native" and isinstance(records[0]["image"], str) and data.eval_batch > 1:
         data.eval_batch_size = 1 if len(two_sizes(records)) > 1 else data.eval_batch_size
 
@@ -206,7 +195,7 @@ class Pool(pl.LightningDataModule):
 
     def file(self, chunk: int) -> Path:
         """The file of a chunk."""
-        return self.parts / f"{chunk:06d}{self.kind.PART}"
+        return self.parts / f"{chunk:06d}{self.kind.CHUNK}"
 
     def files(self) -> list[Path]:
         """The files of all chunks, in order."""
@@ -281,14 +270,12 @@ class ChunkWriter(Callback):
         last = int(batch["id"][-1])
         if (last + 1) % self.pool.chunk == 0 or last + 1 == len(self.pool.records):
             target = self.pool.file(last // self.pool.chunk)
-            temporary = beside(target)
-            with open(temporary, "wb") as file:
-                self.pool.kind.write_part(file, self._rows)
-            os.replace(temporary, target)
+            with atomic_path(target) as temporary, open(temporary, "wb") as file:
+                self.pool.kind.write_chunk(file, self._rows)
             self._rows = []
 
 
-def _common_classes(teachers: Sequence[Teacher]) -> list[str]:
+def _common_classes(teachers: Sequence[Loaded]) -> list[str]:
     first = teachers[0]
     for teacher in teachers:
         if teacher.data.class_names != first.data.class_names:
@@ -299,11 +286,12 @@ def _common_classes(teachers: Sequence[Teacher]) -> list[str]:
     return list(first.data.class_names or ())
 
 
-def _digest(teachers: Sequence[Teacher], paths: Sequence[str]) -> str:
-    """Of the teachers' weights and views of the images, the images' names, and how they are cut into batches."""
+def _digest(teachers: Sequence[Loaded], paths: Sequence[str]) -> str:
+    """Of the teachers' weights and views of the images, the images' names, and how they are split into batches."""
     digest = hashlib.sha256(json.dumps(list(paths)).encode())
     for teacher in teachers:
         view = {key: getattr(teacher.data, key, None) for key in VIEW}
+        view["eval_batch_size"] = teacher.data.eval_batch
         view |= {key: getattr(teacher.task, key, None) for key in SAYS}
         digest.update(f"{digest_of(teacher.checkpoint)} {view} {CHUNK_BATCHES}".encode())
     return digest.hexdigest()[:16]

@@ -1,0 +1,80 @@
+"""Image and mask files that belong together by their names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from datamodules.common.errors import UserError, examples
+from datamodules.decoding.files import IMAGE_SUFFIXES
+
+#: What a mask's name may have behind its image's, in folders that are found without patterns.
+MASK_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "_L")
+SPLIT_WORDS = "train|validation|valid|val|test"
+_EXAMPLES = 5
+
+
+def pair_files(images: Mapping[str, str], masks: Mapping[str, str], where: str) -> dict[str, str]:
+    """Name of an image -> name of its mask, which may end in one of ``MASK_ENDINGS``.
+
+    Args:
+        images: Paths by name.
+        masks: Likewise.
+        where: What an error calls the two places.
+
+    Raises:
+        UserError: If an image has no mask or a mask no image.
+    """
+    pairs = {name: name + end for name in images for end in reversed(MASK_ENDINGS) if name + end in masks}
+    used = set(pairs.values())
+    report_unpaired(
+        [path for name, path in images.items() if name not in pairs],
+        [path for name, path in masks.items() if name not in used],
+        where,
+        len(images),
+    )
+    return pairs
+
+
+def stems(folder: Path) -> dict[str, str]:
+    """Path of each image file below the folder, by its name below it without the suffix.
+
+    Raises:
+        UserError: If two files have one name, or there is none.
+    """
+    found: dict[str, str] = {}
+    for path in list_files(folder):
+        if not path.lower().endswith(IMAGE_SUFFIXES):
+            continue
+        stem = os.path.splitext(path)[0]
+        if stem in found:
+            raise UserError(f"'{found[stem]}' and '{folder / path}' have one name; which is meant? Remove one.")
+        found[stem] = str(folder / path)
+    if not found:
+        raise UserError(f"Folder '{folder}' holds no image files.")
+    return found
+
+
+def list_files(folder: Path) -> list[str]:
+    """Paths below the folder of all files, with slashes, sorted; links are followed, hidden files left out."""
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        below = os.path.relpath(parent, folder)
+        found += [f if below == "." else f"{below}/{f}".replace(os.sep, "/") for f in files if not f.startswith(".")]
+    return sorted(found)
+
+
+def report_unpaired(no_mask: list[str], no_image: list[str], where: str, total: int) -> None:
+    """Refuse what has no partner."""
+    problems = []
+    for paths, what, other in ((no_mask, "image(s)", "mask"), (no_image, "mask(s)", "image")):
+        if paths:
+            missing = "a mask" if other == "mask" else "an image"
+            problems.append(f"{len(paths)} {what} without {missing}: {examples(paths, _EXAMPLES)}.")
+    if problems:
+        raise UserError(
+            f"In {where}, {total} images: {' '.join(problems)} Add what is missing or move these files elsewhere; or"
+            " set data.images and data.masks to patterns that match only the pairs."
+        )

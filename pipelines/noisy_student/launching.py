@@ -1,0 +1,70 @@
+"""Runs a stage's command: in this process, or behind the words of ``launch`` in one of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.carried import packages_of
+from pipelines.noisy_student.manifest import StageError
+from pipelines.noisy_student.settings import Settings, plain, trainer_of
+
+#: Settings of the trainer for a command that trains nothing.
+PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")
+
+
+@dataclass(frozen=True)
+class StageCommand:
+    """A command that a stage runs.
+
+    Attributes:
+        name: For messages.
+        module: What ``python -m`` runs, with the words before the flags.
+        main: The same in this process: flags -> exit status.
+    """
+
+    name: str
+    module: tuple[str, ...]
+    main: Callable[[list[str]], int]
+
+
+def run_command(command: StageCommand, words: list[str], launch: Sequence[str] | None) -> None:
+    """Run a command of this program.
+
+    Args:
+        command: Which.
+        words: Its flags.
+        launch: Words before it; None runs it in this process.
+
+    Raises:
+        StageError: If it fails; its own message is above.
+    """
+    if launch is None:
+        status = command.main(words)
+    else:
+        is_torchrun = bool(launch) and Path(launch[0]).name == "torchrun"  # which starts Python itself
+        python = [] if is_torchrun else [sys.executable]
+        status = subprocess.run([*launch, *python, "-m", *command.module, *words], check=False).returncode
+    if status > 128:
+        raise StageError(f"`{command.name}` was ended by a signal; give the same command again to continue.", status)
+    if status:
+        raise StageError(
+            f"`{command.name}` ended with status {status}; fix what it names, then give the same command again."
+        )
+
+
+def trainer_flags(settings: Settings, *more: str) -> list[str]:
+    """Flags of a command that trains nothing: where it runs, quietly, and whose classes a checkpoint may name.
+
+    Args:
+        settings: The loop's.
+        more: Further keys of the trainer that count.
+    """
+    trainer: dict[str, Any] = trainer_of(settings)
+    flags = [f"--trainer.{key}={trainer[key]}" for key in (*PLACEMENT, *more) if key in trainer]
+    flags += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    return flags + [f"--trust={package}" for package in packages_of(plain(settings))]
