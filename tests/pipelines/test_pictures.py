@@ -190,6 +190,13 @@ def test_what_the_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [text.get_text() for text in bars.axes[0].texts] == ["0.750", "0.500", "does not occur"]
 
 
+def test_captions_have_three_lines_at_most() -> None:
+    lines = sheets._wrapped("one two three four five", sheets.text_font(), 40)
+    assert len(lines) == sheets.CAPTION_LINES
+    assert lines[:2] == ["one", "two"]
+    assert lines[2].endswith("...")
+
+
 # Pixels.
 
 
