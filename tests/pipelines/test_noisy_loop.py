@@ -27,6 +27,7 @@ from pipelines.noisy_student.kinds import boxes, images
 from pipelines.noisy_student.kinds.base import Kind
 from pipelines.noisy_student.loop import best_generation, stage_seed, steps_per_epoch, with_content
 from pipelines.noisy_student.reading import read_settings
+from pipelines.noisy_student.results import TrainedModel
 from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings, num_devices, trainer_of
 from pipelines.run.checkpoints import read_checkpoint_config
 from tasks import NoisyStudent
@@ -373,6 +374,59 @@ def test_the_best_generation_is_that_of_the_best_score_and_of_equal_ones_the_ear
     assert best_generation([0.5, 0.4, 0.6, 0.6]) == 2
     assert best_generation([0.5, 0.5, 0.4]) == 0  # none beats the teacher
     assert best_generation([0.5]) == 0
+
+
+class Recorded:
+    """The stages of a seed, whose models have the given scores; it keeps what it was asked for."""
+
+    kind = images.IMAGES
+    found: dict = {}  # noqa: RUF012 - never changed
+
+    def __init__(self, scores: list[float]) -> None:
+        self.scores, self.calls = scores, []
+
+    def model(self, name: str) -> TrainedModel:
+        return TrainedModel(name, {}, {}, self.scores[int(name[-1])] if name.startswith("student") else self.scores[0])
+
+    def teacher(self) -> TrainedModel:
+        return self.model("teacher")
+
+    def label(self, name: str, model: TrainedModel, *, soft: bool = False) -> dict:
+        self.calls.append((name, model.name))
+        return {}
+
+    def select(self, name: str, teacher: TrainedModel, labels: dict) -> dict:
+        self.calls.append((name, teacher.name))
+        return {}
+
+    def student(self, name: str, generation: int, selection: dict, **control: bool) -> TrainedModel:
+        self.calls.append((name, generation, *control.items()))
+        return self.model(name)
+
+
+@pytest.mark.parametrize(
+    ("scores", "min_gain", "generations", "best"),
+    [
+        ([0.5, 0.625, 0.875], 0.0, 2, 2),
+        ([0.5, 0.625, 0.875], 0.125, 1, 1),  # as much is not more
+        ([0.5, 0.75, 0.75, 0.875], 0.0, 2, 1),  # a gain over the generation before, not over the teacher
+        ([0.5, 0.375, 0.25], -1.0, 2, 0),
+    ],
+)
+def test_generations_end_where_they_gain_too_little_and_controls_are_of_the_last(
+    monkeypatch, scores, min_gain, generations, best
+):
+    recorded = Recorded(scores)
+    monkeypatch.setattr(loop_module, "start", lambda *arguments: recorded)
+    students = [StudentSettings(model={}) for _ in scores[1:]]
+    settings = Settings(data={}, teacher=TeacherSettings(), students=students, min_gain=min_gain, controls=True)
+    found = loop_module.run_seed(Path("seed0"), settings, ClassificationData(), 0)
+    assert (len(found.selections), found.best, found.last.name) == (generations, best, f"student{generations}")
+    expected = [("labels1", "teacher"), ("selection1", "teacher"), ("student1", 1)]
+    if generations == 2:
+        expected += [("labels2", "student1"), ("selection2", "student1"), ("student2", 2)]
+    expected += [("labels_only", generations, ("pseudo_labels", False)), ("no_noise", generations, ("noise", False))]
+    assert recorded.calls == [*expected, ("relabelled", f"student{generations}")]
 
 
 def test_each_generation_of_each_seed_draws_anew():
