@@ -253,6 +253,16 @@ def test_what_is_missing_is_held_out_of_training(tmp_path):
     assert again.split_digest == data.split_digest
 
 
+def test_prediction_takes_the_test_images_or_else_those_for_validation(folder):
+    data = ClassificationData(str(folder), image_size=32, batch_size=4, num_workers=0)
+    data.setup("predict")
+    for split in ("test", "val"):
+        seen = [path for batch in data.predict_dataloader() for path in batch["path"]]
+        assert seen == [record["path"] for record in data.records[split]]
+        assert len(seen) == 6
+        data.records["test"] = []
+
+
 def test_a_stored_split_is_used_again(tmp_path):
     source = write_images(tmp_path / "p", {"a": 10, "b": 10})
     data = ClassificationData(str(source), image_size=32, val_fraction=0.3, split_seed=1, batch_size=4)
