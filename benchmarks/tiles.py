@@ -67,7 +67,7 @@ def extra_memory(side: int, kept: bool = False) -> int:
     windows = torch.from_numpy(tile_windows(side, side, (TILE, TILE), 0.25))
     Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
     before = memory_now("VmRSS")
-    labels = labels_by_tiles(net, image, windows, several=False)
+    labels = labels_by_tiles(net, image, windows, multi_label=False)
     return memory_now("VmHWM") - before - labels.nbytes
 
 

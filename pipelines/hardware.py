@@ -10,7 +10,7 @@ from pytorch_lightning.plugins import TorchSyncBatchNorm
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from tasks.backbones import synchronised_norms
+from tasks.backbones import synchronized_norms
 
 #: Without Lightning's "true" half and double precisions: they cast all of a batch, sizes and boxes in pixels, too.
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
@@ -25,11 +25,11 @@ def resolve_precision(precision: Precision, accelerator: Any) -> Literal["32-tru
 
 
 class SyncBatchNorm(TorchSyncBatchNorm):
-    """Batch norms over all ranks, as `tasks.backbones.synchronised_norms` makes them."""
+    """Batch norms over all ranks, as `tasks.backbones.synchronized_norms` makes them."""
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Put the synchronised layers in; parameters and buffers stay the same ones."""
-        return synchronised_norms(model)
+        return synchronized_norms(model)
 
     def revert(self, model: nn.Module) -> nn.Module:
         """Nothing: in evaluation the layers do what they were made from, on any device, with the same names."""

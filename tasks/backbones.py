@@ -148,9 +148,9 @@ def try_out(model: nn.Module, name: str, in_chans: int, image_size: tuple[int, i
     height, width = image_size
     for embedding in (module for module in model.modules() if isinstance(module, PatchEmbed)):
         across, along = embedding.patch_size
-        if height % across or width % along:  # timm would cut the borders off in silence
+        if height % across or width % along:  # timm would silently crop the borders
             raise UserError(
-                f"model.backbone: '{name}' cuts images into patches of {across} x {along}, and {height} x {width} is "
+                f"model.backbone: '{name}' splits images into patches of {across} x {along}, and {height} x {width} is "
                 f"no multiple of that; take {-(-height // across) * across} x {-(-width // along) * along}."
             )
     was_training = model.training
@@ -178,7 +178,7 @@ def create_classifier(
     backbone_args: dict[str, Any] | None = None,
     grad_checkpointing: bool = False,
 ) -> nn.Module:
-    """A net from normalised float images (B, in_chans, H, W) to logits (B, num_classes), or to features if that is 0.
+    """A net from normalized float images (B, in_chans, H, W) to logits (B, num_classes), or to features if that is 0.
 
     Args:
         name: timm's name, with or without a tag (`resnet18.a1_in1k`), or one of ours (`list_backbones`).
@@ -208,7 +208,7 @@ def create_classifier(
 
 
 def _quiet_head(model: nn.Module) -> None:
-    """Start a new classifier on pretrained features near zero, so that its first gradients do not wreck them.
+    """Start a new classifier on pretrained features near zero, so that its first gradients do not destroy them.
 
     timm's rule for MobileNets and EfficientNets draws from a range of 1 / sqrt(num_classes): with two classes on 1,280
     features the first losses are about 5 in place of ln 2.
@@ -222,7 +222,7 @@ def _quiet_head(model: nn.Module) -> None:
             nn.init.zeros_(parameter)
 
 
-def synchronised_norms(module: nn.Module) -> nn.Module:
+def synchronized_norms(module: nn.Module) -> nn.Module:
     """Batch norms take their statistics over all ranks; parameters and buffers stay the same ones.
 
     Torch's own conversion puts a bare norm in place of timm's norm with activation, whose activation is silently gone:

@@ -192,6 +192,24 @@ class Task(TaskHooks):
         self.eval_metrics = self.build_metrics()
         self.train(self.training)
 
+    @property
+    def image_height_width(self) -> tuple[int, int] | None:
+        """``image_size`` as a pair, None where it is open."""
+        return (self.image_size[0], self.image_size[1]) if self.image_size else None
+
+    def use_class_weights(self, class_weights: list[float] | None) -> None:
+        """Keep one weight a class as the buffer ``loss_weights``, which no checkpoint holds.
+
+        Raises:
+            UserError: If their number is not that of the classes.
+        """
+        if class_weights is not None and len(class_weights) != self.num_classes:
+            raise UserError(
+                f"model.class_weights has {len(class_weights)} values, but there are {self.num_classes} classes."
+            )
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("loss_weights", weights, persistent=False)
+
     def check_training(self, plan: TrainingPlan) -> None:
         """Refuse what can only fail later, before a run directory exists.
 
@@ -218,7 +236,7 @@ class Task(TaskHooks):
         return self.network(self.normalize(image))
 
     def normalize(self, image: Tensor) -> Tensor:
-        """The only normalisation there is: by the backbone's own mean and deviation.
+        """The only normalization there is: by the backbone's own mean and deviation.
 
         Args:
             image: uint8 (B, C, H, W), or float in [0, 1].

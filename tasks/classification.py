@@ -1,4 +1,4 @@
-"""Image classification: one label, several labels, or soft labels for each image."""
+"""Image classification: single-label, multi-label or with soft labels."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ class Classification(Task):
         freeze_norm: Batch norms keep the statistics of the pretrained weights, in place of those of small batches.
         grad_checkpointing: Save memory by computing activations twice.
         loss: ``cross_entropy`` for one label or soft labels; ``bce`` and ``focal`` treat each class on its own and are
-            what several labels need. ``auto`` takes what fits the labels.
-        label_smoothing: Part of the target spread over all classes.
+            what multi-label images need. ``auto`` takes what fits the labels.
+        label_smoothing: Fraction of the target spread over all classes.
         focal_gamma: Exponent of the focal loss.
         class_weights: One a class; from the data with ``data.balance: loss``. With ``bce`` and ``focal`` they weight
             the positive labels.
         mixup: Parameter alpha of mixup; 0 for none.
         cutmix: Parameter alpha of cutmix; 0 for none.
-        mix_prob: Part of the batches that are mixed.
+        mix_prob: Fraction of the batches that are mixed.
         erasing: Probability of random erasing.
         color_jitter: Strength of brightness, contrast and saturation jitter on the device.
         top_k: Also report accuracy among the k best; those below the number of classes count.
         tta: Views that prediction averages over, beside the image itself.
-        optim: Optimiser and schedule.
+        optim: Optimizer and schedule.
         in_chans: Channels of the images.
         image_size: Height and width of the images.
-        multi_label: Whether an image may have several labels.
+        multi_label: Whether an image may have several labels (multi-label).
         channels_last: Memory format; ``auto`` where the network gains by it.
         compile: Compile the network with torch.compile.
     """
 
-    monitor = "val/accuracy"  # val/map where an image may have several labels
+    monitor = "val/accuracy"  # val/map for multi-label images
     mode = "max"
     loss_weights: Tensor | None
 
@@ -134,26 +134,20 @@ class Classification(Task):
         return self.mixup > 0 or self.cutmix > 0
 
     def build_network(self) -> nn.Module:
-        """The timm classifier; input is a normalised float (B, C, H, W), output logits (B, K)."""
+        """The timm classifier; input is a normalized float (B, C, H, W), output logits (B, K)."""
         if self.multi_label is None:
             self.multi_label = False
         if self.multi_label and self.loss_kind == "cross_entropy":
-            raise UserError("model.loss is 'cross_entropy', but the images have several labels: use bce or focal.")
-        if self.class_weights is not None and len(self.class_weights) != self.num_classes:
-            raise UserError(
-                f"model.class_weights has {len(self.class_weights)} values, but there are {self.num_classes} classes."
-            )
+            raise UserError("model.loss is 'cross_entropy', but the images are multi-label: use bce or focal.")
+        self.use_class_weights(self.class_weights)
         if self.multi_label:
             self.monitor = "val/map"
-        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
-        self.register_buffer("loss_weights", weights, persistent=False)
-        size = self.image_size
         return create_classifier(
             self.backbone,
             int(self.num_classes or 0),
             in_chans=int(self.in_chans or 3),
             pretrained=self.pretrained if self.load_pretrained else False,
-            image_size=(size[0], size[1]) if size else None,
+            image_size=self.image_height_width,
             drop_rate=self.drop_rate,
             drop_path_rate=self.drop_path_rate,
             backbone_args=self.backbone_args,
@@ -236,7 +230,7 @@ class Classification(Task):
         self.eval_metrics.update(predictions["probabilities"], label, loss)
 
     def rows(self, batch: Batch, predictions: dict[str, Any], class_names: list[str]) -> list[dict[str, Any]]:
-        """Path, truth where known, the most likely classes and their probabilities; all classes for several labels."""
+        """Path, truth where known, the most likely classes and their probabilities; all classes if multi-label."""
         probabilities = predictions["probabilities"].float().cpu()
         truths = self._truths(batch, class_names)
         rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Random augmentation of whole training batches on the device: colour jitter, erasing, mixup, cutmix."""
+"""Random augmentation of whole training batches on the device: color jitter, erasing, mixup, cutmix."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def color_jitter(image: Tensor, strength: float) -> Tensor:
     """
     factors = torch.empty(3, image.shape[0], 1, 1, 1, device=image.device).uniform_(max(0, 1 - strength), 1 + strength)
     image = (image * factors[0]).clamp_(0, 1)
-    grey = _grey(image)
-    mean = grey.mean(dim=(1, 2, 3), keepdim=True)
+    gray = _gray(image)
+    mean = gray.mean(dim=(1, 2, 3), keepdim=True)
     image = (mean + (image - mean) * factors[1]).clamp_(0, 1)
     if image.shape[1] == 3:
-        grey = _grey(image)
-        image = (grey + (image - grey) * factors[2]).clamp_(0, 1)
+        gray = _gray(image)
+        image = (gray + (image - gray) * factors[2]).clamp_(0, 1)
     return image
 
 
 def jitter_images(batch: dict[str, Any], strength: float) -> dict[str, Any]:
-    """A batch whose ``image`` has colour jitter, float32 in [0, 1]; the batch itself at a strength of 0."""
+    """A batch whose ``image`` has color jitter, float32 in [0, 1]; the batch itself at a strength of 0."""
     if not strength:
         return batch
     image = batch["image"]
@@ -40,26 +40,26 @@ def jitter_images(batch: dict[str, Any], strength: float) -> dict[str, Any]:
     return {**batch, "image": color_jitter(image, strength)}
 
 
-def _grey(image: Tensor) -> Tensor:
+def _gray(image: Tensor) -> Tensor:
     if image.shape[1] != 3:
         return image.mean(dim=1, keepdim=True)
     red, green, blue = image.split(1, dim=1)
-    grey: Tensor = 0.299 * red + 0.587 * green + 0.114 * blue  # BT.601 luma; a tensor of weights would sync
-    return grey
+    gray: Tensor = 0.299 * red + 0.587 * green + 0.114 * blue  # BT.601 luma; a tensor of weights would sync
+    return gray
 
 
 def random_erasing(image: Tensor, probability: float, mean: Tensor, std: Tensor) -> Tensor:
-    """Random erasing with noise (Zhong et al. 2017, arXiv 1708.04896), timm's, which expects normalised images.
+    """Random erasing with noise (Zhong et al. 2017, arXiv 1708.04896), timm's, which expects normalized images.
 
     Args:
         image: float (B, C, H, W) in [0, 1].
         probability: That an image loses a rectangle.
-        mean: (1, C, 1, 1), as in the model's normalisation.
+        mean: (1, C, 1, 1), as in the model's normalization.
         std: (1, C, 1, 1).
     """
     erase = RandomErasing(probability=probability, mode="pixel", device=image.device)
-    normalised: Tensor = erase((image - mean) / std)
-    return normalised * std + mean
+    normalized: Tensor = erase((image - mean) / std)
+    return normalized * std + mean
 
 
 def mix(

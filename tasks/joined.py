@@ -33,7 +33,7 @@ def join_batches(first: Batch, second: Batch, num_classes: int | None) -> Batch:
 
 
 def _joined(key: str, a: Any, b: Any, num_classes: int) -> Any:
-    """The values of one key behind each other: a list, or a tensor (B + U, ...) of the first one's dtype."""
+    """The values of one key, one after the other: a list, or a tensor (B + U, ...) of the first one's dtype."""
     if isinstance(a, list):
         return [*a, *b]
     if key == "label" and a.is_floating_point() != b.is_floating_point():

@@ -30,7 +30,7 @@ def classification_loss(
         kind: `cross_entropy` (softmax over the classes); `bce` (a sigmoid for each class, mean over the classes, as
             Wightman et al. 2021, https://arxiv.org/abs/2110.00476, for single labels); `focal` (the same with Lin et
             al. 2017's factor (1 - p_t)^gamma, https://arxiv.org/abs/1708.02002, without its alpha).
-        label_smoothing: share s of the target that is spread over all classes: target * (1 - s) + s / K.
+        label_smoothing: fraction s of the target that is spread over all classes: target * (1 - s) + s / K.
         class_weights: float (K,). `cross_entropy`: as torch's `weight`. `bce` and `focal`: weights of the positive
             terms, as torch's `pos_weight`.
         focal_gamma: 0 makes `focal` the same as `bce`.

@@ -139,7 +139,7 @@ class ClassificationMetrics(_LossMean):
 
 
 class MultiLabelMetrics(_LossMean):
-    """Metrics of images with several labels: mean average precision, and F1 at a probability of 0.5.
+    """Metrics of multi-label images: mean average precision, and F1 at a probability of 0.5.
 
     `compute` gives float32 scalars: `map`, the mean over the labels that occur of average precision (exact, by
     torchmetrics, equal to scikit-learn's `average_precision_score`, so the scores of all images are kept until then,

@@ -1,6 +1,6 @@
-"""The student of noisy student training: any task, taught by labelled and pseudo-labelled images together.
+"""The student of noisy student training: any task, taught by labeled and pseudo-labeled images together.
 
-Xie et al. 2020, https://arxiv.org/abs/1911.04252. The method is offline: the teacher has labelled the images before,
+Xie et al. 2020, https://arxiv.org/abs/1911.04252. The method is offline: the teacher has labeled the images before,
 and is not in memory here. The noise is in the arguments of the student (``drop_rate``, ``drop_path_rate``) and of the
 data (``augment``). Note that the paper speaks of stochastic depth by its survival: 0.8 is ``drop_path_rate: 0.2``.
 
@@ -37,29 +37,29 @@ from tasks.student import own_arguments, refuse_own_hooks, save_as_the_students,
 class NoisyStudent(TaskHooks):
     """Trains a student on ``{"labeled": batch, "unlabeled": batch}``; its checkpoints are the student's own.
 
-    Both halves go through the network as one batch, which matters for batch norm. Labels of the unlabelled half are
+    Both halves go through the network as one batch, which matters for batch norm. Labels of the unlabeled half are
     ordinary targets, so that every task can be a student. The student starts from scratch, or from the same pretrained
     weights as the teacher did; never from the teacher.
 
-    With an online teacher the unlabelled half holds two views of each image in place of a label (``pool`` of
-    ``SemiSupervised``). The loss is then the labelled images' mean plus ``unlabeled_weight`` times
-    the mean over all unlabelled ones, and ``train/kept`` the part of them that is taught.
+    With an online teacher the unlabeled half holds two views of each image in place of a label (``pool`` of
+    ``SemiSupervised``). The loss is then the labeled images' mean plus ``unlabeled_weight`` times
+    the mean over all unlabeled ones, and ``train/kept`` the fraction of them that is taught.
 
     Args:
         student: The task, with the noise of the model among its arguments.
-        teacher: Who labels the unlabelled images. ``offline``: a teacher has done so before. ``fixmatch``: the student
+        teacher: Who labels the unlabeled images. ``offline``: a teacher has done so before. ``fixmatch``: the student
             itself, for classification. ``mean_teacher``: the moving average of the student's weights.
         loss: ``paper`` is the mean over all images of both halves; ``code``, as in the authors' public code, is the
-            mean over the labelled plus the ratio times the mean over the unlabelled: (1 + ratio) times as much, so in
+            mean over the labeled plus the ratio times the mean over the unlabeled: (1 + ratio) times as much, so in
             effect another learning rate.
-        unlabeled_weight: Multiplies the loss of the unlabelled images, beside the above; lambda_u of FixMatch.
+        unlabeled_weight: Multiplies the loss of the unlabeled images, beside the above; lambda_u of FixMatch.
         labels: ``soft`` takes the teacher's probabilities as they are, ``hard`` its most likely class.
-        temperature: Soft labels are sharpened (below 1) or flattened (above 1): p^(1/T), normalised.
-        smoothing: Part of a hard pseudo-label that is spread over all classes; the code has 0.1.
+        temperature: Soft labels are sharpened (below 1) or flattened (above 1): p^(1/T), normalized.
+        smoothing: Fraction of a hard pseudo-label that is spread over all classes; the code has 0.1.
         threshold: Online: probability, or score of a box, from which on a label is taught; 0.95, for boxes 0.7.
-        ema_decay: Mean teacher: part of the average that stays in each step; 0.999. What is evaluated and saved is the
-            student; for an average of it, as in the papers, set ``trainer.ema_decay``, too.
-        burn_in_steps: Mean teacher: optimiser steps that learn from the labels alone, until the teacher is worth
+        ema_decay: Mean teacher: fraction of the average that stays in each step; 0.999. The student is what is
+            evaluated and saved; for an average of it, as in the papers, set ``trainer.ema_decay``, too.
+        burn_in_steps: Mean teacher: optimizer steps that learn from the labels alone, until the teacher is worth
             listening to.
         noise: ``false`` switches the student's dropout and stochastic depth off, also those that a net has by
             default: for a control.
@@ -117,7 +117,7 @@ class NoisyStudent(TaskHooks):
         """Take what was left out from the data.
 
         Raises:
-            UserError: If the data's unlabelled images are not of the kind that the teacher needs; as for every task.
+            UserError: If the data's unlabeled images are not of the kind that the teacher needs; as for every task.
         """
         spec = dict(spec)
         if (two_views := spec.pop("two_views", None)) is not None and two_views != (self.teacher != "offline"):
@@ -136,7 +136,7 @@ class NoisyStudent(TaskHooks):
     def check_training(self, plan: TrainingPlan) -> None:
         """The student's checks, and: there is one kind of label."""
         if isinstance(self.student, Classification) and self.student.multi_label:
-            raise UserError("model.student has several labels an image; noisy student needs one label an image.")
+            raise UserError("model.student is multi-label; noisy student needs one label an image.")
         self.student.check_training(plan)
 
     def forward(self, image: Tensor) -> Any:
@@ -148,11 +148,11 @@ class NoisyStudent(TaskHooks):
     def augment(self, batch: Batch) -> Batch:
         """The student's own augmentation of each half, then one batch of both.
 
-        With an online teacher the labelled batch, with the other one as its ``unlabeled``: labels come in ``loss``.
+        With an online teacher the labeled batch, with the other one as its ``unlabeled``: labels come in ``loss``.
         """
         if "labeled" not in batch:
             raise UserError(
-                "model is a NoisyStudent, but the batch has no labelled and unlabelled half. Use data.class_path:"
+                "model is a NoisyStudent, but the batch has no labeled and unlabeled half. Use data.class_path:"
                 " SemiSupervised."
             )
         labeled = self.student.augment(batch["labeled"])
@@ -166,7 +166,7 @@ class NoisyStudent(TaskHooks):
         return self.join(labeled, self.student.augment(self.pseudo_targets(batch["unlabeled"])))
 
     def join(self, labeled: Batch, unlabeled: Batch) -> Batch:
-        """One batch of both halves, the labelled first; ``weight`` carries the scale of the loss.
+        """One batch of both halves, the labeled first; ``weight`` carries the scale of the loss.
 
         Args:
             labeled: A batch of B images.
@@ -198,7 +198,7 @@ class NoisyStudent(TaskHooks):
         return {**batch, "label": label}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The student's, of a joined batch; or an online method's, of a labelled one with its ``unlabeled``."""
+        """The student's, of a joined batch; or an online method's, of a labeled one with its ``unlabeled``."""
         if "unlabeled" not in batch:
             return self.student.loss(batch)
         labeled, unlabeled = {k: v for k, v in batch.items() if k != "unlabeled"}, batch["unlabeled"]
@@ -212,7 +212,7 @@ class NoisyStudent(TaskHooks):
         size, rest = len(labeled["image"]), len(unlabeled["image"])
         joined = join_batches(labeled, {**unlabeled, **targets}, self.student.num_classes)
         mine = labeled["weight"] if "weight" in labeled else torch.ones_like(kept[:1]).expand(size)
-        # So that the mean over both is the mean of the labelled plus the weighted mean of the unlabelled.
+        # So that the mean over both is the mean of the labeled plus the weighted mean of the unlabeled.
         weights = [mine / size, self.unlabeled_weight * kept / rest]
         losses = self.student.loss({**joined, "weight": (size + rest) * torch.cat(weights)})
         return {**losses, "kept": kept.mean()}
@@ -236,13 +236,13 @@ class NoisyStudent(TaskHooks):
         return {name: move(half, device, dataloader_idx) for name, half in batch.items()}
 
     def on_fit_start(self) -> None:
-        """Make the mean teacher, behind the checkpoint that is continued and on the device."""
+        """Make the mean teacher, after the checkpoint of the resumed run is loaded and on the device."""
         self.mean_teacher = None
         if self.teacher == "mean_teacher":
             self.start_teacher()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The optimiser's, and the mean teacher's: before any callback, so that a checkpoint has both."""
+        """The optimizer's, and the mean teacher's: before any callback, so that a checkpoint has both."""
         super().optimizer_step(*args, **kwargs)
         if self.mean_teacher is not None:
             self.mean_teacher.update(self.student)

@@ -47,8 +47,8 @@ class MeanTeacher:
 
     Args:
         student: The task, on its device; the average starts as its copy.
-        decay: Part of the average that stays in each step. In the first steps it is less, so that all weights so far
-            count alike, as in the authors' code: min(1 - 1 / step, decay).
+        decay: Fraction of the average that stays in each step. In the first steps it is less, so that all weights so
+            far count alike, as in the authors' code: min(1 - 1 / step, decay).
         burn_in_steps: Steps in which the average is but a copy of the student.
     """
 
@@ -65,7 +65,7 @@ class MeanTeacher:
         return task
 
     def update(self, student: Task) -> None:
-        """Take in the student's weights behind an optimiser step; on every rank the same."""
+        """Take in the student's weights after an optimizer step; on every rank the same."""
         self.updates += 1
         self.average.update(student, self.updates)
         # Weights are the same on all ranks, statistics of batch norms are not: rank 0's, as DDP does in training.
@@ -94,8 +94,8 @@ def fixmatch_loss(
         unlabeled_weight: lambda_u of the paper.
 
     Returns:
-        ``loss``, the labelled images' mean plus lambda_u times the mean over all U; both, and ``kept``, the part of the
-        U images that are taught.
+        ``loss``, the labeled images' mean plus lambda_u times the mean over all U; both, and ``kept``, the fraction of
+        the U images that are taught.
     """
     sizes = [len(labeled["image"]), *(2 * [len(unlabeled["image"])])]
     images = [labeled["image"], unlabeled["image"], unlabeled["weak_image"]]
@@ -127,9 +127,9 @@ def confident_labels(teacher: Task, unlabeled: Batch, threshold: float) -> tuple
         threshold: Probability, or a box's score, from which on a label is taught.
 
     Returns:
-        The targets, in the form of a labelled batch, and float32 (U,), by what part of it each image's loss counts.
-        Classes: 1 or 0. Masks: the part of the pixels that are not 255, so that unsure ones stay in the mean. Boxes: 1,
-        or 0 where there is none: an image of which the teacher says nothing is not taught to be empty.
+        The targets, in the form of a labeled batch, and float32 (U,), the fraction of it that each image's loss counts.
+        Classes: 1 or 0. Masks: the fraction of the pixels that are not 255, so that unsure ones stay in the mean.
+        Boxes: 1, or 0 where there is none: an image of which the teacher says nothing is not taught to be empty.
     """
     image = unlabeled["weak_image"]
     if isinstance(teacher, Classification):
@@ -223,7 +223,7 @@ def _check_student(teacher: TeacherKind, student: Task) -> None:
 
 
 def refuse_data(teacher: TeacherKind) -> NoReturn:
-    """Say which unlabelled images the teacher needs; the data has others.
+    """Say which unlabeled images the teacher needs; the data has others.
 
     Raises:
         UserError: Always.
@@ -235,6 +235,6 @@ def refuse_data(teacher: TeacherKind) -> NoReturn:
             " data.unlabeled, or set model.teacher: fixmatch or mean_teacher."
         )
     raise UserError(
-        f"model.teacher is '{teacher}', which labels unlabelled images itself: give them as data.pool of"
+        f"model.teacher is '{teacher}', which labels unlabeled images itself: give them as data.pool of"
         " SemiSupervised, in place of data.unlabeled."
     )

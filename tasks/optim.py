@@ -26,24 +26,25 @@ SCHEDULE_SETTINGS = {
 
 @dataclass(frozen=True)
 class Optim:
-    """How a model is optimised.
+    """How a model is optimized.
 
     Norms, biases and other one-dimensional parameters have no weight decay.
 
     Attributes:
-        name: timm's name of an optimiser: adamw, sgd, lamb, lion, muon, ...
+        name: timm's name of an optimizer: adamw, sgd, lamb, lion, muon, ...
         lr: highest learning rate, before scaling with the batch.
         weight_decay: weight decay.
-        momentum: for optimisers that have one; others are set by `opt_args` (`betas`).
-        opt_args: more arguments of the optimiser.
+        momentum: for optimizers that have one; others are set by `opt_args` (`betas`).
+        opt_args: more arguments of the optimizer.
         layer_decay: the learning rate of each layer is this times that of the layer after it (BEiT; 0.65 to 0.9 is
             usual).
         backbone_lr_scale: learning rate of all but the head, relative to the head's.
-        lr_scaling: scale lr with (global batch / lr_base_batch), or its square root; off unless asked.
+        lr_scaling: scale lr with (global batch / lr_base_batch), or its square root; off unless asked. Of a
+            semi-supervised batch the labeled images count.
         lr_base_batch: batch size that lr was chosen for.
-        schedule: per optimiser step; `plateau` after each validation.
+        schedule: per optimizer step; `plateau` after each validation.
         warmup_epochs: linear rise from almost 0; may be a fraction.
-        min_lr_ratio: cosine and poly end at this part of lr.
+        min_lr_ratio: cosine and poly end at this fraction of lr.
         step_epochs: epochs at which `step` multiplies the rate by gamma; may be fractions.
         gamma: see step_epochs.
         poly_power: exponent of poly.
@@ -100,7 +101,7 @@ def _check_values(optim: Optim) -> None:
         "lr_scaling": (optim.lr_scaling in (None, "linear", "sqrt"), "it must be linear, sqrt or null."),
         "lr_base_batch": (optim.lr_base_batch > 0, "it must be above 0."),
         "warmup_epochs": (optim.warmup_epochs >= 0, "it must be 0 or more."),
-        "min_lr_ratio": (0 <= optim.min_lr_ratio <= 1, "it is a part of lr, from 0 to 1."),
+        "min_lr_ratio": (0 <= optim.min_lr_ratio <= 1, "it is a fraction of lr, from 0 to 1."),
         "step_epochs": (
             all(a < b for a, b in zip([0, *optim.step_epochs], optim.step_epochs, strict=False)),
             "it must be a rising list of epochs above 0.",
@@ -128,6 +129,10 @@ def _check_optimizer(optim: Optim) -> None:
         refuse(
             "momentum", optim.momentum, f"{optim.name} has none; leave it out (betas are set in model.optim.opt_args)."
         )
+    _check_opt_args(optim, name)
+
+
+def _check_opt_args(optim: Optim, name: str) -> None:
     known = inspect.signature(get_optimizer_class(name, bind_defaults=False).__init__).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return
@@ -165,7 +170,7 @@ def effective_lr(optim: Optim, global_batch: int) -> float:
 
 
 def describe(optim: Optim, global_batch: int) -> str:
-    """One line for people: optimiser, learning rate and how it came about, schedule."""
+    """One line for people: optimizer, learning rate and how it came about, schedule."""
     lr = effective_lr(optim, global_batch)
     how = "not scaled with the batch"
     if optim.lr_scaling:

@@ -47,12 +47,21 @@ def _layer_scales(module: nn.Module, decay: float) -> dict[str, float]:
     return {prefix + name: decay ** (max(layers.values()) - layer) for name, layer in layers.items()}
 
 
+def _without_decay(module: nn.Module) -> set[str]:
+    """Names of biases, and of the parameters that the net exempts from weight decay by patterns."""
+    names = [name for name, _ in module.named_parameters()]
+    exempt = {name for name in names if name.endswith(".bias")}
+    prefix, net = _with_prefix(module, "no_weight_decay") or ("", None)
+    for pattern in net.no_weight_decay() if net else ():  # type: ignore[operator]
+        exempt |= set(fnmatch.filter(names, prefix + pattern))
+    return exempt
+
+
 def _parameter_groups(
     module: nn.Module, optim: Optim, lr: float, head_names: Collection[str] | None
 ) -> list[dict[str, Any]]:
     scales = _layer_scales(module, optim.layer_decay) if optim.layer_decay else {}
-    prefix, net = _with_prefix(module, "no_weight_decay") or ("", None)
-    exempt = [prefix + pattern for pattern in net.no_weight_decay()] if net else []  # type: ignore[operator]
+    exempt = _without_decay(module)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
@@ -60,8 +69,8 @@ def _parameter_groups(
         scale = scales.get(name, 1.0)
         if head_names is not None and name not in head_names:
             scale *= optim.backbone_lr_scale
-        plain = parameter.ndim <= 1 or name.endswith(".bias") or any(fnmatch.fnmatch(name, one) for one in exempt)
-        groups.setdefault((scale, 0.0 if plain else optim.weight_decay), []).append(parameter)
+        decays = parameter.ndim > 1 and name not in exempt
+        groups.setdefault((scale, optim.weight_decay if decays else 0.0), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -78,7 +87,7 @@ def _parameter_groups(
 def build_optimizer(
     module: nn.Module, optim: Optim, global_batch: int, head_names: Collection[str] | None = None
 ) -> torch.optim.Optimizer:
-    """The optimiser over all parameters that want gradients, in groups of one learning rate and weight decay each.
+    """The optimizer over all parameters that want gradients, in groups of one learning rate and weight decay each.
 
     Groups have `name` (unique) and `initial_lr`. When a state is loaded, the groups keep the settings given here
     (rate, decay, momentum, `opt_args`), and only a schedule's present fall of the rate is taken over: on resume the
@@ -87,11 +96,11 @@ def build_optimizer(
     Args:
         module: the network, whose parameter names `head_names` are; layer decay needs a timm net in it.
         optim: the settings.
-        global_batch: images in one optimiser step: all ranks, times accumulation.
+        global_batch: images in one optimizer step: all ranks, times accumulation.
         head_names: parameters of the head; needed for `backbone_lr_scale`.
 
     Raises:
-        UserError: nothing to train; `backbone_lr_scale` without head; the optimiser refuses its arguments.
+        UserError: nothing to train; `backbone_lr_scale` without head; the optimizer refuses its arguments.
     """
     if optim.backbone_lr_scale != 1 and not head_names:
         refuse("backbone_lr_scale", optim.backbone_lr_scale, "this net has no head to set apart; leave it out.")
@@ -99,8 +108,8 @@ def build_optimizer(
     if not groups:
         raise UserError("Nothing is left to train: all parameters of the model are frozen.")
     arguments = dict(optim.opt_args or {})
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    fused = all(parameter.is_cuda for parameter in parameters) and _can_fuse(optim.name)
+    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    fused = on_gpu and _can_fuse(optim.name)
     if fused and not arguments.get("foreach"):
         arguments.setdefault("fused", True)
     try:
@@ -110,7 +119,7 @@ def build_optimizer(
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"model.optim.opt_args: {optim.name} refuses {optim.opt_args}: {error}") from error
     if fused:
-        # Lightning refuses to clip gradients for optimisers that unscale by themselves; without this mark the gradient
+        # Lightning refuses to clip gradients for optimizers that unscale by themselves; without this mark the gradient
         # scaler unscales before the step, as for any other: https://github.com/Lightning-AI/pytorch-lightning/issues/16434
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     _keep_settings_on_load(optimizer, {"weight_decay", "momentum", *arguments})

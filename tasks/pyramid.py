@@ -15,7 +15,7 @@ from tasks.networks.simple_pyramid import SimplePyramid, scalable_strides
 
 
 class Pyramid(nn.Module):
-    """Feature maps of one net: normalised float images (B, C, H, W) to a list of (B, channels[i], H_i, W_i).
+    """Feature maps of one net: normalized float images (B, C, H, W) to a list of (B, channels[i], H_i, W_i).
 
     H_i is about H / strides[i] (padded nets round up). Strides increase strictly. `pretrained_cfg` is the net's.
     """
@@ -79,7 +79,7 @@ def create_pyramid(
         pretrained: True for the hub, or a local file; a head in it is left out.
         image_size: height and width of the images, for nets of fixed size.
         strides: the strides wanted, for example [4, 8, 16, 32]; None for all that the net has. Layers after the last
-            are cut.
+            are left out.
         drop_path_rate: stochastic depth.
         backbone_args: more arguments of timm's constructor.
         grad_checkpointing: recompute activations in the backward pass.

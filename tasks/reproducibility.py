@@ -20,7 +20,7 @@ def same_buffers_on_all_ranks(module: LightningModule, *, start: bool) -> None:
 
     Args:
         module: The module that is trained; nothing happens without DDP.
-        start: True before the evaluation, False behind it.
+        start: True before the evaluation, False after it.
     """
     wrapper = module.trainer.strategy.model
     if not isinstance(wrapper, DistributedDataParallel):

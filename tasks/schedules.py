@@ -16,7 +16,7 @@ ONE_CYCLE_RISE, ONE_CYCLE_START, ONE_CYCLE_END = 0.3, 1 / 25, 1 / 25e4
 
 
 def lr_factor(step: int, optim: Optim, total_steps: int, steps_per_epoch: int) -> float:
-    """What the highest learning rate is multiplied by in optimiser step number `step` (from 0); not for `plateau`.
+    """What the highest learning rate is multiplied by in optimizer step number `step` (from 0); not for `plateau`.
 
     Warm-up is (step + 1) / (warm-up steps + 1), which is 1 in the first step after it. Cosine and poly fall from
     there to `min_lr_ratio` at `total_steps`. One-cycle is torch's with its default arguments, without cycled
@@ -66,7 +66,7 @@ class Plateau(ReduceLROnPlateau):
     """torch's schedule; a loaded state leaves patience and factor as they are configured."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what was seen, not how it is judged."""
+        """Take over what was seen, not how it is evaluated."""
         kept = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_last_lr")
         super().load_state_dict({key: state_dict[key] for key in kept if key in state_dict})
 
@@ -78,13 +78,13 @@ def build_scheduler(
     steps_per_epoch: int,
     mode: Literal["min", "max"] = "max",
 ) -> tuple[LRScheduler, Literal["step", "plateau"]]:
-    """The schedule, and when to step it: after each optimiser step, or (`plateau`) with the metric after validation.
+    """The schedule, and when to step it: after each optimizer step, or (`plateau`) with the metric after validation.
 
     Args:
         optimizer: from `build_optimizer`.
         optim: the settings.
-        total_steps: optimiser steps of the whole run.
-        steps_per_epoch: optimiser steps of one epoch.
+        total_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps of one epoch.
         mode: for `plateau`, whether a higher or a lower metric is better.
     """
     if optim.schedule == "plateau":

@@ -30,7 +30,7 @@ def _mirror(convolutions: list[nn.Conv2d], num_outputs: int | None) -> nn.Sequen
 
 
 class SegNet(nn.Module):
-    """Normalised images (B, C, H, W), of 32 x 32 pixels or more, to logits (B, num_outputs, H, W).
+    """Normalized images (B, C, H, W), of 32 x 32 pixels or more, to logits (B, num_outputs, H, W).
 
     Attributes:
         encoder: the VGG; its `features` are used.

@@ -21,7 +21,7 @@ class SegmentationMetrics(Metric):
     """Metrics of class maps, or of maps of overlapping labels, over all pixels of all images together.
 
     `compute` gives float64 scalars on the CPU, whatever the device has; all are NaN where no pixel was seen:
-    `miou`, the mean over the classes of intersection over union; `accuracy`, the share of right pixels;
+    `miou`, the mean over the classes of intersection over union; `accuracy`, the fraction of right pixels;
     `mean_accuracy`, the mean over the classes of recall; `dice`, the mean over the classes of F1; `fwiou`, the mean of
     IoU weighted by the classes' true pixels; and `boundary_f` if asked for.
 
@@ -32,11 +32,11 @@ class SegmentationMetrics(Metric):
     Pixels whose truth is 255 take no part. A prediction of 255 (not covered) is wrong: it lowers the recall of the true
     class, and is no other class's false positive.
 
-    Overlapping labels: each label's map asks a question at each pixel. `accuracy` is the share of all answers that are
-    right; the other metrics do not count what is 0 in truth and prediction.
+    Overlapping labels: each label's map asks a question at each pixel. `accuracy` is the fraction of all answers that
+    are right; the other metrics do not count what is 0 in truth and prediction.
 
     Boundaries as DAVIS draws them (Perazzi et al. 2016, https://davischallenge.org): a pixel that differs from its
-    neighbour to the right, below, or diagonally below in being of the class; next to ignored pixels there are none. A
+    neighbor to the right, below, or diagonally below in being of the class; next to ignored pixels there are none. A
     boundary pixel is right if the other boundary has one within the tolerance. `boundary_f` is the mean over the
     classes that have a boundary of F1, from the sums over all images; DAVIS and Csurka et al. 2013
     (https://doi.org/10.5244/C.27.32) take it of each image first.
@@ -61,18 +61,18 @@ class SegmentationMetrics(Metric):
             num_classes: K, at most 255.
             multi_label: Maps of overlapping labels.
             boundary: Compute `boundary_f`, which takes some passes over the image for each class.
-            boundary_tolerance: Below 1 a share of the image's diagonal, rounded up to whole pixels (0.0075 is that of
-                Csurka et al.); otherwise pixels.
+            boundary_tolerance: Below 1 a fraction of the image's diagonal, rounded up to whole pixels (0.0075 is that
+                of Csurka et al.); otherwise pixels.
             sync: Whether `compute` sums over ranks; without it for what one rank alone looks at.
 
         Raises:
-            UserError: The tolerance is neither a share above 0 nor whole pixels.
+            UserError: The tolerance is neither a fraction above 0 nor whole pixels.
         """
         super().__init__(sync_on_compute=sync)
         if not (0 < boundary_tolerance < 1 or (boundary_tolerance >= 1 and boundary_tolerance % 1 == 0)):
             raise UserError(
-                f"boundary_tolerance is {boundary_tolerance}; it is a share of the image's diagonal, such as 0.0075, or"
-                " a whole number of pixels."
+                f"boundary_tolerance is {boundary_tolerance}; it is a fraction of the image's diagonal, such as 0.0075,"
+                " or a whole number of pixels."
             )
         self.num_classes = num_classes
         self.multi_label = multi_label
@@ -209,7 +209,7 @@ class SegmentationMetrics(Metric):
 
 
 def boundaries(region: Tensor, valid: Tensor) -> Tensor:
-    """Pixels that differ from their neighbour to the right, below or diagonally below, where both are valid.
+    """Pixels that differ from their neighbor to the right, below or diagonally below, where both are valid.
 
     Args:
         region: bool (..., H, W).

@@ -33,7 +33,7 @@ def _misfit(architecture: str, backbone: str, reason: object, advice: str) -> Us
 
 
 def _sketch(build: Callable[[], Any]) -> Any:
-    """What `build` gives, on the meta device where the net can be built there: no memory, no initialisation."""
+    """What `build` gives, on the meta device where the net can be built there: no memory, no initialization."""
     try:
         with torch.device("meta"):
             return build()
@@ -75,6 +75,13 @@ def _depth(architecture: str, backbone: str, sketch: Pyramid, given: int | None)
         reason = f"the first needs a map of stride 2, the second has {has}"
         raise _misfit(architecture, backbone, reason, "take unet, or another net (resnet18)")
     return depth
+
+
+def _used_levels(architecture: str, depth: int) -> list[int]:
+    """Numbers of halvings of the maps that a decoder takes."""
+    if architecture in ("pspnet", "deeplabv3"):
+        return [depth]
+    return [2, depth] if architecture == "deeplabv3plus" else list(range(1, depth + 1))
 
 
 def _dilated(
@@ -130,19 +137,15 @@ def _on_pyramid(
 ) -> Segmenter:
     """An architecture of SMP on a feature pyramid."""
     given = args.get("encoder_depth")
-    depth = args["encoder_depth"] = _depth(architecture, backbone, sketch, given)
-    levels = [level for level in range(1, depth + 1) if 2**level in sketch.strides]
+    depth = _depth(architecture, backbone, sketch, given)
+    strides = [2**level for level in _used_levels(architecture, depth) if 2**level in sketch.strides]
+    levels = [stride.bit_length() - 1 for stride in strides]
     # A U-Net joins the maps of full size too (Ronneberger et al. 2015), which SMP, made for nets whose stem halves,
     # does not: for small nets that have them (the CIFAR ResNets) all levels are one further down.
-    full_size = architecture == "unet" and given is None and 1 in sketch.strides and depth < 5
-    if architecture in ("pspnet", "deeplabv3"):
-        levels = [depth]
-    elif architecture == "deeplabv3plus":
-        levels = [2, depth]
-    strides = [2**level for level in levels]
-    if full_size:
-        depth = args["encoder_depth"] = depth + 1
+    if architecture == "unet" and given is None and 1 in sketch.strides and depth < 5:
+        depth += 1
         levels, strides = [1, *(level + 1 for level in levels)], [1, *strides]
+    args["encoder_depth"] = depth
     output_stride = args.get("encoder_output_stride", defaults.get("encoder_output_stride", STRIDE))
     if strides[-1] > output_stride:
         pyramid = _dilated(architecture, backbone, sketch, strides, output_stride, encoder_args, weights)

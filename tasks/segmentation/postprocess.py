@@ -21,16 +21,16 @@ Scorer = Callable[[Tensor], Tensor]
 """Image (B, C, H, W) to scores float32 (B, K, H, W)."""
 
 
-def labels_of(scores: Tensor, several: bool, confidence: int = 0) -> Tensor:
-    """Class of the highest score, uint8 (..., H, W), or with ``several`` 1 where a score is above a half.
+def labels_of(scores: Tensor, multi_label: bool, confidence: int = 0) -> Tensor:
+    """Class of the highest score, uint8 (..., H, W), or with ``multi_label`` 1 where a score is above a half.
 
     Args:
         scores: float (K, H, W), probabilities; K = 1 (binary) gives classes 0 and 1.
-        several: Whether a pixel may have several labels: (K, H, W) then.
+        multi_label: Whether a pixel may have several labels: (K, H, W) then.
         confidence: For one label a pixel: of how many classes the probability is given. 1: uint8 (2, H, W), the class
             and its probability in parts of 255, rounded down. 2: uint8 (4, H, W), the same of the next class, too.
     """
-    if several:
+    if multi_label:
         return (scores > 0.5).to(torch.uint8)
     labels = (scores[0] > 0.5 if len(scores) == 1 else scores.argmax(0)).to(torch.uint8)
     if not confidence:
@@ -50,8 +50,8 @@ def _in_255(probability: Tensor) -> Tensor:
     return (probability.clamp(0, 1) * 255).to(torch.uint8)
 
 
-def labels_in_original(scores: Tensor, geometry: Tensor, several: bool, confidence: int = 0) -> Tensor:
-    """Bilinearly enlarge scores to the original picture, then decide: uint8 (H, W), or (K, H, W) with ``several``.
+def labels_in_original(scores: Tensor, geometry: Tensor, multi_label: bool, confidence: int = 0) -> Tensor:
+    """Bilinearly enlarge scores to the original picture, then decide: uint8 (H, W), or (K, H, W) with ``multi_label``.
 
     Deciding first and enlarging the labels would give ragged borders. Original pixels that the canvas does not show
     (cropped away) take the scores of the nearest pixel that it does.
@@ -59,21 +59,21 @@ def labels_in_original(scores: Tensor, geometry: Tensor, several: bool, confiden
     Args:
         scores: float (K, h, w) on the canvas.
         geometry: float (6,), see ``datamodules.common.geometry``; on any device.
-        several: See ``labels_of``.
+        multi_label: See ``labels_of``.
         confidence: The same: (2, H, W) or (4, H, W) then.
     """
     size = original_size(geometry)
     scale_x, scale_y, offset_x, offset_y = geometry[2:].tolist()
     if (scale_x, scale_y, offset_x, offset_y) == (1, 1, 0, 0) and size == tuple(scores.shape[1:]):
-        return labels_of(scores, several, confidence)
+        return labels_of(scores, multi_label, confidence)
     rows = _places(size[0], scale_y, offset_y, scores.shape[1], round(size[0] * scale_y), scores)
     columns = _places(size[1], scale_x, offset_x, scores.shape[2], round(size[1] * scale_x), scores)
-    maps = (len(scores),) if several else (2 * confidence,) if confidence else ()
+    maps = (len(scores),) if multi_label else (2 * confidence,) if confidence else ()
     out = scores.new_empty((*maps, *size), dtype=torch.uint8)
     strip = max(1, STRIP // (len(scores) * size[1]))
     for first in range(0, size[0], strip):
         part = _between(scores, 1, *(p[first : first + strip] for p in rows))
-        out[..., first : first + strip, :] = labels_of(_between(part, 2, *columns), several, confidence)
+        out[..., first : first + strip, :] = labels_of(_between(part, 2, *columns), multi_label, confidence)
     return out
 
 
@@ -95,7 +95,7 @@ def _between(scores: Tensor, axis: int, before: Tensor, after: Tensor, part: Ten
     return torch.lerp(scores.index_select(axis, before), scores.index_select(axis, after), part.view(shape))
 
 
-def labels_by_tiles(scorer: Scorer, image: Tensor, windows: Tensor, several: bool, confidence: int = 0) -> Tensor:
+def labels_by_tiles(scorer: Scorer, image: Tensor, windows: Tensor, multi_label: bool, confidence: int = 0) -> Tensor:
     """Labels of a picture that is scored window by window; where windows overlap their scores are blended.
 
     The outer quarter of an overlap counts for nothing, since a net sees too little around it; between, the weight
@@ -107,18 +107,18 @@ def labels_by_tiles(scorer: Scorer, image: Tensor, windows: Tensor, several: boo
         scorer: The net, with test-time augmentation where that is wanted.
         image: uint8 or float (C, H, W).
         windows: int64 (T, 4), y1 x1 y2 x2 pixel edges: a grid, in rows from the top left.
-        several: See ``labels_of``.
+        multi_label: See ``labels_of``.
         confidence: The same.
 
     Returns:
-        uint8 (H, W), (K, H, W) with ``several``, or (2, H, W) or (4, H, W) with ``confidence``, on the image's device.
+        uint8 (H, W), (K, H, W) with ``multi_label``, or (2 or 4, H, W) with ``confidence``, on the image's device.
     """
     rows = sorted({(y1, y2) for y1, _, y2, _ in windows.tolist()})
     columns = sorted({(x1, x2) for _, x1, _, x2 in windows.tolist()})
     labels: Tensor | None = None
     for first in range(0, len(columns), BAND):
         for top, left, scores in _blended(scorer, image, rows, columns, first):
-            decided = labels_of(scores, several, confidence)
+            decided = labels_of(scores, multi_label, confidence)
             if labels is None:
                 labels = decided.new_empty((*decided.shape[:-2], *image.shape[1:]))
             labels[..., top : top + decided.shape[-2], left : left + decided.shape[-1]] = decided

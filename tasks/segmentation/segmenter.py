@@ -49,7 +49,7 @@ class Encoder(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """A network that pads: normalised float images (B, C, H, W) of any size to logits (B, num_outputs, H, W).
+    """A network that pads: normalized float images (B, C, H, W) of any size to logits (B, num_outputs, H, W).
 
     Images are padded with zeros (the mean color) at the bottom and on the right to what the network takes, and the
     logits are cropped. With an auxiliary head the result in training is a pair: logits, and the head's logits

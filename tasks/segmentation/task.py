@@ -40,7 +40,7 @@ class Segmentation(Task):
         grad_checkpointing: Save memory by computing the encoder's activations twice.
         losses: Weights of the losses that are added: ``cross_entropy``, ``focal``, ``dice``, ``jaccard``, ``tversky``,
             ``lovasz``.
-        label_smoothing: Part of the target spread over all classes, in cross-entropy.
+        label_smoothing: Fraction of the target spread over all classes, in cross-entropy.
         focal_gamma: Exponent of the focal loss.
         tversky_alpha: Weight of false positives in the Tversky loss.
         tversky_beta: Weight of false negatives in the Tversky loss.
@@ -51,10 +51,10 @@ class Segmentation(Task):
         tta: Views that evaluation and prediction average over, beside the image itself.
         tta_scales: Sizes that they average over, beside the image's own, as ``[0.75, 1.25]``.
         boundary_metric: Also report the boundary F-score, which costs time.
-        optim: Optimiser and schedule.
+        optim: Optimizer and schedule.
         in_chans: Channels of the images.
         image_size: Height and width of the training images.
-        multi_label: Whether a pixel may have several labels.
+        multi_label: Whether a pixel may have several labels (multi-label).
         channels_last: Memory format; ``auto`` where the network gains by it.
         compile: Compile the network with torch.compile.
     """
@@ -159,24 +159,18 @@ class Segmentation(Task):
         return "binary" if self.num_classes == 2 else "multiclass"
 
     def build_network(self) -> nn.Module:
-        """The encoder-decoder: normalised float (B, C, H, W) to logits (B, K, H, W), K = 1 if binary."""
+        """The encoder-decoder: normalized float (B, C, H, W) to logits (B, K, H, W), K = 1 if binary."""
         classes = int(self.num_classes or 0)
         if classes > IGNORE:
             raise UserError(f"model.num_classes is {classes}; masks of 8 bits hold at most {IGNORE} classes.")
-        if self.class_weights is not None and len(self.class_weights) != classes:
-            raise UserError(
-                f"model.class_weights has {len(self.class_weights)} values, but there are {classes} classes."
-            )
-        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
-        self.register_buffer("loss_weights", weights, persistent=False)
-        size = self.image_size
+        self.use_class_weights(self.class_weights)
         return create_segmenter(
             self.architecture,
             self.backbone,
             1 if self.kind == "binary" else classes,
             in_chans=int(self.in_chans or 3),
             pretrained=self.pretrained if self.load_pretrained else False,
-            image_size=(size[0], size[1]) if size else None,
+            image_size=self.image_height_width,
             decoder_args=self.decoder_args,
             drop_path_rate=self.drop_path_rate,
             backbone_args=self.backbone_args,
@@ -243,7 +237,7 @@ class Segmentation(Task):
         return scores if scale == 1 else F.interpolate(scores, image.shape[2:], mode="bilinear")
 
     def predict(self, batch: Batch) -> dict[str, Any]:
-        """``mask``: for each image the labels in its original pixels, uint8 (H, W), or (K, H, W) for several labels.
+        """``mask``: for each image the labels in its original pixels, uint8 (H, W), or (K, H, W) if multi-label.
 
         With ``with_confidence`` also ``confidence``: uint8 (H, W), the label's probability in parts of 255, rounded
         down; and with two of them ``second``: uint8 (2, H, W), the next class and its probability.
@@ -266,7 +260,7 @@ class Segmentation(Task):
             self.eval_metrics.update(prediction, target["mask"].to(prediction.device))
 
     def rows(self, batch: Batch, predictions: dict[str, Any], class_names: list[str]) -> list[dict[str, Any]]:
-        """Path, size, what part of the picture each class covers (0 to 1), and the scores where there is a truth."""
+        """Path, size, what fraction of the image each class covers (0 to 1), and the scores where there is a truth."""
         rows: list[dict[str, Any]] = []
         truths = batch.get("target", [None] * len(batch["path"]))
         for path, mask, truth in zip(batch["path"], predictions["mask"], truths, strict=True):
@@ -285,7 +279,7 @@ class Segmentation(Task):
         return rows
 
     def captions(self, batch: Batch, predictions: dict[str, Any] | None, class_names: list[str]) -> list[str]:
-        """The file's name, and how much of the picture the largest classes cover."""
+        """The file's name, and how much of the image the largest classes cover."""
         names = [path.rsplit("/", 1)[-1] for path in batch["path"]]
         if predictions is None:
             return names

@@ -27,7 +27,8 @@ from pipelines.noisy_student.kinds import boxes, images
 from pipelines.noisy_student.kinds.base import Kind
 from pipelines.noisy_student.loop import best_generation, stage_seed, steps_per_epoch, with_content
 from pipelines.noisy_student.reading import read_settings
-from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings
+from pipelines.noisy_student.results import TrainedModel
+from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings, num_devices, trainer_of
 from pipelines.run.checkpoints import read_checkpoint_config
 from tasks import NoisyStudent
 from tests.conftest import in_child, write_images
@@ -375,6 +376,59 @@ def test_the_best_generation_is_that_of_the_best_score_and_of_equal_ones_the_ear
     assert best_generation([0.5]) == 0
 
 
+class Recorded:
+    """The stages of a seed, whose models have the given scores; it keeps what it was asked for."""
+
+    kind = images.IMAGES
+    found: dict = {}  # noqa: RUF012 - never changed
+
+    def __init__(self, scores: list[float]) -> None:
+        self.scores, self.calls = scores, []
+
+    def model(self, name: str) -> TrainedModel:
+        return TrainedModel(name, {}, {}, self.scores[int(name[-1])] if name.startswith("student") else self.scores[0])
+
+    def teacher(self) -> TrainedModel:
+        return self.model("teacher")
+
+    def label(self, name: str, model: TrainedModel, *, soft: bool = False) -> dict:
+        self.calls.append((name, model.name))
+        return {}
+
+    def select(self, name: str, teacher: TrainedModel, labels: dict) -> dict:
+        self.calls.append((name, teacher.name))
+        return {}
+
+    def student(self, name: str, generation: int, selection: dict, **control: bool) -> TrainedModel:
+        self.calls.append((name, generation, *control.items()))
+        return self.model(name)
+
+
+@pytest.mark.parametrize(
+    ("scores", "min_gain", "generations", "best"),
+    [
+        ([0.5, 0.625, 0.875], 0.0, 2, 2),
+        ([0.5, 0.625, 0.875], 0.125, 1, 1),  # as much is not more
+        ([0.5, 0.75, 0.75, 0.875], 0.0, 2, 1),  # a gain over the generation before, not over the teacher
+        ([0.5, 0.375, 0.25], -1.0, 2, 0),
+    ],
+)
+def test_generations_end_where_they_gain_too_little_and_controls_are_of_the_last(
+    monkeypatch, scores, min_gain, generations, best
+):
+    recorded = Recorded(scores)
+    monkeypatch.setattr(loop_module, "start", lambda *arguments: recorded)
+    students = [StudentSettings(model={}) for _ in scores[1:]]
+    settings = Settings(data={}, teacher=TeacherSettings(), students=students, min_gain=min_gain, controls=True)
+    found = loop_module.run_seed(Path("seed0"), settings, ClassificationData(), 0)
+    assert (len(found.selections), found.best, found.last.name) == (generations, best, f"student{generations}")
+    expected = [("labels1", "teacher"), ("selection1", "teacher"), ("student1", 1)]
+    if generations == 2:
+        expected += [("labels2", "student1"), ("selection2", "student1"), ("student2", 2)]
+    expected += [("labels_only", generations, ("pseudo_labels", False)), ("no_noise", generations, ("noise", False))]
+    assert recorded.calls == [*expected, ("relabelled", f"student{generations}")]
+
+
 def test_each_generation_of_each_seed_draws_anew():
     seeds = [stage_seed(seed, generation) for seed in range(4) for generation in range(4)]
     assert len(set(seeds)) == 16
@@ -517,3 +571,64 @@ def test_what_the_data_lacks_is_said_before_anything_is_trained(tmp_path, capsys
     assert "labels_per_class is 8, but class 'b' has 4 training images" in capsys.readouterr().err
     assert loop("runs", path, "--data.val_fraction", "0") == 2
     assert "has no validation split" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_images_of_both_evaluated_splits_are_kept_out_of_the_pool(split):
+    write_images(Path("pictures"), {f"{s}/{c}": 3 for s in ("train", "val", "test") for c in "ab"}, (8, 8))
+    write_images(Path("pool"), {"x": 2}, (9, 9))
+    shutil.copy(f"pictures/{split}/a/001.jpg", "pool/x/copy.jpg")
+    Path("loop.yaml").write_text(CONFIG.format(source="pictures").replace("labels_per_class: 4", "pool: pool"))
+    settings = read_settings(["noisy-student", "--config", "loop.yaml"])
+    Path("made").mkdir()
+    with pytest.raises(UserError, match=rf"1 of 3 images of the pool .*copy.jpg is .*{split}/a/001.jpg"):
+        data_stage.make_data(Path("made"), settings, data_stage.read_data(settings), 0)
+
+
+def test_a_killed_stage_goes_on_only_where_its_settings_are_the_same():
+    def run(settings: dict, *, killed: bool = False) -> list[str]:
+        seen = []
+
+        def work(directory: Path) -> dict[str, str]:
+            seen.extend(p.name for p in directory.iterdir() if p.name != "started.json")
+            (directory / "half").write_text(str(settings))
+            if killed:
+                raise KeyboardInterrupt
+            return {"out": "half"}
+
+        if killed:
+            with pytest.raises(KeyboardInterrupt):
+                manifest.run_stage(Path("stage"), settings, {}, work)
+        else:
+            manifest.run_stage(Path("stage"), settings, {}, work)
+        return seen
+
+    assert run({"x": 1}, killed=True) == []
+    assert run({"x": 1}, killed=True) == ["half"]  # continued
+    assert run({"x": 2}) == []  # begun anew
+    assert Path("stage.replaced/half").read_text() == "{'x': 1}"
+
+
+def test_a_parts_trainer_stands_before_that_of_all_trainings():
+    settings = Settings(
+        data={}, teacher=TeacherSettings(), students=[], name="n", trainer={"max_epochs": 5, "devices": 2}
+    )
+    student = StudentSettings(model={}, trainer={"max_epochs": 9, "wandb": {"mode": "off"}})
+    merged = {"max_epochs": 9, "devices": 2, "wandb": {"group": "n", "mode": "off"}}
+    assert trainer_of(settings, student) == merged
+    assert trainer_of(settings) == {"max_epochs": 5, "devices": 2, "wandb": {"group": "n"}}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "number"),
+    [
+        ({"devices": 2}, 2),
+        ({"devices": "2", "num_nodes": 3}, 6),
+        ({"devices": [0, 5], "num_nodes": 3}, 6),
+        ({"devices": "auto"}, None),
+        ({}, None),
+        ({"devices": -1}, None),
+    ],
+)
+def test_devices_are_counted_over_all_nodes(trainer, number):
+    assert num_devices(trainer) == number

@@ -41,6 +41,15 @@ def test_colors_differ(classes: int) -> None:
         assert apart.min() > 20  # in CIELAB 2 is just noticeable
 
 
+def test_colors_can_be_seen_on_black_and_on_white() -> None:
+    lab = palettes._lab(palettes.default_palette(255, background=False)[:255])
+    lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
+    assert lightness.min() > 44
+    assert lightness.max() < 86
+    assert chroma.min() > 30
+    assert chroma.max() < 84
+
+
 def test_colors_of_a_data_set() -> None:
     assert np.array_equal(palettes.class_palette(["Background", "a"]), palettes.default_palette(2))
     roads = palettes.class_palette(["road", "sky"])
@@ -205,6 +214,29 @@ def test_panels_without_truth_and_of_any_size() -> None:
     boxes = {"boxes": np.array([[2, 2, 9, 9.0]]), "labels": np.array([1])}
     with_boxes = panels.panel(np.zeros((30, 30, 3), np.uint8), boxes, boxes, palette, ["a", "two\nlines\0"])
     assert with_boxes.shape[1] == GAP + 3 * (180 + GAP)  # boxes have no error picture
+
+
+def test_objects_of_wide_images_are_drawn_to_their_right_edge() -> None:
+    mask = np.ones((1, 10, 60), bool)
+    picture = drawing.draw_boxes(np.zeros((10, 60, 3), np.uint8), np.array([[0.0, 0, 60, 10]]), masks=mask)
+    assert picture[5, 3:57].any(axis=1).all()
+
+
+def test_a_tag_shows_the_score() -> None:
+    image, boxes, labels = np.zeros((60, 90, 3), np.uint8), np.array([[5.0, 30, 80, 55]]), np.array([0])
+    scores = (None, np.array([0.5]), np.array([0.25]))
+    tags = [drawing.draw_boxes(image, boxes, labels, score, ["a"])[:29] for score in scores]
+    widths = [np.flatnonzero(tag.any(axis=(0, 2))).max() for tag in tags]
+    assert widths[0] < widths[1]
+    assert not np.array_equal(tags[1], tags[2])
+
+
+def test_a_legend_that_is_too_long_has_several_lines() -> None:
+    legend = [((200, 0, 0), "a long name")] * 3
+    one, two = (panels._legend_strip(legend, width) for width in (600, 200))
+    assert one.shape == (panels.LINE + GAP, 600, 3)
+    assert two.shape[0] > one.shape[0]
+    assert ((two == (200, 0, 0)).all(2)).sum() == ((one == (200, 0, 0)).all(2)).sum()  # nothing is cut off
 
 
 def test_the_legend_names_what_occurs() -> None:

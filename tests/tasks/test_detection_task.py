@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,10 @@ from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader
 
 from tasks import Detection
+from tasks.detection.detectors.arguments import BackboneArguments
+from tasks.detection.detectors.protocol import Family, Limits
+from tasks.detection.detectors.yolo import YOLOArguments
+from tasks.detection.evaluation.metrics import COCO_SIZES
 from tasks.detection.postprocess import boxes_in_original, found_by_tiles
 
 
@@ -157,6 +163,36 @@ def task(**arguments):
     made = Detection("fcos", "test_resnet", num_classes=2, in_chans=3, image_size=64, **arguments)
     made.configure_model()
     return made.eval()
+
+
+def test_all_that_the_task_is_told_reaches_the_detector(monkeypatch):
+    made = Detection(
+        "yolo",
+        "net",
+        num_classes=3,
+        pretrained="file.safetensors",
+        backbone_args={"depth": 3},
+        detector_args={"width": 16},
+        drop_path_rate=0.2,
+        grad_checkpointing=True,
+        class_weights=[1.0, 2.0, 3.0],
+        in_chans=1,
+        image_size=[32, 48],
+    )
+    monkeypatch.setattr("tasks.detection.task.family_of", lambda name: Family(YOLOArguments, lambda *given: given))
+    backbone = BackboneArguments("net", 1, "file.safetensors", (32, 48), 0.2, {"depth": 3}, True)
+    assert made.build_network() == (backbone, 3, YOLOArguments(width=16), [1.0, 2.0, 3.0])
+    made.load_pretrained = False  # the weights of a checkpoint follow
+    assert made.build_network()[0] == replace(backbone, pretrained=False)
+
+
+def test_limits_and_sizes_reach_the_detector_and_the_metrics():
+    made = task(min_score=0.05, nms_iou=0.3, max_detections=7, size_ranges={"tiny": [0, 9]})
+    made.network.detect = lambda image, limits: limits
+    assert made.find(torch.zeros(1, 3, 64, 64)) == Limits(0.05, 0.3, 7)
+    assert made.eval_metrics.max_detections == 7
+    assert made.eval_metrics.size_ranges == {"tiny": (0, 9)}
+    assert task().eval_metrics.size_ranges == COCO_SIZES
 
 
 PREDICTIONS = {

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import complete_box_iou_loss
 
-from tasks.detection.detectors import selection
+from tasks.detection.detectors import arguments, selection
 from tasks.detection.detectors.anchors import (
     anchor_shapes,
     decode_distances,
@@ -39,6 +39,32 @@ LIMITS = Limits(score_threshold=0.1, nms_iou=0.5, max_detections=10)
 
 def box(*rows: list[float]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32)
+
+
+def test_all_arguments_of_the_backbone_reach_the_pyramid(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(arguments, "create_pyramid", lambda name, **more: seen.update(more, name=name))
+    BackboneArguments("net", 1, "file.safetensors", (32, 48), 0.2, {"depth": 3}, True).pyramid([8, 16])
+    assert seen == {
+        "name": "net",
+        "in_chans": 1,
+        "pretrained": "file.safetensors",
+        "image_size": (32, 48),
+        "strides": [8, 16],
+        "drop_path_rate": 0.2,
+        "backbone_args": {"depth": 3},
+        "grad_checkpointing": True,
+    }
+
+
+def test_strides_are_those_from_the_finest_on_or_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(BackboneArguments, "pyramid", lambda self, strides: asked.append(strides))
+    for available, finest in (([2, 4, 8, 16, 32, 64], 8), ([7, 14, 28], 8), ([1, 2], 8), ([2, 4, 8], 4)):
+        monkeypatch.setattr(BackboneArguments, "strides", lambda self, available=available: available)
+        NET.detection_pyramid(finest, None)
+    NET.detection_pyramid(8, [32, 16])
+    assert asked == [[8, 16, 32], [7, 14, 28], [2], [4, 8], [16, 32]]
 
 
 # Targets, anchors, grids.
@@ -282,10 +308,10 @@ def test_cells_know_where_they_are() -> None:
 
 
 def test_settings_of_the_two_stages_are_where_torchvision_looks_for_them() -> None:
-    arguments = FasterRCNNArguments(
+    settings = FasterRCNNArguments(
         head_channels=8, box_head_width=8, candidates=(7, 6), proposals=(5, 4), rpn_samples=20, box_samples=40
     )
-    net = build_faster_rcnn(NET, 3, arguments)
+    net = build_faster_rcnn(NET, 3, settings)
     rpn, heads = net.rpn, net.roi_heads
     assert (rpn.pre_nms_top_n(), rpn.post_nms_top_n()) == (7, 5)
     net.eval()

@@ -275,7 +275,7 @@ def test_what_has_no_effect_or_cannot_work_is_refused(task, arguments, message):
 def test_data_of_the_wrong_kind_is_refused_before_the_first_batch():
     spec = {"num_classes": 3, "in_chans": 3, "image_size": [SIZE, SIZE]}
     NoisyStudent(classifier(), teacher="fixmatch").resolve({**spec, "two_views": True}, "data")
-    with pytest.raises(ValueError, match=r"'fixmatch', which labels unlabelled images itself: give them as data.pool"):
+    with pytest.raises(ValueError, match=r"'fixmatch', which labels unlabeled images itself: give them as data.pool"):
         NoisyStudent(classifier(), teacher="fixmatch").resolve({**spec, "two_views": False}, "data")
     with pytest.raises(ValueError, match=r"model.teacher is 'offline', which teaches labels that are there"):
         NoisyStudent(classifier()).resolve({**spec, "two_views": True}, "data")

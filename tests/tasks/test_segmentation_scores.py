@@ -67,7 +67,7 @@ def test_tiles_equal_the_whole_picture(size, monkeypatch):
         blended = torch.full_like(whole, torch.nan)
         monkeypatch.setattr(module, "labels_of", lambda scores, *_: scores)
         windows = torch.from_numpy(tile_windows(*size, (128, 160), 0.5))
-        blended = labels_by_tiles(scorer, image, windows, several=False)
+        blended = labels_by_tiles(scorer, image, windows, multi_label=False)
     assert blended.shape == whole.shape
     assert (blended - whole).abs().max() < 1e-4
 
@@ -82,7 +82,7 @@ def test_weights_are_blended():
     windows = torch.from_numpy(tile_windows(64, 96, (64, 64), 0.5))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "labels_of", lambda scores, *_: scores)
-        row = labels_by_tiles(scorer, torch.zeros(3, 64, 96), windows, several=False)[0, 0]
+        row = labels_by_tiles(scorer, torch.zeros(3, 64, 96), windows, multi_label=False)[0, 0]
     assert (row[:40] == 0).all()
     assert (row[56:] == 1).all()
     assert torch.allclose(row[40:56].diff(), torch.full((15,), 1 / 16))
@@ -101,7 +101,7 @@ def test_back_to_original_pixels(resize, shape, monkeypatch):
     scores = torch.stack([y[:, None] + 0 * x, 0 * y[:, None] + x])
     monkeypatch.setattr(module, "STRIP", 3 * 2 * shape[1])  # strips of three rows
     monkeypatch.setattr(module, "labels_of", lambda scores, *_: scores)
-    found = labels_in_original(scores.double(), torch.from_numpy(geometry), several=True)
+    found = labels_in_original(scores.double(), torch.from_numpy(geometry), multi_label=True)
     assert found.shape == (2, *shape)  # of uint8: whole numbers
     for axis, (number, side, scale, offset, room) in enumerate(
         zip(found, shape, (scale_y, scale_x), (offset_y, offset_x), canvas, strict=True)
@@ -125,7 +125,7 @@ def test_the_border_does_not_mix_with_the_padding(shape):
     scores[0] = 1.0
     inside = (slice(top, top + round(height * scale_y)), slice(left, left + round(width * scale_x)))
     scores[0][inside], scores[1][inside] = 0.0, 0.6
-    labels = labels_in_original(scores, torch.from_numpy(geometry), several=False)
+    labels = labels_in_original(scores, torch.from_numpy(geometry), multi_label=False)
     assert labels.shape == shape
     assert (labels == 1).all()
 
@@ -133,12 +133,12 @@ def test_the_border_does_not_mix_with_the_padding(shape):
 def test_labels_and_confidence_by_hand():
     """Probabilities in 255ths, rounded down; the next class without the first."""
     scores = torch.tensor([[0.1, 0.7], [0.6, 0.2], [0.3, 0.1]]).unsqueeze(1)
-    assert labels_of(scores, several=False).tolist() == [[1, 0]]
-    assert labels_of(scores, several=False, confidence=1).tolist() == [[[1, 0]], [[153, 178]]]
-    assert labels_of(scores, several=False, confidence=2)[2:].tolist() == [[[2, 1]], [[76, 51]]]
+    assert labels_of(scores, multi_label=False).tolist() == [[1, 0]]
+    assert labels_of(scores, multi_label=False, confidence=1).tolist() == [[[1, 0]], [[153, 178]]]
+    assert labels_of(scores, multi_label=False, confidence=2)[2:].tolist() == [[[2, 1]], [[76, 51]]]
     one = torch.tensor([[[0.75, 0.25]]])
-    assert labels_of(one, several=False, confidence=2).tolist() == [[[1, 0]], [[191, 191]], [[0, 1]], [[63, 63]]]
-    assert labels_of(scores, several=True).tolist() == [[[0, 1]], [[1, 0]], [[0, 0]]]
+    assert labels_of(one, multi_label=False, confidence=2).tolist() == [[[1, 0]], [[191, 191]], [[0, 1]], [[63, 63]]]
+    assert labels_of(scores, multi_label=True).tolist() == [[[0, 1]], [[1, 0]], [[0, 0]]]
 
 
 def test_labels_equal_torchs_bilinear_enlargement():
@@ -147,9 +147,9 @@ def test_labels_equal_torchs_bilinear_enlargement():
     scores = torch.rand(7, 40, 60)
     geometry = torch.tensor([130.0, 210.0, 60 / 210, 40 / 130, 0, 0])
     expected = F.interpolate(scores[None], (130, 210), mode="bilinear")[0].argmax(0)
-    found = labels_in_original(scores, geometry, several=False)
+    found = labels_in_original(scores, geometry, multi_label=False)
     assert (found == expected).float().mean() > 0.9999
-    binary = labels_in_original(scores[:1], geometry, several=False)
+    binary = labels_in_original(scores[:1], geometry, multi_label=False)
     assert (
         (F.interpolate(scores[None, :1], (130, 210), mode="bilinear")[0, 0] > 0.5) == binary
     ).float().mean() > 0.9999
