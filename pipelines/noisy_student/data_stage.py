@@ -15,7 +15,7 @@ from datamodules.common.files import write_json
 from datamodules.duplicates import equal_images
 from datamodules.readers.digits import digit_scene
 from datamodules.unlabeled import hide_labels, pool_records
-from pipelines.noisy_student.kinds.registry import kind_of
+from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.kinds.tables import write_table
 from pipelines.noisy_student.manifest import digest_of_values, say
 from pipelines.noisy_student.selection import fixed_thresholds

@@ -15,7 +15,7 @@ from datamodules.common.errors import UserError
 from pipelines import cli
 from pipelines.command import Command
 from pipelines.noisy_student.data_stage import set_up
-from pipelines.noisy_student.kinds.registry import kind_of
+from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.labeling import evaluate, prepare_teacher
 from pipelines.run.loading import Loaded
 from pipelines.trainer import Trainer

@@ -24,7 +24,7 @@ from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.common.files import atomic_path
 from datamodules.loaders import Record, RecordDataset, make_loader
-from pipelines.noisy_student.kinds.registry import kind_of
+from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.manifest import digest_of
 from pipelines.noisy_student.paths import listed
 from pipelines.outputs.names import output_names

@@ -13,7 +13,7 @@ from datamodules.common.files import read_json, write_json
 from pipelines.noisy_student import data_stage, stages
 from pipelines.noisy_student.configs import outcome, student_config, teacher_config
 from pipelines.noisy_student.kinds.base import Kind, SelectionJob
-from pipelines.noisy_student.kinds.registry import kind_of
+from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.manifest import (
     Output,
     Outputs,

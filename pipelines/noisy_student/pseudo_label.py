@@ -15,7 +15,7 @@ from datamodules.unlabeled import pool_records
 from pipelines import cli
 from pipelines.command import Command
 from pipelines.noisy_student.kinds.base import Kind, SelectionJob
-from pipelines.noisy_student.kinds.registry import kind_of
+from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.labeling import evaluate, label_pool, load_teacher, prepare_teacher
 from pipelines.noisy_student.selection import Selection
 from pipelines.run.directory import find_checkpoint

@@ -14,7 +14,7 @@ from pipelines.config.mistakes import Context, check_keys
 from pipelines.config.signatures import find_class
 from pipelines.noisy_student.kinds.base import Kind
 from pipelines.noisy_student.kinds.images import IMAGES
-from pipelines.noisy_student.kinds.registry import kind_of
+from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.selection import Selection
 from pipelines.noisy_student.settings import (
     Settings,

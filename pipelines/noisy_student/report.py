@@ -15,7 +15,7 @@ from datamodules.common.files import read_json, write_json
 from datamodules.unlabeled import pool_records
 from pipelines.noisy_student.data_stage import read_truth
 from pipelines.noisy_student.kinds.base import Kind
-from pipelines.noisy_student.kinds.registry import kind_of
+from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.manifest import digest_of_values, say
 from pipelines.noisy_student.page import write_page
 from pipelines.noisy_student.results import REPORT, SeedRun

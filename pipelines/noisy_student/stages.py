@@ -18,7 +18,7 @@ from pipelines import cli
 from pipelines.config.carried import packages_of
 from pipelines.noisy_student import evaluation, pseudo_label
 from pipelines.noisy_student.kinds.base import SelectionJob
-from pipelines.noisy_student.kinds.registry import kind_of
+from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.labeling import load_teacher
 from pipelines.noisy_student.launching import StageCommand, run_command, trainer_flags
 from pipelines.noisy_student.manifest import say

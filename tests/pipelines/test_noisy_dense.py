@@ -28,10 +28,10 @@ from pipelines.noisy_student.kinds import boxes
 from pipelines.noisy_student.kinds.base import Kind, SelectionJob
 from pipelines.noisy_student.kinds.box_files import Boxes, read_boxes, write_boxes
 from pipelines.noisy_student.kinds.boxes import BOXES as BOX_KIND
+from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.kinds.pixel_files import read_pixels
 from pipelines.noisy_student.kinds.pixels import PIXELS as PIXEL_KIND
 from pipelines.noisy_student.kinds.pixels import confusion as confusion_of
-from pipelines.noisy_student.kinds.registry import kind_of
 from pipelines.noisy_student.kinds.tables import write_table
 from pipelines.noisy_student.reading import read_settings
 from pipelines.noisy_student.selection import Selection
