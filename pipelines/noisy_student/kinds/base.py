@@ -1,6 +1,6 @@
 """What a kind of annotation is to the loop: the protocol behind which they stand, and what they share.
 
-A new kind is a file of this folder with a subclass of `Kind`, and a line in ``registry.py``.
+A new kind is a file of this folder with a subclass of `Kind`, and a line in ``of_data.py``.
 """
 
 from __future__ import annotations
