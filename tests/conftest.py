@@ -49,7 +49,7 @@ def shared() -> Path:
 
 
 def write_images(root: Path, counts: dict[str, int], size: tuple[int, int] = (40, 48), seed: int = 0) -> Path:
-    """An image folder: `counts` maps "train/cat" to a number of JPEG files, each class with a colour of its own."""
+    """An image folder: `counts` maps "train/cat" to a number of JPEG files, each class with a color of its own."""
     import cv2
 
     rng = np.random.default_rng(seed)

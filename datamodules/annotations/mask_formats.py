@@ -165,7 +165,7 @@ def guess_kind(paths: Sequence[str], colors: Mapping[str, Sequence[Color]] | Non
 
     Args:
         paths: Mask files.
-        colors: Colours of each class, where they are given.
+        colors: Colors of each class, where they are given.
         two_classes: Whether the classes, as far as they are named, may be background and foreground.
 
     Returns:

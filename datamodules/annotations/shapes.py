@@ -16,7 +16,7 @@ def render_shapes(shapes: dict[str, Any], num_channels: int | None) -> npt.NDArr
     Args:
         shapes: ``size`` (height, width), ``counts`` (a list of compressed run lengths, in the order of painting) and
             ``classes`` (class of each, or its channel; crowds as -1 - class).
-        num_channels: K for several labels a pixel; None for one.
+        num_channels: K for multi-label; None for one.
 
     Returns:
         uint8 (H, W) of classes, or (H, W, K) of 0 and 1; 255 where only a crowd is.

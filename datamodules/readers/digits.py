@@ -22,7 +22,7 @@ _SPLITS = ("train", "val", "test")
 _INDEX_FILE = Path(__file__).with_name("digits_split.json")
 MAX_DIGITS = 6
 _VISIBLE = 0.35  # opacity from which a pixel counts as the digit's
-_MAX_COVERED = 0.15  # part of a digit that others may cover, or that may lie on others
+_MAX_COVERED = 0.15  # fraction of a digit that others may cover, or that may lie on others
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -74,7 +74,7 @@ def digit_scene(index: int, seed: int = 0, split: Split = "train", size: int = 1
     """One picture with 1 to ``most`` digits on a textured background, annotated for every task.
 
     Only digits of ``split`` are used. Each is 3 to 6 times its 8 pixels high at ``size`` 128 (in proportion at other
-    sizes), of random colour, darker or brighter than what is behind it; at most 15 % of a digit is covered or
+    sizes), of random color, darker or brighter than what is behind it; at most 15 % of a digit is covered or
     lies on others. The scene is a function of the arguments alone.
 
     Returns:
@@ -120,9 +120,9 @@ def digit_scene(index: int, seed: int = 0, split: Split = "train", size: int = 1
         now = [*left, area]
         places.append(place)
         patch = canvas[place]
-        colour = _ink(rng, patch[visible & (region == 0)].mean(axis=0))
+        color = _ink(rng, patch[visible & (region == 0)].mean(axis=0))
         region[visible] = len(labels)
-        patch += opacity[..., None] * (colour - patch)
+        patch += opacity[..., None] * (color - patch)
     canvas += rng.normal(0, float(rng.uniform(1, 7)), canvas.shape).astype(np.float32)  # camera noise
     boxes = np.empty((len(labels), 4), np.float32)
     for n, (down, across) in enumerate(places):
@@ -173,7 +173,7 @@ def _check(size: int, split: str) -> None:
 
 
 def _background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float32]:
-    """Coloured clouds: float32 (size, size, 3), about 0..255."""
+    """Colored clouds: float32 (size, size, 3), about 0..255."""
     canvas = np.empty((size, size, 3), np.float32)
     canvas[:] = rng.uniform(30, 225, 3)
     for cells, strength in ((3, 25.0), (9, 12.0), (33, 8.0)):
@@ -183,14 +183,14 @@ def _background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float32]:
 
 
 def _ink(rng: np.random.Generator, behind: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """A colour that differs from the mean colour behind it by 60 grey levels or more in brightness."""
+    """A color that differs from the mean color behind it by 60 grey levels or more in brightness."""
     luma = float(behind @ _LUMA)
     brighter = luma < 70 or (luma < 185 and bool(rng.random() < 0.5))
     low, high = (luma + 60, 255.0) if brighter else (0.0, luma - 60)
     target = float(rng.uniform(low, high))
-    colour = rng.uniform(0, 255, 3).astype(np.float32)
+    color = rng.uniform(0, 255, 3).astype(np.float32)
     # Blend towards black or white until the brightness is right; the hue stays.
-    have = float(colour @ _LUMA)
+    have = float(color @ _LUMA)
     end = 0.0 if have > target else 255.0
     part = (have - target) / (have - end) if have != end else 0.0
-    return np.asarray(colour + (end - colour) * part, np.float32)
+    return np.asarray(color + (end - color) * part, np.float32)

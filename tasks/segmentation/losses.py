@@ -255,9 +255,12 @@ def _focal_loss(pixels: Pixels, gamma: float, class_weights: Tensor | None) -> T
 def _overlap_loss(pixels: Pixels, alpha: float, beta: float, class_weights: Tensor | None) -> Tensor:
     """1 - Tversky score, mean over the classes that an image has, (B,)."""
     predicted, actual = pixels.probability.sum((2, 3)), pixels.target.sum((2, 3))
+    # The norm and the order of the steps are SMP's: sums and gradients round as in earlier versions.
     difference: Tensor = torch.linalg.vector_norm(pixels.probability - pixels.target, ord=1, dim=(2, 3))
     both = (predicted + actual - difference) / 2
-    score = both / (both + alpha * (predicted - both) + beta * (actual - both)).clamp_min(1e-7)
+    false_positive = predicted - both
+    false_negative = actual - both
+    score = both / (both + alpha * false_positive + beta * false_negative).clamp_min(1e-7)
     weights = (actual > 0).float() * (1.0 if class_weights is None else class_weights)
     return ((1 - score) * weights).sum(1) / weights.sum(1).clamp_min(1e-9)
 

@@ -1,4 +1,4 @@
-"""Any backbone through one config: only `--model.backbone` changes, and a batch is learnt by heart."""
+"""Any backbone through one config: only `--model.backbone` changes, and the net overfits one batch."""
 
 from __future__ import annotations
 

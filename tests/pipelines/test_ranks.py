@@ -92,7 +92,7 @@ WATCH = f"--trainer.callbacks={__name__}.Watch"
 
 def write_config(directory: Path) -> Path:
     source = write_images(directory / "pictures", COUNTS, (32, 32))
-    # One image of each class has the colour of the other: accuracy is neither 0 nor 1, whatever the net has learned.
+    # One image of each class has the color of the other: accuracy is neither 0 nor 1, whatever the net has learned.
     for split in ("val", "test"):
         a, b, between = (source / split / name for name in ("a/000.jpg", "b/000.jpg", "between"))
         a.rename(between), b.rename(a), between.rename(b)
@@ -314,7 +314,7 @@ def test_launched_by_torchrun(tmp_path):
 
 
 def assert_one_run_of_two_ranks(process: subprocess.Popen[str]) -> None:
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     assert "2 processes" in output
     assert output.count("run directory") == 1

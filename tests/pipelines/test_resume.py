@@ -109,9 +109,8 @@ def undisturbed(source, tmp_path_factory):
 @pytest.mark.parametrize(
     ("workers", "cache", "val_check_interval", "resume_workers"),
     [
-        (0, "none", 1.0, 2),  # saved with 0 workers and continued with 2; no validation between save and kill
-        (2, "none", 1.0, 0),
-        (2, "none", 8, 2),  # persistent workers; a validation between the save behind batch 6 and the kill behind 8
+        (0, "none", 1.0, 2),  # no validation between save and kill
+        (2, "none", 8, 0),  # persistent workers; a validation between the save behind batch 6 and the kill behind 8
         (0, "tensor", 8, 0),
     ],
 )

@@ -218,9 +218,9 @@ def test_two_ranks_measure_what_one_measures(trained, tmp_path):
     assert 0 < found["validate", 1]["val/miou"] < 1
 
 
-@pytest.mark.parametrize("kind", ["binary", "several"])
+@pytest.mark.parametrize("kind", ["binary", "multi-label"])
 def test_other_kinds_of_masks(tmp_path, kind):
-    """Binary masks, and masks of several classes a pixel, are trained on, tested and written."""
+    """Binary masks, and multi-label masks, are trained on, tested and written."""
     source = write_pairs(tmp_path / "pictures", {"train": 8, "val": 2, "test": 2})
     truths = {}
     for path in (source / "masks").rglob("*.png"):
@@ -228,13 +228,13 @@ def test_other_kinds_of_masks(tmp_path, kind):
         truths[path.parent.name, path.stem] = mask
         path.unlink()
         for name, value in (("disc", 1), ("square", 2)):
-            suffix = f"_{name}" if kind == "several" else ""
-            if kind == "several" or name == "square":
+            suffix = f"_{name}" if kind == "multi-label" else ""
+            if kind == "multi-label" or name == "square":
                 found = np.where(mask == value, 255, 0).astype(np.uint8)
                 Image.fromarray(found).save(path.with_name(f"{path.stem}{suffix}.png"))
     config = write_config(tmp_path, source)
     flags = ["--trainer.max_epochs", "1"]
-    if kind == "several":
+    if kind == "multi-label":
         flags += ["--data.images", "images/{split}/{stem}.jpg", "--data.masks", "masks/{split}/{stem}_{class}.png"]
         flags += ["--data.class_names", "[disc, square]"]
     else:
@@ -245,5 +245,5 @@ def test_other_kinds_of_masks(tmp_path, kind):
     assert np.isfinite(measured("test")[0]["test/miou"])
     assert run("predict", *checkpoint, "--source", source / "images/test", "--output", "out") == 0
     files = sorted(p.name for p in Path("out/masks").iterdir())
-    several = [f"{i:02d}_{name}.png" for i in range(2) for name in ("disc", "square")]
-    assert files == (several if kind == "several" else ["00.png", "01.png"])
+    multi_label = [f"{i:02d}_{name}.png" for i in range(2) for name in ("disc", "square")]
+    assert files == (multi_label if kind == "multi-label" else ["00.png", "01.png"])

@@ -185,3 +185,14 @@ def test_update_does_not_wait_for_the_gpu(single: tuple[Tensor, Tensor, Tensor])
         torch.cuda.set_sync_debug_mode("default")
     expected = filled(ClassificationMetrics(8), *single, *()).compute()
     assert float(metric.compute()["accuracy"]) == pytest.approx(float(expected["accuracy"]))
+
+
+def test_calibration_is_the_mean_confidence_accuracy_and_number_of_each_bin() -> None:
+    """Confidences of 0.85, 0.75 and 0.75, of which the first and the third are right."""
+    metrics = ClassificationMetrics(2, num_bins=10)
+    metrics.update(torch.tensor([[0.85, 0.15], [0.25, 0.75], [0.75, 0.25]]), torch.tensor([0, 0, 0]))
+    metrics.compute()
+    confidence, accuracy, count = metrics.calibration
+    assert count.tolist() == [0] * 7 + [2, 1, 0]
+    assert confidence[7:9].tolist() == pytest.approx([0.75, 0.85])
+    assert accuracy[7:9].tolist() == [0.5, 1]

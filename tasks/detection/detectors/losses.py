@@ -107,13 +107,14 @@ def complete_iou_loss(predicted: Tensor, true: Tensor) -> Tensor:
         float32 (...).
     """
     loss = iou_loss(predicted, true, "iou")
+    # In this order, in which the gradients of earlier versions were summed up.
+    hull = _hull(predicted, true)
     apart = (predicted[..., :2] + predicted[..., 2:] - true[..., :2] - true[..., 2:]) / 2
-    diagonal = _hull(predicted, true).square().sum(-1)
     angles = [torch.atan2(*(box[..., 2:] - box[..., :2]).unbind(-1)) for box in (predicted, true)]
     shape = (angles[0] - angles[1]).square() * (4 / math.pi**2)
     with torch.no_grad():
         share = shape / (loss + shape + 1e-7)
-    return loss + apart.square().sum(-1) / (diagonal + 1e-7) + share * shape
+    return loss + apart.square().sum(-1) / (hull.square().sum(-1) + 1e-7) + share * shape
 
 
 def _hull(first: Tensor, second: Tensor) -> Tensor:
