@@ -211,6 +211,16 @@ def test_names_of_soft_labels_are_whole():
     assert found[3] == "tabby cat 0.50 golden retriever 0.30"
 
 
+def test_captions_name_the_truth_of_wrong_guesses_alone():
+    probabilities = torch.tensor([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]])
+    inputs = {"image": batch()["image"][:2], "path": ["a", "b"], "label": torch.tensor([1, 2])}
+    predictions, names = {"probabilities": probabilities}, ["cat", "dog", "ox"]
+    assert task().captions(inputs, predictions, names) == ["dog 0.70", "cat 0.60 (ox)"]
+    assert task().captions(inputs, None, names) == ["dog", "ox"]
+    del inputs["label"]
+    assert task().captions(inputs, predictions, names) == ["dog 0.70", "cat 0.60"]
+
+
 @pytest.mark.parametrize("channels_last", [True, False, "auto"])
 def test_memory_formats_give_the_same(channels_last):
     expected = task(channels_last=False).predict(batch())["logits"]
@@ -225,6 +235,15 @@ def test_values_that_differ_from_the_datas_are_refused():
     model = Classification("test_resnet", num_classes=5)
     with pytest.raises(ValueError, match=r"model\.num_classes is 5, but the data \(pictures\) has 3"):
         model.resolve({"num_classes": 3}, "pictures")
+
+
+def test_what_the_data_resolves_is_kept_for_the_checkpoint():
+    """A checkpoint builds its network without the data, from the hyper-parameters."""
+    model = Classification("test_resnet", in_chans=1)
+    model.resolve({"num_classes": 3, "in_chans": 1, "image_size": [32, 48], "unknown": 7}, "pictures")
+    kept = {key: model.hparams[key] for key in ("num_classes", "in_chans", "image_size")}
+    assert kept == {"num_classes": 3, "in_chans": 1, "image_size": [32, 48]}
+    assert "unknown" not in model.hparams
 
 
 def test_frozen_parts_stay_still():

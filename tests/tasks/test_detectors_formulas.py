@@ -403,6 +403,21 @@ def test_a_yolos_points_are_the_cells_centers_in_pixels() -> None:
     assert dense.strides.tolist() == [16] * 8 + [32] * 2
 
 
+def test_of_a_yolos_scores_as_many_go_on_as_detections_are_wanted() -> None:
+    """Three cells far apart, two classes; a box each, 8 pixels wide."""
+    logits = torch.tensor([[[3.0, -9.0], [2.0, -9.0], [1.0, -9.0]]])
+    distances = torch.tensor([-20.0, 20.0, -20.0]).expand(1, 3, 4, 3)
+    points = torch.tensor([[8.0, 8.0], [24.0, 8.0], [40.0, 8.0]])
+    dense = Dense(logits, distances, points, torch.full((3,), 4.0))
+    yolo = build_yolo(NET, 2, YOLOArguments(strides=[8], width=8, reg_max=2, pre_nms=2))
+    yolo.forward = lambda image: dense  # type: ignore[method-assign, assignment]
+    image = torch.zeros(1, 3, 16, 48)
+    assert len(yolo.detect(image, Limits(0.1, 0.5, 1))[0]["scores"]) == 1
+    (found,) = yolo.detect(image, Limits(0.1, 0.5, 3))
+    assert found["scores"].tolist() == pytest.approx(logits[0, :, 0].sigmoid().tolist())
+    assert found["boxes"][2].tolist() == pytest.approx([36, 4, 44, 12], abs=1e-3)
+
+
 def test_a_yolos_losses_are_those_of_the_papers_object_by_object() -> None:
     """Sums in plain Python over the cells, with torchvision's CIoU in pixels; the assignment is tested elsewhere."""
     torch.manual_seed(0)
