@@ -386,3 +386,12 @@ def test_the_coarser_map_of_a_simple_pyramid_has_the_largest_of_four() -> None:
     x = torch.rand(1, 2, 6, 4)
     largest = nn.functional.max_pool2d(x, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert torch.equal(pyramid(x)[0], pyramid(largest)[0])
+
+
+def test_a_frozen_norm_without_weights_keeps_its_statistics_too() -> None:
+    model = nn.ModuleDict({"norm": nn.BatchNorm2d(2, affine=False), "head": nn.Linear(2, 2), "act": nn.ReLU()})
+    head = {"head.weight", "head.bias"}
+    assert backbones.frozen_modules(model, head) == [model["norm"]]
+    backbones.keep_frozen_in_eval(model.train(), head)
+    assert not model["norm"].training
+    assert model["head"].training
