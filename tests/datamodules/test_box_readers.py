@@ -106,6 +106,13 @@ def test_coco_boxes_from_masks_and_areas_from_boxes(tmp_path):
     assert a["area"].tolist() == [14, 80]
 
 
+def test_a_coco_box_spans_all_polygons_of_its_object(tmp_path):
+    data = coco_data()
+    del data["annotations"][1]["bbox"]
+    data["annotations"][1]["segmentation"] = [[4, 9, 8, 9, 8, 12], [20, 3, 30.5, 3, 30.5, 5], [6, 6, 7, 6, 7, 7]]
+    assert read_coco(write_coco(tmp_path, data)).records[0]["boxes"].tolist() == [[4, 3, 30.5, 12]]
+
+
 def test_coco_equals_pycocotools(tmp_path):
     from pycocotools.coco import COCO
 

@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -80,6 +81,16 @@ def test_other_settings_of_the_decoder_have_a_cache_of_their_own(tmp_path):
         assert np.array_equal(image, read(records[1])["image"])
 
 
+def test_a_disk_with_too_little_room_is_refused(tmp_path, monkeypatch):
+    """4 images of 5 x 7 x 3 bytes are 420; a tenth of what is free is left alone."""
+    records = write_pictures(tmp_path / "pictures", 4)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=466))
+    with pytest.raises(UserError, match=r"data\.cache: decoded needs about"):
+        DecodedCache.build(records, READ, str(tmp_path))
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=467))
+    assert DecodedCache.build(records, READ, str(tmp_path)).path.stat().st_size == 420
+
+
 def test_one_process_decodes_all_images_and_the_others_none(tmp_path):
     records = write_pictures(tmp_path / "pictures", 4)
     reads: Counter[str] = Counter()
@@ -141,6 +152,13 @@ def test_a_builder_that_fails_leaves_the_work_to_the_next(tmp_path):
         fail()
     with only_one_builds(tmp_path / "lock", lambda: False) as mine:
         assert mine
+
+
+def test_a_build_that_ends_just_before_the_lock_is_taken_is_not_done_again(tmp_path):
+    looks = iter([False])  # the only look before the lock; then the last builder lets go
+    with only_one_builds(tmp_path / "lock", lambda: next(looks, True)) as mine:
+        assert not mine
+        assert not (tmp_path / "lock").exists()
 
 
 def test_a_builder_shows_that_it_is_alive(tmp_path):

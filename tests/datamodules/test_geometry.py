@@ -22,6 +22,13 @@ def test_beyond_a_factor_of_2_pixels_are_means_of_their_area(kernel):
     assert np.abs(narrow - image.reshape(12, 4, 3, 3).mean(2)).max() <= 0.5
 
 
+def test_a_bicubic_kernel_does_not_leave_the_range_of_floats():
+    edge = np.repeat(np.float32([[0, 0, 1, 1]]), 4, axis=0)
+    raw = cv2.resize(edge, (8, 8), interpolation=cv2.INTER_CUBIC)
+    assert (raw.min(), raw.max()) == pytest.approx((-0.105, 1.105), abs=0.01)
+    np.testing.assert_array_equal(resize_array(edge, (8, 8), cv2.INTER_CUBIC), raw.clip(0, 1))
+
+
 @pytest.mark.parametrize(
     ("resize", "shape", "canvas", "crop_pct", "view"),
     [

@@ -14,6 +14,7 @@ from datamodules.collate import collate
 from datamodules.loaders import RecordDataset
 from datamodules.memory import choose_cache
 from datamodules.samplers import EvalSampler, TrainSampler, key_seed
+from datamodules.splits import split_digest
 from datamodules.transforms.batched import BatchTransform
 from tests.conftest import write_images
 
@@ -183,8 +184,23 @@ def test_evaluation_gives_each_sample_once_over_all_ranks():
 
 
 def test_seeds_differ_by_every_part_of_the_key():
-    keys = [(0, "train", 0, 0), (1, "train", 0, 0), (0, "unlabeled", 0, 0), (0, "train", 1, 0), (0, "train", 0, 1)]
+    keys = [(0, "train", 0, 0), (1, "train", 0, 0), (1 << 16, "train", 0, 0), (1 << 31, "train", 0, 0)]
+    keys += [(0, "unlabeled", 0, 0), (0, "train", 1, 0), (0, "train", 0, 1)]
     assert len({key_seed(*key) for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize("cache", ["none", "tensor"])
+@pytest.mark.parametrize(("epoch", "left"), [(1, 1), (2, 4)])
+def test_a_position_holds_in_its_own_epoch_alone(folder, cache, epoch, left):
+    """3 of the 4 batches of epoch 1 were taken: in epoch 2 none is."""
+    none = Augment(preset="none")
+    data = ClassificationData(str(folder), image_size=32, batch_size=4, num_workers=0, cache=cache, augment=none)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    loader.load_state_dict({"epoch": 1, "batches": 3})
+    loader.batch_sampler.set_epoch(epoch)
+    assert len(list(loader)) == left
+    assert loader.state_dict() == {"epoch": epoch, "batches": 4}
 
 
 def test_a_set_below_one_batch_is_refused(folder):
@@ -237,6 +253,16 @@ def test_what_is_missing_is_held_out_of_training(tmp_path):
     assert again.split_digest == data.split_digest
 
 
+def test_prediction_takes_the_test_images_or_else_those_for_validation(folder):
+    data = ClassificationData(str(folder), image_size=32, batch_size=4, num_workers=0)
+    data.setup("predict")
+    for split in ("test", "val"):
+        seen = [path for batch in data.predict_dataloader() for path in batch["path"]]
+        assert seen == [record["path"] for record in data.records[split]]
+        assert len(seen) == 6
+        data.records["test"] = []
+
+
 def test_a_stored_split_is_used_again(tmp_path):
     source = write_images(tmp_path / "p", {"a": 10, "b": 10})
     data = ClassificationData(str(source), image_size=32, val_fraction=0.3, split_seed=1, batch_size=4)
@@ -246,6 +272,18 @@ def test_a_stored_split_is_used_again(tmp_path):
     again = ClassificationData(str(source), image_size=32, split_file=str(stored), split_seed=2, batch_size=4)
     again.setup("fit")
     assert again.split_digest == data.split_digest
+
+
+def test_the_digest_of_the_splits():
+    """It sees an image that changes sides, and neither the folder nor the order."""
+
+    def digest(folder: str, **names: str) -> str:
+        return split_digest({split: [{"path": f"{folder}/{name}"} for name in own] for split, own in names.items()})
+
+    first = digest("/data", train="abc", val="d")
+    assert digest("/elsewhere/data", val="d", train="cab") == first
+    assert digest("/data", train="abc", val="d", predict="e") == first
+    assert len({first, digest("/data", train="ab", val="cd"), digest("/data", train="abc", test="d")}) == 3
 
 
 def test_class_weights_and_balanced_sampler_come_from_one_switch(tmp_path):

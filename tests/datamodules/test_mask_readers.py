@@ -116,6 +116,9 @@ def test_what_does_not_pair_is_refused(tmp_path, files, message):
          [("Train/a.jpg", "all/a.png", "train"), ("validation/b.jpg", "all/b.png", "val")]),
         ("{stem}/image.jpg", "{stem}/{stem}.png", ["p1/image.jpg", "p1/p1.png", "p1/p2.png"],
          [("p1/image.jpg", "p1/p1.png", None)]),
+        ("pics/*/{stem}.jpg", "gt/{stem}.png",  # a star is of one folder
+         ["pics/1/x.jpg", "pics/1/y/x.jpg", "gt/x.png", "gt/y/x.png"],
+         [("pics/1/x.jpg", "gt/x.png", None), ("pics/1/y/x.jpg", "gt/y/x.png", None)]),
     ],
 )  # fmt: skip
 def test_patterns(tmp_path, images, masks, files, pairs):

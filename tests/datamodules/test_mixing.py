@@ -247,6 +247,15 @@ def test_a_sample_is_a_function_of_its_key() -> None:
     assert all(s["id"] == i % 8 and s["path"] == str(i % 8) for i, s in enumerate(samples))
 
 
+def test_flips_come_behind_the_mixing() -> None:
+    chances = {"mosaic": 0.5, "mixup": 0.3, "copy_paste": 0.5}
+    plain, flipped = (mixed(DetectionAugment(**chances, hflip=flip)) for flip in (0.0, 1.0))
+    for i in range(12):
+        before, after = plain[i % 8, 0, i], flipped[i % 8, 0, i]
+        np.testing.assert_array_equal(after["image"], before["image"][:, ::-1])
+        np.testing.assert_array_equal(after["masks"], before["masks"][..., ::-1])
+
+
 def test_the_last_passes_see_single_pictures() -> None:
     data, plain = mixed(ALL, mixed_passes=2), transform(ALL)
     for pass_, single in ((0, False), (1, False), (2, True), (9, True)):

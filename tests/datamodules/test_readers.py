@@ -128,6 +128,20 @@ def test_integer_labels_are_sorted_as_numbers(tmp_path):
         assert [r["split"] for r in records] == [None] * 3
 
 
+def test_blanks_around_names_are_no_part_of_them(tmp_path):
+    """Neither in a CSV file nor in parquet, whose cells come as they are."""
+    paths = ["a.jpg", "b.jpg", "c.jpg"]
+    for file in (
+        write(tmp_path / "x.csv", "path,label\na.jpg, cat\nb.jpg,cat \nc.jpg,dog\n"),
+        parquet(tmp_path / "x.parquet", {"path": paths, "label": [" cat", "cat ", "dog"]}),
+    ):
+        records, class_names = read_list(file)[:2]
+        assert class_names == ["cat", "dog"]
+        assert [record["label"] for record in records] == [0, 0, 1]
+    several = parquet(tmp_path / "y.parquet", {"path": paths, "labels": [[" cat"], ["cat ", "dog"], []]})
+    assert read_list(several).class_names == ["cat", "dog"]
+
+
 def test_columns_and_image_root(tmp_path):
     images = touch(tmp_path / "pictures", "sub/a.jpg", "b.jpg")
     (tmp_path / "x.csv").write_text(f"filename,species,label\nsub/a.jpg,cat,7\n{images / 'b.jpg'},dog,8\n")

@@ -111,6 +111,20 @@ def test_the_streams_do_not_disturb_each_other(sources):
     assert light.unlabeled.run_seed() != light.labeled.run_seed()  # or both would flip the same places of a batch
 
 
+def test_the_seed_of_the_unlabeled_half_is_made_from_the_runs(sources, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    assert made(sources).unlabeled.run_seed() == key_seed(5, "unlabeled")
+
+
+@pytest.mark.parametrize("half", ["labeled", "unlabeled"])
+def test_a_checkpoint_knows_the_splits_of_both_halves(sources, half):
+    data = made(sources)
+    state = data.state_dict()
+    assert state[half]["split_digest"] == getattr(data, half).split_digest
+    with pytest.warns(UserWarning, match="not those that the checkpoint was trained on"):
+        made(sources).load_state_dict({**state, half: {"split_digest": "another"}})
+
+
 def test_two_ranks_share_what_one_would_see(sources):
     """The same global batch: 4 labeled and 8 unlabeled images on one rank, half of each on two."""
     one = made(sources)
@@ -188,6 +202,14 @@ def test_two_views_of_one_image_of_a_folder_or_a_list(sources, tmp_path):
     weak = [pair["unlabeled"]["weak_image"] for pair in epoch(again, 0)]
     assert all(torch.equal(a["weak_image"], b) for a, b in zip(pairs, weak, strict=True))
     assert noisy.spec()["two_views"]
+
+
+def test_a_pool_is_read_as_the_labeled_images_are(sources, tmp_path):
+    clean = Augment(preset="none")
+    labeled = whole_images(sources[0], augment=clean, in_chans=1, dtype="float32")
+    half = epoch(views(labeled, pool=str(tmp_path / "pool"), strong=clean), 0)[0]["unlabeled"]
+    for key in ("image", "weak_image"):
+        assert (half[key].dtype, half[key].shape) == (torch.float32, (4, 1, 32, 32))
 
 
 def test_each_view_has_a_key_of_its_own():

@@ -89,6 +89,13 @@ def test_masks_there_and_back_exactly(shape: tuple[int, int], resize: Any) -> No
     assert np.array_equal(again.numpy(), back)
 
 
+def test_pixels_that_were_cropped_away_are_ignored() -> None:
+    """Of a picture of 4 x 5 the canvas shows all but a border of one pixel."""
+    geometry = np.array([4, 5, 1, 1, -1, -1], np.float32)
+    back = mask_to_original(np.array([[1, 2, 3], [4, 5, 6]], np.uint8), geometry)
+    assert back.tolist() == [[255] * 5, [255, 1, 2, 3, 255], [255, 4, 5, 6, 255], [255] * 5]
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize("resize", ["crop", "letterbox", "stretch"])
 @pytest.mark.parametrize("shape", SIZES)

@@ -272,6 +272,18 @@ def test_flags_change_what_is_carried():
     assert config["data"]["init_args"]["n"] == 1  # the config itself stays
 
 
+def test_new_arguments_of_a_part_stand_before_those_that_it_has():
+    config = {"model": {"class_path": "tasks.NoisyStudent", "init_args": {"student": dict(MODEL)}}}
+
+    def student(value: Any) -> Any:
+        return changed(config, ["model", "student"], value)["model"]["init_args"]["student"]
+
+    assert student({"num_classes": 9}) == {**MODEL, "init_args": {"backbone": "test_resnet", "num_classes": 9}}
+    other = {"class_path": "tasks.Other", "init_args": {"num_classes": 9, "x": 1}}
+    assert student(other) == {**other, "init_args": {"backbone": "test_resnet", "num_classes": 9, "x": 1}}
+    assert student({"class_path": "tasks.Other"}) == {**MODEL, "class_path": "tasks.Other"}
+
+
 def test_packages_of_a_users_own_config():
     values = {"model": {"class_path": "mine.nets.Net"}, "data": [{"class_path": "tasks.X"}, {"class_path": "Short"}]}
     assert packages_of(values) == ["mine"]

@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import signal
+import subprocess
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -103,6 +104,18 @@ def test_sweeping_spares_the_living(tmp_path: Path) -> None:
     os.utime(foreign_old, (1, 1))
     save(tmp_path / "last.ckpt", 1)
     assert set(temporary_files(tmp_path)) == {living, foreign}
+
+
+def test_a_process_of_another_machine_is_not_looked_for_on_this_one(tmp_path: Path) -> None:
+    """A number that is no process here may be one there, which is still writing."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    own = tmp_path / f".best.ckpt.{checkpoint_io._host()}-{ended.pid}-0.tmp"
+    foreign = tmp_path / f".best.ckpt.elsewhere-{ended.pid}-0.tmp"
+    for path in (own, foreign):
+        path.write_bytes(b"x")
+    save(tmp_path / "last.ckpt", 1)
+    assert temporary_files(tmp_path) == [foreign]
 
 
 def test_a_full_disk_leaves_the_older_file(tmp_path: Path) -> None:

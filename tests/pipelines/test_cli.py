@@ -6,6 +6,7 @@ import errno
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from datamodules import ClassificationData
 from datamodules.common.errors import UserError
 from pipelines import cli
 from pipelines.__main__ import main
-from pipelines.command import Command
+from pipelines.command import Command, _of_checkpoint
 from pipelines.config import reasons
 from pipelines.config.reasons import is_about_arguments, reason_of
 from pipelines.config.words import Flag, asks_for_help, config_names, flags, value_of
-from pipelines.run.tracking import Wandb
+from pipelines.run.loading import Carried
+from pipelines.run.tracking import Wandb, WandbRun
 from pipelines.trainer import Trainer
 from tasks import Classification
 from tests.conftest import in_child, write_images
@@ -111,6 +113,53 @@ def test_help_has_the_flags_of_each_command(command: str, capsys: pytest.Capture
     ):
         assert flag in shown
     assert "--datamodule" not in shown
+
+
+def test_without_a_seed_it_is_0(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    (tmp_path / "x.yaml").write_text(CONFIG)
+    for more, seed in (([], "0"), (["--seed_everything", "7"], "7")):
+        with pytest.raises(SystemExit):
+            main(["fit", "--config", str(tmp_path / "x.yaml"), "--print_config", *more])
+        assert f"seed_everything: {seed}\n" in capsys.readouterr().out
+
+
+def test_a_checkpoints_name_seed_and_precision_are_taken():
+    carried = Carried(Path("x.ckpt"), {}, {}, name="n", seed=3, precision="bf16-mixed")
+    words = ["--name=n", "--seed_everything=3", "--trainer.precision=bf16-mixed"]
+    assert _of_checkpoint(carried) == words
+    assert _of_checkpoint(Carried(Path("x.ckpt"), {}, {}, seed=0)) == ["--seed_everything=0"]
+
+
+class Told(WandbRun):
+    """Notes how it is closed."""
+
+    def __init__(self) -> None:
+        self.ends: list[bool] = []
+
+    def finish(self, failed: bool = False) -> None:
+        self.ends.append(failed)
+
+
+def test_a_wandb_run_ends_as_its_command_does():
+    def command(trainer: object, model: object, datamodule: object, broken: bool) -> str:
+        if broken:
+            raise RuntimeError
+        return "done"
+
+    told = Told()
+    made = SimpleNamespace(
+        flags=["broken"],
+        config_init={"broken": False},
+        command=Command("x", command),
+        trainer=SimpleNamespace(loggers=[told]),
+        model=None,
+        datamodule=None,
+    )
+    assert cli.CLI.call(made) == "done"  # type: ignore[arg-type]
+    made.config_init = {"broken": True}
+    with pytest.raises(RuntimeError):
+        cli.CLI.call(made)  # type: ignore[arg-type]
+    assert told.ends == [False, True]
 
 
 # Which errors are for people.

@@ -139,6 +139,13 @@ def test_voc_holds_pixels_from_one_or_edges_from_zero(source, tmp_path, one_base
     assert record["boxes"][0].tolist() == [0, 0, 60, 40]
 
 
+@pytest.mark.parametrize(("flags", "first"), [([], 1), (["--voc-zero-based"], 0), (["--voc_zero_based"], 0)])
+def test_the_command_writes_voc_from_one_unless_told_otherwise(source, tmp_path, flags, first):
+    alter(source, "train", 0, bbox=[0, 0, 60, 40])
+    assert main(["--source", str(source), "--to", "voc", "--output", str(tmp_path / "v"), *flags]) == 0
+    assert f"<xmin>{first}</xmin>" in (tmp_path / "v" / "Annotations" / "train 0.xml").read_text()
+
+
 def test_images_are_linked_copied_or_left(source, tmp_path):
     convert(source, "yolo", tmp_path / "link")
     convert(source, "voc", tmp_path / "copy", images="copy")

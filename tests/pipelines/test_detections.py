@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval import mask as run_lengths
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from datamodules.annotations.instance_masks import masks_of
@@ -23,6 +24,7 @@ from pipelines.outputs import drawing, panels
 from pipelines.outputs.detection_figures import detection_figures
 from pipelines.outputs.detections import entry_of, write_coco_data_set, write_coco_results, write_csv, write_yolo
 from pipelines.outputs.palettes import class_palette
+from tasks.detection.evaluation.curves import Thresholds
 from tasks.detection.evaluation.metrics import CocoMetrics
 from tests.detection_cases import encode, expected_values, random_case
 
@@ -335,6 +337,47 @@ def test_what_the_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
     report: Any = SimpleNamespace(confusion=confusion, curves=[None] * 2, thresholds=None, errors=errors)
     figures.detection_figures(report, [], class_palette([]))
     assert said == [(["0", "1", "background"], "1 of 3 objects found, 2 wrong boxes (IoU 0.5)")]
+
+
+def test_the_legend_of_f1_is_in_the_order_of_f1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in that of the thresholds at which it is reached; the dots are at threshold and F1."""
+    monkeypatch.setattr(figures, "rendered", lambda figure, tight: figure)
+    monkeypatch.setattr(figures, "f1_over_confidence", lambda curves, x: np.zeros((len(curves), len(x))))
+    thresholds = Thresholds(per_class=[0.9, 0.1, 0.5, 0.3], overall=0.4, f1=[0.2, 0.7, np.nan, 0.6], overall_f1=0.45)
+    axes = figures.f1_figure([None] * 4, thresholds, list("abcd"), class_palette(list("abcd"))).axes[0]  # type: ignore
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts == ["b 0.700 at 0.10", "d 0.600 at 0.30", "a 0.200 at 0.90", "mean"]
+    dots = [line.get_xydata()[0].tolist() for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [[0.1, 0.7], [0.3, 0.6], [0.9, 0.2]]
+    assert axes.get_title() == "mean F1 0.450 at 0.40 for all classes"
+
+
+def test_a_long_legend_names_the_best_and_the_worst_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "rendered", lambda figure, tight: figure)
+
+    def named(count: int) -> list[str]:
+        values = [0.01 * (k * 7 % count) for k in range(count)]  # each of 0, 0.01, ... once, mixed
+        names = [f"{value:.2f}" for value in values]
+        curves: Any = [SimpleNamespace(interpolated=lambda v=value: np.full(101, v)) for value in values]
+        axes = figures.precision_recall_figure(curves, names, class_palette(names)).axes[0]
+        assert len(axes.lines) == count + 1
+        return [text.get_text().split(" ")[0] for text in axes.get_legend().get_texts()]
+
+    assert named(12) == [f"{k / 100:.2f}" for k in range(11, -1, -1)] + ["mean"]
+    ends = [*range(39, 33, -1), *range(5, -1, -1)]
+    assert named(40) == [f"{k / 100:.2f}" for k in ends] + ["mean"]
+
+
+def test_kinds_of_errors_have_their_own_names_and_colors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the order in which they are counted; bars of a class stand behind each other."""
+    monkeypatch.setattr(figures, "rendered", lambda figure, tight: figure)
+    numbers = {kind: number for number, kind in enumerate(figures.KINDS, 1)}
+    errors = {kind: np.array([numbers[kind]]) for kind in sorted(numbers)}
+    axes = figures.error_figure(errors, ["cat"]).axes[0]
+    said = ["correct 1", "localisation 2", "class 3", "duplicate 4", "background 5", "both 6", "missed 7"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == said
+    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(k * (k - 1) / 2, k) for k in range(1, 8)]
+    assert [to_hex(bar.get_facecolor()) for bar in axes.patches] == list(figures.KINDS.values())
 
 
 def test_panels_show_what_the_validations_thresholds_let_through(

@@ -168,6 +168,23 @@ def test_auto_precision_is_bf16_only_where_the_gpu_has_it(monkeypatch):
     assert resolve_precision("16-mixed", "cpu") == "16-mixed"
 
 
+@pytest.mark.parametrize("accelerator", ["auto", "gpu", "cuda"])
+def test_auto_precision_is_for_gpus_that_lightning_finds_itself_too(monkeypatch, accelerator):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert resolve_precision("auto", accelerator) == "bf16-mixed"
+    assert resolve_precision("auto", "mps") == "32-true"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_precision("auto", accelerator) == "32-true"
+
+
+def test_without_loggers_nothing_is_sent_to_wandb():
+    """Whatever its own mode says."""
+    settings = {**QUIET, "wandb": Wandb(mode="online")}
+    assert Trainer(logger=False, **settings).wandb_mode == "off"
+    assert Trainer(**settings).wandb_mode == Trainer(logger=True, **settings).wandb_mode == "online"
+
+
 def test_losses_are_logged_at_least_sometimes():
     with pytest.raises(ValueError, match=r"trainer.log_every_n_steps is 0; it must be at least 1"):
         Trainer(log_every_n_steps=0, **QUIET)

@@ -22,6 +22,7 @@ import pytest
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from pipelines.preparation import _open_loggers
 from pipelines.run import tracking, wandb_server
 from pipelines.run.masking import masked
 from pipelines.run.metrics_file import MetricsCSV
@@ -108,6 +109,17 @@ def test_a_continued_run_keeps_its_history_and_cuts_what_it_repeats(tmp_path: Pa
     MetricsCSV(tmp_path).resume(-1)
     assert rows(tmp_path) == []
     MetricsCSV(tmp_path / "new").resume(3)  # nothing there: nothing to cut
+
+
+def test_rows_of_the_steps_that_a_checkpoint_has_stay(tmp_path: Path) -> None:
+    """Steps are counted from 0: behind three of them, that of number 3 is done again."""
+    before = MetricsCSV(tmp_path)
+    for step in range(5):
+        before.log_metrics({"loss": float(step)}, step=step)
+    trainer = SimpleNamespace(wandb=Wandb(), wandb_mode="off", run_name="x", user_loggers=[])
+    _open_loggers(trainer, tmp_path, {}, 3)  # type: ignore[arg-type]
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2"]
+    assert [type(logger) for logger in trainer.loggers] == [MetricsCSV]
 
 
 @pytest.mark.parametrize("cut", range(1, 26))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -243,3 +244,24 @@ def test_pixels_of_the_teacher_and_the_student_agree_where_they_are_taught(tmp_p
     (agreement,) = PIXELS.agreements(taught, student, NAMES)
     assert agreement.agreement == pytest.approx(2 / 3)
     assert [side["mask"].tolist() for side in agreement.sides()] == [[[0, 1, 2, 255]], [[0, 1, 1, 0]]]
+
+
+def test_boxes_that_the_student_alone_finds_count_against_the_agreement(tmp_path):
+    """One box is taught; the student has it and another one: a precision of 1/2 and a recall of 1."""
+    taught = written_boxes(tmp_path, [0.9], [0], [0], images=1).rename(tmp_path / "labels" / "taught.json")
+    taught.with_name("selection.json").write_text('{"thresholds": {"ant": 0.5, "bee": 0.5, "cat": 0.5}}')
+    student = written_boxes(tmp_path, [0.9, 0.8], [0, 0], [0, 0], images=1)
+    (agreement,) = BOXES.agreements(taught, student, NAMES)
+    assert agreement.agreement == pytest.approx(2 / 3)
+    assert agreement.counts == {"taught": 1, "student": 2}
+
+
+def test_a_crowd_is_no_object_that_a_teacher_misses(tmp_path):
+    labels = written_boxes(tmp_path, [0.9], [0], [0], images=1)
+    record = {"path": "a", "image": np.zeros((40, 48, 3)), "height": 40, "width": 48, "labels": np.array([0, 0])}
+    record["boxes"] = np.array([[0, 0, 10.5, 12.25], [30, 20, 40, 30]], np.float32)
+    for second, truths, score in ((1, 1, 1.0), (0, 2, 51 / 101)):
+        record["iscrowd"] = np.array([0, second])
+        BOXES.evaluate(labels, [record], Truth([record]), SimpleNamespace(max_detections=9), tmp_path / "val.npz")
+        assert np.load(tmp_path / "val.npz")["truths"].tolist() == [[truths, 0, 0]]
+        assert BOXES.score(tmp_path / "val.npz", ["a"]) == pytest.approx(score)

@@ -28,7 +28,7 @@ from pipelines.noisy_student.kinds.base import Kind
 from pipelines.noisy_student.loop import best_generation, stage_seed, steps_per_epoch, with_content
 from pipelines.noisy_student.reading import read_settings
 from pipelines.noisy_student.results import TrainedModel
-from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings
+from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings, num_devices, trainer_of
 from pipelines.run.checkpoints import read_checkpoint_config
 from tasks import NoisyStudent
 from tests.conftest import in_child, write_images
@@ -571,3 +571,64 @@ def test_what_the_data_lacks_is_said_before_anything_is_trained(tmp_path, capsys
     assert "labels_per_class is 8, but class 'b' has 4 training images" in capsys.readouterr().err
     assert loop("runs", path, "--data.val_fraction", "0") == 2
     assert "has no validation split" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_images_of_both_evaluated_splits_are_kept_out_of_the_pool(split):
+    write_images(Path("pictures"), {f"{s}/{c}": 3 for s in ("train", "val", "test") for c in "ab"}, (8, 8))
+    write_images(Path("pool"), {"x": 2}, (9, 9))
+    shutil.copy(f"pictures/{split}/a/001.jpg", "pool/x/copy.jpg")
+    Path("loop.yaml").write_text(CONFIG.format(source="pictures").replace("labels_per_class: 4", "pool: pool"))
+    settings = read_settings(["noisy-student", "--config", "loop.yaml"])
+    Path("made").mkdir()
+    with pytest.raises(UserError, match=rf"1 of 3 images of the pool .*copy.jpg is .*{split}/a/001.jpg"):
+        data_stage.make_data(Path("made"), settings, data_stage.read_data(settings), 0)
+
+
+def test_a_killed_stage_goes_on_only_where_its_settings_are_the_same():
+    def run(settings: dict, *, killed: bool = False) -> list[str]:
+        seen = []
+
+        def work(directory: Path) -> dict[str, str]:
+            seen.extend(p.name for p in directory.iterdir() if p.name != "started.json")
+            (directory / "half").write_text(str(settings))
+            if killed:
+                raise KeyboardInterrupt
+            return {"out": "half"}
+
+        if killed:
+            with pytest.raises(KeyboardInterrupt):
+                manifest.run_stage(Path("stage"), settings, {}, work)
+        else:
+            manifest.run_stage(Path("stage"), settings, {}, work)
+        return seen
+
+    assert run({"x": 1}, killed=True) == []
+    assert run({"x": 1}, killed=True) == ["half"]  # continued
+    assert run({"x": 2}) == []  # begun anew
+    assert Path("stage.replaced/half").read_text() == "{'x': 1}"
+
+
+def test_a_parts_trainer_stands_before_that_of_all_trainings():
+    settings = Settings(
+        data={}, teacher=TeacherSettings(), students=[], name="n", trainer={"max_epochs": 5, "devices": 2}
+    )
+    student = StudentSettings(model={}, trainer={"max_epochs": 9, "wandb": {"mode": "off"}})
+    merged = {"max_epochs": 9, "devices": 2, "wandb": {"group": "n", "mode": "off"}}
+    assert trainer_of(settings, student) == merged
+    assert trainer_of(settings) == {"max_epochs": 5, "devices": 2, "wandb": {"group": "n"}}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "number"),
+    [
+        ({"devices": 2}, 2),
+        ({"devices": "2", "num_nodes": 3}, 6),
+        ({"devices": [0, 5], "num_nodes": 3}, 6),
+        ({"devices": "auto"}, None),
+        ({}, None),
+        ({"devices": -1}, None),
+    ],
+)
+def test_devices_are_counted_over_all_nodes(trainer, number):
+    assert num_devices(trainer) == number

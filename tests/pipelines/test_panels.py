@@ -41,6 +41,15 @@ def test_colors_differ(classes: int) -> None:
         assert apart.min() > 20  # in CIELAB 2 is just noticeable
 
 
+def test_colors_can_be_seen_on_black_and_on_white() -> None:
+    lab = palettes._lab(palettes.default_palette(255, background=False)[:255])
+    lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
+    assert lightness.min() > 44
+    assert lightness.max() < 86
+    assert chroma.min() > 30
+    assert chroma.max() < 84
+
+
 def test_colors_of_a_data_set() -> None:
     assert np.array_equal(palettes.class_palette(["Background", "a"]), palettes.default_palette(2))
     roads = palettes.class_palette(["road", "sky"])

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from pipelines.callbacks import pictures as callback
-from pipelines.callbacks.originals import Original
+from pipelines.callbacks.originals import Original, palette_of
 from pipelines.outputs import figures, sheets
 from pipelines.outputs.drawing import overlay
 from pipelines.outputs.palettes import WRONG_COLOR, class_palette
@@ -188,6 +188,20 @@ def test_what_the_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
     bars: Any = figures.iou_bars([0.5, np.nan, 0.75], ["a", "b", "c"])
     assert bars.axes[0].get_title() == "mean IoU 0.625 of 2 classes"
     assert [text.get_text() for text in bars.axes[0].texts] == ["0.750", "0.500", "does not occur"]
+
+
+def test_the_numbers_of_a_confusion_matrix_stand_in_their_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows from above are the true classes; a matplotlib position is x, then y."""
+    monkeypatch.setattr(figures, "rendered", lambda figure, tight=False: figure)
+    matrix: Any = figures.confusion_matrix_figure([[6, 2, 0], [0, 5, 0], [3, 0, 4]], ["a", "b", "c"])
+    numbers = {text.get_position(): text.get_text() for text in matrix.axes[0].texts}
+    assert numbers == {(0, 0): "6", (1, 0): "2", (1, 1): "5", (0, 2): "3", (2, 2): "4"}
+    shares: Any = figures.confusion_matrix_figure([[900_000, 300_000], [0, 7]], ["a", "b"])
+    assert {t.get_position(): t.get_text() for t in shares.axes[0].texts} == {
+        (0, 0): "0.75",
+        (1, 0): "0.25",
+        (1, 1): "1.00",
+    }
 
 
 def test_captions_have_three_lines_at_most() -> None:
@@ -442,6 +456,13 @@ def test_other_ranks_draw_nothing(tmp_path: Path, logged: list[Any]) -> None:
     watcher.on_train_end(trainer, task)
     assert not logged
     assert not (tmp_path / "new").exists()
+
+
+def test_colors_of_the_data_are_those_of_its_pictures() -> None:
+    data = SimpleNamespace(class_names=["road", "sky"], class_colors=[[1, 2, 3], [4, 5, 6]])
+    assert palette_of(SimpleNamespace(datamodule=data))[:2].tolist() == [[1, 2, 3], [4, 5, 6]]  # type: ignore[arg-type]
+    data.class_colors = None
+    assert np.array_equal(palette_of(SimpleNamespace(datamodule=data)), class_palette(["road", "sky"]))  # type: ignore
 
 
 def test_panels_come_from_all_over_the_split() -> None:

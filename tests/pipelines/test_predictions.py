@@ -23,7 +23,7 @@ from pipelines.callbacks.originals import Original
 from pipelines.callbacks.overlays import ImageFiles
 from pipelines.callbacks.predictions import PredictionWriter
 from pipelines.outputs.drawing import overlay
-from pipelines.outputs.names import output_names
+from pipelines.outputs.names import output_names, safe_name
 from pipelines.outputs.palettes import class_palette
 from pipelines.outputs.sheets import GAP
 
@@ -229,6 +229,22 @@ def test_predict_of_a_set_in_memory(tmp_path: Path) -> None:
     assert np.abs(read(tmp_path / "out/overlays/1.jpg") - plain).mean() < 8
     assert read(tmp_path / "out/contact_sheet.png").shape[1] == GAP + 2 * (176 + GAP)
     assert Original(paths[0], np.zeros((4, 4, 3), np.uint8), np.zeros(6, np.float32)).pixels() is None
+
+
+def test_names_of_images_that_the_data_does_not_list(tmp_path: Path) -> None:
+    """Loaders of a user's own: the path itself is the name, made safe, so that nothing is written elsewhere."""
+    paths = ["../up/a:b", "/abs/c?.png", ".."]
+    batch = batch_of(paths, [0, 1, 2], np.zeros((3, 8, 8, 3), np.uint8), [(8, 8)] * 3)
+    predict(tmp_path / "deep/out", stub_trainer([], NAMES), [batch], [[np.zeros((8, 8), np.uint8)] * 3])
+    written = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    names = ["_", "abs/c_.png", "up/a_b"]
+    assert [name for name in written if "masks" in name] == [f"deep/out/masks/{name}.png" for name in names]
+    assert all(name.startswith("deep/out/") for name in written)
+
+
+@pytest.mark.parametrize(("path", "name"), [("", "_"), ("/", "_"), ("..", "_"), ("./..//.", "_"), ("/a/../b*", "a/b_")])
+def test_a_safe_name_is_never_empty(path: str, name: str) -> None:
+    assert safe_name(path) == name
 
 
 def test_large_overlays_are_reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

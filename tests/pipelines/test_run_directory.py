@@ -10,8 +10,10 @@ import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from datamodules.common.errors import UserError
 from pipelines.run import directory as run_directory
@@ -29,6 +31,7 @@ from pipelines.run.directory import (
     write_environment,
     write_metrics,
 )
+from pipelines.run.student import export, write_student
 
 
 def touch(*paths: Path) -> None:
@@ -180,3 +183,31 @@ def test_split_and_skipped_files(tmp_path: Path) -> None:
     assert "ä" in split
     with open(tmp_path / "skipped.csv", newline="", encoding="utf-8") as file:
         assert list(csv.reader(file)) == [["path", "reason"], ["c.jpg", "truncated, at 5"]]
+
+
+def test_a_students_checkpoint_is_its_best_or_else_its_last(tmp_path: Path) -> None:
+    write_student(tmp_path)
+    assert not list(tmp_path.iterdir())
+    for name in ("last", "best"):
+        torch.save({"which": name}, tmp_path / f"{name}.ckpt")
+        write_student(tmp_path)
+        assert torch.load(tmp_path / "student.ckpt", weights_only=True) == {"which": name}
+
+
+def test_an_exported_checkpoint_keeps_what_evaluation_needs(tmp_path: Path) -> None:
+    """Thresholds of a detector among it, which are in the task's state; nothing of the training's."""
+    kept: dict[str, Any] = {
+        "state_dict": {"w": torch.ones(2)},
+        "hyper_parameters": {"a": 1},
+        "config": "model: x",
+        "epoch": 3,
+        "global_step": 12,
+        "pytorch-lightning_version": "2.6",
+        "task_state": {"best_thresholds": [0.5]},
+    }
+    torch.save({**kept, "optimizer_states": [1], "loops": {}, "callbacks": {}}, tmp_path / "a.ckpt")
+    export(tmp_path / "a.ckpt", tmp_path / "b.ckpt")
+    found = torch.load(tmp_path / "b.ckpt", weights_only=True)
+    assert torch.equal(found.pop("state_dict")["w"], torch.ones(2))
+    del kept["state_dict"]
+    assert found == kept
