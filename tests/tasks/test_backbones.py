@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tasks import backbones
+from tasks.networks.simple_pyramid import SimplePyramid
 from tasks.pyramid import Pyramid, create_pyramid
 
 REPOSITORY = Path(__file__).parents[2]
@@ -371,3 +372,26 @@ def test_a_new_head_on_pretrained_features_starts_near_zero(tmp_path: Path) -> N
     assert net.get_classifier().weight.abs().max() < 0.05
     same = backbones.create_classifier("mobilenetv2_035", 7, pretrained=str(tmp_path / "donor.safetensors"))
     assert torch.equal(same.get_classifier().weight, donor.get_classifier().weight)
+
+
+def test_a_plain_net_gives_its_last_block_to_the_pyramid() -> None:
+    """All blocks of a ViT have one stride: of several maps of a stride the last is taken."""
+    last = len(timm.create_model("test_vit").blocks) - 1
+    assert last > 0
+    assert list(create_pyramid("test_vit", strides=[16, 32]).net.feature_info.out_indices) == [last]
+
+
+def test_the_coarser_map_of_a_simple_pyramid_has_the_largest_of_four() -> None:
+    pyramid = SimplePyramid(2, 16, [32], width=2)
+    x = torch.rand(1, 2, 6, 4)
+    largest = nn.functional.max_pool2d(x, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.equal(pyramid(x)[0], pyramid(largest)[0])
+
+
+def test_a_frozen_norm_without_weights_keeps_its_statistics_too() -> None:
+    model = nn.ModuleDict({"norm": nn.BatchNorm2d(2, affine=False), "head": nn.Linear(2, 2), "act": nn.ReLU()})
+    head = {"head.weight", "head.bias"}
+    assert backbones.frozen_modules(model, head) == [model["norm"]]
+    backbones.keep_frozen_in_eval(model.train(), head)
+    assert not model["norm"].training
+    assert model["head"].training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torchvision.transforms.v2 import functional
@@ -76,6 +77,18 @@ def test_mixing_keeps_the_sum_of_labels_and_mixes_both_alike():
     assert torch.allclose(both["image"].view(4, 4), both["label"], atol=1e-6)
 
 
+def test_mixup_blends_whole_images_and_cutmix_pastes_a_piece():
+    image = torch.tensor([0.0, 1.0, 3.0, 7.0]).view(4, 1, 1, 1).expand(4, 3, 16, 16)  # plain: no two blends are alike
+    inputs = {"image": image, "label": torch.arange(4)}
+    np.random.seed(0)
+    blended = mix({**inputs, "image": image.clone()}, 4, 1.0, 0.0, 1.0)["image"].flatten(1)
+    assert (blended == blended[:, :1]).all()
+    assert not torch.isin(blended, image).any()
+    pasted = mix({**inputs, "image": image.clone()}, 4, 0.0, 1.0, 1.0)["image"].flatten(1)
+    assert torch.isin(pasted, image).all()
+    assert [len(values.unique()) for values in pasted] == [2, 2, 2, 2]
+
+
 def test_the_weight_is_mixed_like_the_labels():
     torch.manual_seed(0)
     weight = torch.tensor([1.0, 2.0, 4.0, 8.0])
@@ -104,6 +117,17 @@ def test_erasing_draws_noise_of_the_models_normalization():
     mean, std = torch.full((1, 3, 1, 1), 0.3), torch.full((1, 3, 1, 1), 0.1)
     image = torch.full((64, 3, 32, 32), 7.0)
     erased = random_erasing(image, 1.0, mean, std)
+    noise = erased[(erased - 7).abs() > 1e-4]
+    assert float(noise.mean()) == pytest.approx(0.3, abs=0.01)
+    assert float(noise.std()) == pytest.approx(0.1, abs=0.01)
+
+
+def test_the_task_erases_with_the_noise_of_its_normalization():
+    torch.manual_seed(0)
+    model = task(erasing=1.0)
+    model.mean.fill_(0.3)
+    model.std.fill_(0.1)
+    erased = model.augment({"image": torch.full((64, 3, 32, 32), 7.0)})["image"]
     noise = erased[(erased - 7).abs() > 1e-4]
     assert float(noise.mean()) == pytest.approx(0.3, abs=0.01)
     assert float(noise.std()) == pytest.approx(0.1, abs=0.01)
@@ -187,6 +211,16 @@ def test_names_of_soft_labels_are_whole():
     assert found[3] == "tabby cat 0.50 golden retriever 0.30"
 
 
+def test_captions_name_the_truth_of_wrong_guesses_alone():
+    probabilities = torch.tensor([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]])
+    inputs = {"image": batch()["image"][:2], "path": ["a", "b"], "label": torch.tensor([1, 2])}
+    predictions, names = {"probabilities": probabilities}, ["cat", "dog", "ox"]
+    assert task().captions(inputs, predictions, names) == ["dog 0.70", "cat 0.60 (ox)"]
+    assert task().captions(inputs, None, names) == ["dog", "ox"]
+    del inputs["label"]
+    assert task().captions(inputs, predictions, names) == ["dog 0.70", "cat 0.60"]
+
+
 @pytest.mark.parametrize("channels_last", [True, False, "auto"])
 def test_memory_formats_give_the_same(channels_last):
     expected = task(channels_last=False).predict(batch())["logits"]
@@ -201,6 +235,15 @@ def test_values_that_differ_from_the_datas_are_refused():
     model = Classification("test_resnet", num_classes=5)
     with pytest.raises(ValueError, match=r"model\.num_classes is 5, but the data \(pictures\) has 3"):
         model.resolve({"num_classes": 3}, "pictures")
+
+
+def test_what_the_data_resolves_is_kept_for_the_checkpoint():
+    """A checkpoint builds its network without the data, from the hyper-parameters."""
+    model = Classification("test_resnet", in_chans=1)
+    model.resolve({"num_classes": 3, "in_chans": 1, "image_size": [32, 48], "unknown": 7}, "pictures")
+    kept = {key: model.hparams[key] for key in ("num_classes", "in_chans", "image_size")}
+    assert kept == {"num_classes": 3, "in_chans": 1, "image_size": [32, 48]}
+    assert "unknown" not in model.hparams
 
 
 def test_frozen_parts_stay_still():

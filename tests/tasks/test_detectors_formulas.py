@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import complete_box_iou_loss
 
@@ -25,10 +25,11 @@ from tasks.detection.detectors.arguments import BackboneArguments
 from tasks.detection.detectors.assign import centers_inside, pairwise_iou, task_aligned_assignment
 from tasks.detection.detectors.box_regression import BoxRegression, BoxRegressionArguments, build_box_regression
 from tasks.detection.detectors.faster_rcnn import FasterRCNNArguments, build_faster_rcnn
-from tasks.detection.detectors.fcos import match_points
+from tasks.detection.detectors.fcos import FCOSArguments, build_fcos, match_points
 from tasks.detection.detectors.losses import expected_distances, focal_loss, iou_loss
 from tasks.detection.detectors.protocol import Limits
 from tasks.detection.detectors.regions import Samples, means_by_image, roi_pool
+from tasks.detection.detectors.retinanet import RetinaNetArguments, build_retinanet
 from tasks.detection.detectors.selection import best_boxes, dense_detections
 from tasks.detection.detectors.targets import in_crowd, read_targets
 from tasks.detection.detectors.yolo import Dense, YOLOArguments, build_yolo
@@ -197,6 +198,50 @@ def test_a_point_learns_the_smallest_of_the_boxes_that_suit_its_map() -> None:
     assert (match_points(boxes, torch.zeros(3, dtype=torch.bool), anchors, ranges, 1.5) == -1).all()
 
 
+# The two dense families.
+
+
+@pytest.mark.parametrize("family", ["fcos", "retinanet"])
+def test_an_object_in_the_middle_of_a_crowd_is_learned(family: str) -> None:
+    """A crowd takes the background from the class loss; what an object takes remains its own."""
+    args = {"head_channels": 8, "head_depth": 1, "strides": [8]}
+    detector: Any = build_fcos(NET, 2, FCOSArguments(**args))
+    if family == "retinanet":
+        detector = build_retinanet(NET, 2, RetinaNetArguments(**args))
+    image = torch.zeros(1, 3, 64, 64)
+    boxes = box([16, 16, 48, 48], [-200, -200, 400, 400]).unsqueeze(0)
+    crowded = {"boxes": boxes, "labels": torch.tensor([[1, 1]]), "iscrowd": torch.tensor([[0, 1]])}
+    alone = {"boxes": boxes[:, :1], "labels": torch.tensor([[1]])}
+    with torch.no_grad():
+        beside, plain = detector.image_losses(image, crowded), detector.image_losses(image, alone)
+    assert beside["box_loss"].item() == pytest.approx(plain["box_loss"].item())
+    assert plain["box_loss"] > 0
+    assert 0 < beside["class_loss"] < plain["class_loss"]
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.4, 2.0), (0.25, 3.0)])
+def test_alpha_and_gamma_of_the_focal_loss_are_those_of_the_arguments(alpha: float, gamma: float) -> None:
+    """Nothing but background at a probability of a half: (1 - alpha) 0.5^gamma ln 2 for each cell and class."""
+    arguments = FCOSArguments(strides=[8], head_channels=8, head_depth=1, focal_alpha=alpha, focal_gamma=gamma)
+    fcos = build_fcos(NET, 3, arguments)
+    nn.init.zeros_(fcos.classification_head.cls_logits.weight)
+    nn.init.zeros_(fcos.classification_head.cls_logits.bias)
+    nothing = {"boxes": torch.zeros(1, 0, 4), "labels": torch.zeros(1, 0, dtype=torch.int64)}
+    with torch.no_grad():
+        loss = fcos.image_losses(torch.zeros(1, 3, 32, 32), nothing)["class_loss"]
+    cells = 4 * 4 + 2 * 2 + 1
+    assert loss.item() == pytest.approx((1 - alpha) * 0.5**gamma * math.log(2) * cells * 3)
+
+
+@pytest.mark.parametrize(("radius", "learning"), [(0.6, 1), (1.5, 9), (2.5, 25)])
+def test_the_radius_of_the_arguments_says_which_cells_learn(radius: float, learning: int) -> None:
+    """A box around the center of the third cell of 8 pixels: cells up to 0, 1 or 2 strides away are nearer."""
+    fcos = build_fcos(NET, 1, FCOSArguments(strides=[8], head_channels=8, head_depth=1, radius=radius))
+    truth = read_targets({"boxes": box([0, 0, 40, 40]).unsqueeze(0), "labels": torch.tensor([[0]])})
+    levels = grid_anchors([(8, 8), (4, 4), (2, 2)], fcos.fpn.strides, fcos.shapes)
+    assert int((fcos.match(truth, levels) == 0).sum()) == learning
+
+
 # What leaves a detector.
 
 
@@ -356,6 +401,21 @@ def test_a_yolos_points_are_the_cells_centers_in_pixels() -> None:
     fine = [[8, 8], [24, 8], [40, 8], [56, 8], [8, 24], [24, 24], [40, 24], [56, 24]]
     assert dense.points.tolist() == [*fine, [16, 16], [48, 16]]
     assert dense.strides.tolist() == [16] * 8 + [32] * 2
+
+
+def test_of_a_yolos_scores_as_many_go_on_as_detections_are_wanted() -> None:
+    """Three cells far apart, two classes; a box each, 8 pixels wide."""
+    logits = torch.tensor([[[3.0, -9.0], [2.0, -9.0], [1.0, -9.0]]])
+    distances = torch.tensor([-20.0, 20.0, -20.0]).expand(1, 3, 4, 3)
+    points = torch.tensor([[8.0, 8.0], [24.0, 8.0], [40.0, 8.0]])
+    dense = Dense(logits, distances, points, torch.full((3,), 4.0))
+    yolo = build_yolo(NET, 2, YOLOArguments(strides=[8], width=8, reg_max=2, pre_nms=2))
+    yolo.forward = lambda image: dense  # type: ignore[method-assign, assignment]
+    image = torch.zeros(1, 3, 16, 48)
+    assert len(yolo.detect(image, Limits(0.1, 0.5, 1))[0]["scores"]) == 1
+    (found,) = yolo.detect(image, Limits(0.1, 0.5, 3))
+    assert found["scores"].tolist() == pytest.approx(logits[0, :, 0].sigmoid().tolist())
+    assert found["boxes"][2].tolist() == pytest.approx([36, 4, 44, 12], abs=1e-3)
 
 
 def test_a_yolos_losses_are_those_of_the_papers_object_by_object() -> None:

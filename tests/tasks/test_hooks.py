@@ -114,6 +114,19 @@ def test_rate_and_warm_up_count_optimizer_steps_and_the_global_batch():
     assert rates(2, schedule="constant", warmup_epochs=0.5) == pytest.approx([0.8 / 3, 1.6 / 3, 0.8, 0.8])
 
 
+def test_the_rate_that_is_logged_is_the_highest_of_the_groups():
+    logged = []
+
+    class Noting(FakeTask):
+        def _to_loggers(self, metrics, step):
+            logged.append(metrics["train/lr"])
+
+    optim = Optim(name="sgd", lr=0.8, schedule="constant", backbone_lr_scale=0.1)
+    trainer = quiet_trainer(log_every_n_steps=1, limit_val_batches=0)
+    trainer.fit(Noting(optim), datamodule=FakeData([[1.0, 2.0]]))
+    assert logged == [pytest.approx(0.8)]
+
+
 def test_rates_are_scaled_by_the_labeled_half_of_a_semi_supervised_batch():
     labeled = ClassificationData("digits", batch_size=6)
     data = SemiSupervised(labeled, labels_per_class=2, ratio=3)

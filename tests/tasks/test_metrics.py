@@ -196,3 +196,10 @@ def test_calibration_is_the_mean_confidence_accuracy_and_number_of_each_bin() ->
     assert count.tolist() == [0] * 7 + [2, 1, 0]
     assert confidence[7:9].tolist() == pytest.approx([0.75, 0.85])
     assert accuracy[7:9].tolist() == [0.5, 1]
+
+
+def test_a_confidence_on_the_edge_of_two_bins_belongs_to_the_lower_one() -> None:
+    metrics = ClassificationMetrics(2, num_bins=4)
+    metrics.update(torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.0, 1.0], [0.8, 0.2]]), torch.tensor([0, 0, 0, 0]))
+    metrics.compute()
+    assert metrics.calibration[2].tolist() == [0, 1, 1, 2]

@@ -107,6 +107,19 @@ def test_norm_and_bias_have_no_weight_decay_and_frozen_parts_are_left_out() -> N
         build_optimizer(net, Optim(), 1)
 
 
+def test_what_a_backbone_exempts_from_decay_stays_exempt_inside_a_model() -> None:
+    model = nn.ModuleDict({"backbone": create_classifier("test_vit", 0), "head": nn.Linear(64, 2)})
+    optimizer = build_optimizer(model, Optim(weight_decay=0.1), 1)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    exempt = model["backbone"].no_weight_decay()
+    assert "pos_embed" in exempt
+    for name, parameter in model["backbone"].named_parameters():
+        if name in exempt:
+            assert parameter.ndim > 1
+            assert decay[id(parameter)] == 0, name
+    assert decay[id(model["head"].weight)] == 0.1
+
+
 def test_scaling_with_the_global_batch() -> None:
     assert effective_lr(Optim(lr=0.1), 1024) == 0.1
     assert effective_lr(Optim(lr=0.1, lr_scaling="linear"), 1024) == pytest.approx(0.4)

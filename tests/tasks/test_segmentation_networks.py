@@ -507,3 +507,9 @@ def test_a_unet_joins_the_maps_of_full_size_where_a_small_net_has_them() -> None
     given = create_segmenter("unet", "cifar_resnet20", 3, image_size=(32, 32), decoder_args={"encoder_depth": 2})
     assert given.net.encoder.out_channels == [3, 32, 64]
     assert create_segmenter("linknet", "cifar_resnet20", 3).net.encoder.out_channels == [3, 32, 64]
+
+
+def test_a_shallow_decoder_has_the_widths_of_the_finest_maps() -> None:
+    """SMP's default, 256 to 16 channels, is for five halvings; of three, the last three are taken."""
+    net = create_segmenter("unet", "test_resnet", 1, decoder_args={"encoder_depth": 3})
+    assert [block.conv2[0].out_channels for block in net.net.decoder.blocks] == [64, 32, 16]
