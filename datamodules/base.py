@@ -51,6 +51,7 @@ class DataModule(LightningDataModule, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.predict_source: str | None = None
+        self.chosen: dict[str, str] = {}  # what was chosen for the user, by key, and why; a run prints it
         self.evaluates = False  # whether it was set up to evaluate or predict only
         self._listed: list[str] | None = None  # the files to predict
         # Set by `SemiSupervised`: from all training images to those that keep their labels, and the others.
