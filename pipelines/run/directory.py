@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from datamodules.common.errors import UserError
+from datamodules.common.errors import UserError, examples
 from datamodules.common.files import atomic_path, read_json, write_json, write_text
 from pipelines.run.checkpoints import newest_good_checkpoint
 
@@ -117,24 +117,41 @@ def find_resume(root: str | Path, name: str, resume: str | None) -> tuple[Path |
         resume: ``--resume``: ``auto``, a run directory, or None.
 
     Raises:
-        UserError: If a directory is given that has no readable checkpoint.
+        UserError: If a directory is given that has no readable checkpoint, or the newest run has only unusable ones.
     """
     if resume is None:
         return None, None
     if resume == "auto":
         # Only the newest: an older run of the name is another, finished training.
         for run in runs_of(root, name)[-1:]:
-            checkpoint = newest_good_checkpoint(run / "checkpoints")
+            checkpoint = _newest_good(run)
             if checkpoint is not None:
                 return run, checkpoint
         why = "has no checkpoint" if runs_of(root, name) else "is not there"
         rank_zero_info(f"--resume auto: the newest run of '{name}' {why}; starting a new one.")
         return None, None
     run = Path(resume)
-    checkpoint = newest_good_checkpoint(run / "checkpoints") if run.is_dir() else None
+    checkpoint = _newest_good(run) if run.is_dir() else None
     if checkpoint is None:
         raise UserError(f"--resume {resume}: there is no run directory with a readable checkpoint there.")
     return run, checkpoint
+
+
+def _newest_good(run: Path) -> Path | None:
+    """The checkpoint to go on from; None where none was ever written.
+
+    Raises:
+        UserError: If there are some, and none can be used: a new training in their place would hide the loss.
+    """
+    checkpoint = newest_good_checkpoint(run / "checkpoints")
+    files = sorted((run / "checkpoints").glob("*.ckpt"))
+    if checkpoint is None and files:
+        raise UserError(
+            f"--resume: none of the checkpoints in {run / 'checkpoints'} can be used"
+            f" ({examples([file.name for file in files])}; the warnings above say why)."
+            " Put a good copy there, or train anew: without --resume, or with another --name."
+        )
+    return checkpoint
 
 
 def write_config(directory: Path, config: dict[str, Any]) -> Path:
