@@ -20,7 +20,7 @@ from pipelines.hardware import AveragedWeights, Precision, resolve_precision
 from pipelines.outputs.detections import BoxFormat
 from pipelines.preparation import RunTrainer, check_training, prepare, print_metrics, start_evaluation, start_run
 from pipelines.run.compatibility import check_data, check_fits
-from pipelines.run.directory import find_checkpoint, find_resume
+from pipelines.run.directory import find_checkpoint, find_resume, task_name
 from pipelines.run.tracking import Wandb
 from tasks.hooks import TaskHooks
 from tasks.noisy_student import NoisyStudent
@@ -153,9 +153,10 @@ class Trainer(RunTrainer):
             The run directory on rank 0.
         """
         _check_start(model, ckpt_path, resume)
-        run, checkpoint = find_resume(self.runs_dir, self.run_name, resume)
+        task = task_name(self.config)
+        run, checkpoint = find_resume(self.runs_dir, self.run_name, resume, task)
         if ckpt_path is not None:
-            checkpoint = find_checkpoint(self.runs_dir, self.run_name, ckpt_path)
+            checkpoint = find_checkpoint(self.runs_dir, self.run_name, ckpt_path, task)
         prepare(self, model, datamodule, "fit", weights_follow=checkpoint is not None)
         check_training(self, model, datamodule)
         if checkpoint is not None:

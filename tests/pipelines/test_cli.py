@@ -19,6 +19,7 @@ from pipelines import cli
 from pipelines.__main__ import main
 from pipelines.command import Command, _of_checkpoint
 from pipelines.config import reasons
+from pipelines.config.ready import complete
 from pipelines.config.reasons import is_about_arguments, reason_of
 from pipelines.config.words import Flag, asks_for_help, config_names, flags, value_of
 from pipelines.run.loading import Carried
@@ -355,3 +356,13 @@ def test_a_plain_function_is_a_command_and_returns_its_result(folder: Path, caps
         assert message in capsys.readouterr().err
     assert cli.execute(command, ["--times", "3"]) == 2
     assert "count needs to know which model" in capsys.readouterr().err
+
+
+def test_runs_of_ready_configs_and_of_files_in_folders_have_names_of_their_own(tmp_path):
+    for file in ("birds.yaml", "c/birds.yaml", "d/birds.yaml"):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text("{}")
+    given = ["quickstart", "classification/folder", "detection/folder", "birds.yaml", "c/birds.yaml", "d/birds.yaml"]
+    named = ["quickstart", "classification-folder", "detection-folder", "birds", "c-birds", "d-birds"]
+    assert [complete(["fit", "--config", name])[-1] for name in given] == named
+    assert complete(["fit", "--config", str(tmp_path / "c/birds.yaml")])[-1] == "c-birds"
