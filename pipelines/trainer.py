@@ -16,6 +16,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from datamodules.common.errors import UserError
 from pipelines.callbacks.predictions import PredictionWriter
 from pipelines.defaults import as_loggers, check_arguments, requeues, with_own_callbacks, with_own_plugins
+from pipelines.epoch_loop import EpochLoop
 from pipelines.hardware import AveragedWeights, Precision, resolve_precision
 from pipelines.outputs.detections import BoxFormat
 from pipelines.preparation import RunTrainer, check_training, prepare, print_metrics, start_evaluation, start_run
@@ -32,7 +33,8 @@ class Trainer(RunTrainer):
     Args:
         precision: ``auto`` is bf16 on a GPU that has it, else 32 bits.
         ema_decay: Decay of an exponential moving average of the weights, which is then evaluated and saved as the
-            model (Lightning's WeightAveraging); none by default.
+            model (Lightning's WeightAveraging); none by default. It ramps up: min(ema_decay, (1 + t) / (10 + t)) in
+            step t.
         sync_batchnorm: Batch norms take their statistics over all ranks; for GPUs.
         save_every_minutes: Save ``last.ckpt`` inside long epochs so often; 0 for the epoch's end only.
         save_every_n_steps: Save ``last.ckpt`` inside epochs after so many optimizer steps.
@@ -99,6 +101,7 @@ class Trainer(RunTrainer):
             use_distributed_sampler=False,
             **kwargs,
         )
+        self.fit_loop.epoch_loop = EpochLoop.like(self.fit_loop.epoch_loop)
         if ema_decay is not None:
             # Only now is it known where the training will be; Lightning wants the checkpoint callbacks to be last.
             number = sum(not isinstance(callback, Checkpoint) for callback in self.callbacks)
