@@ -1,8 +1,8 @@
 """The command line: LightningCLI with short class names, plain errors and a rule for checkpoints.
 
 A command is a function whose first argument is the trainer; ``execute`` runs any of them, ``main`` those of the
-Trainer. For ``fit`` the user's words are the only source of truth. A command that starts from a checkpoint takes task and
-data from there (``pipelines.run.loading``), also where a config names the run, and flags change them.
+Trainer. For ``fit`` the user's words are the only source of truth. A command that starts from a checkpoint takes task
+and data from there (``pipelines.run.loading``), also where a config names the run, and flags change them.
 """
 
 from __future__ import annotations
