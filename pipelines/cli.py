@@ -89,7 +89,9 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run's name and place, and the command's own flags."""
-        parser.add_argument("--name", type=str | None, default=None, help="Name of the run; by default made of the first config's.")
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="Name of the run; by default made of the first config's."
+        )
         parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
         if self.command.starts_from_checkpoint:
             parser.add_argument(
