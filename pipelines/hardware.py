@@ -56,7 +56,7 @@ class AveragedWeights(WeightAveraging):
 
     def ramped(self) -> float:
         """The decay of the next update; by a count that checkpoints keep and that lies not on the device."""
-        step = self._latest_update_step
+        step = int(self._latest_update_step)
         return min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
