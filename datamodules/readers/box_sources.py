@@ -81,7 +81,7 @@ def find_format(source: str | Path) -> Format:
     if len(found) != 1:
         like = f"like {' and '.join(found)} at once" if found else "like none of coco, voc and yolo"
         raise UserError(
-            f"'{source}' looks {like}. Say which it is (data.format, or convert's --from), or give the JSON or YAML"
+            f"'{source}' looks {like}. Say which it is (data.format, or convert's --format), or give the JSON or YAML"
             " file itself. COCO has annotations/*.json, VOC has Annotations/*.xml or XML files beside the images, YOLO"
             " has labels/*.txt."
         )
