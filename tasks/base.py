@@ -69,6 +69,7 @@ class Task(TaskHooks):
         self.freeze_norm = freeze_norm
         self.channels_last = channels_last
         self.compile_network = compile
+        self.chosen: dict[str, str] = {}  # what was chosen for the user, by key, and why; a run prints it
         self.load_pretrained = True  # false where a checkpoint's weights follow, so that no weights file is needed
         self.network: Any = None
 
