@@ -57,7 +57,7 @@ class AveragedWeights(WeightAveraging):
     def ramped(self) -> float:
         """The decay of the next update; by a count that checkpoints keep and that lies not on the device."""
         step = int(self._latest_update_step)
-        return float(min(self.decay, (1 + step) / (10 + step)))
+        return min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
     def _average(self, averages: Any, weights: Any, _: Tensor | int) -> None:

@@ -71,8 +71,7 @@ class Task(TaskHooks):
         self.freeze_norm = freeze_norm
         self.channels_last = channels_last
         self.compile_network = compile
-        #: What was chosen for the user, by key: ``{"model.optim.lr": "5e-4, of small batches"}``; a run prints it.
-        self.chosen: dict[str, str] = {}
+        self.chosen: dict[str, str] = {}  # what was chosen for the user, by key, and why; a run prints it
         self.load_pretrained = True  # false where a checkpoint's weights follow, so that no weights file is needed
         self.start: Start | None = None
         self.network: Any = None
