@@ -18,10 +18,10 @@ from datamodules.arguments import Cache
 from datamodules.cache import DecodedCache, readable_images
 from datamodules.collate import collate
 from datamodules.common.errors import UserError
-from datamodules.decoding.files import find_images
 from datamodules.decoding.video import is_frame
 from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, available_cores, make_loader
 from datamodules.memory import choose_cache, read_whole
+from datamodules.readers.pictures import find_pictures
 from datamodules.samplers import EvalSampler, TrainSampler
 from datamodules.splits import split_digest
 from datamodules.transforms.augment import Augment
@@ -50,7 +50,8 @@ class DataModule(LightningDataModule, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.predict_source: str | None = None
+        self.predict_source: str | list[str] | None = None
+        self.chosen: dict[str, str] = {}  # what was chosen for the user, by key, and why; a run prints it
         self.evaluates = False  # whether it was set up to evaluate or predict only
         self._listed: list[str] | None = None  # the files to predict
         # Set by `SemiSupervised`: from all training images to those that keep their labels, and the others.
@@ -113,8 +114,8 @@ class DataModule(LightningDataModule, ABC):
         elif not self.records:
             self._setup_splits(stage)
 
-    def _setup_predict(self, source: str) -> None:
-        paths = find_images(source)
+    def _setup_predict(self, source: str | list[str]) -> None:
+        paths = find_pictures(source)
         if paths == self._listed:
             return  # checked already
         found: list[Record] = [{"image": path, "path": path} for path in paths]
@@ -126,6 +127,8 @@ class DataModule(LightningDataModule, ABC):
 
     def _setup_splits(self, stage: str | None) -> None:
         listing = self.list_records()
+        for note in listing.notes:
+            rank_zero_warn(note)
         records, self.skipped = readable_images(listing.records, self.on_corrupt)
         records = self.check_annotations(records)
         self.records = {s: [r for r in records if r["split"] == s] for s in ("train", "val", "test")}

@@ -1,8 +1,8 @@
 """The command line: LightningCLI with short class names, plain errors and a rule for checkpoints.
 
 A command is a function whose first argument is the trainer; ``execute`` runs any of them, ``main`` those of the
-Trainer. With a config the user's words are the only source of truth. Without one a command that starts from a
-checkpoint takes task and data from there (``pipelines.run.loading``), and flags change them.
+Trainer. For ``fit`` the user's words are the only source of truth. A command that starts from a checkpoint takes task
+and data from there (``pipelines.run.loading``), also where a config names the run, and flags change them.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run's name and place, and the command's own flags."""
-        parser.add_argument("--name", type=str | None, default=None, help="Name of the run; the first config's stem.")
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="Name of the run; by default made of the first config's."
+        )
         parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
         if self.command.starts_from_checkpoint:
             parser.add_argument(
@@ -185,9 +187,10 @@ def run(command: Command, words: list[str]) -> Any:
         UserError: For everything that the user can put right.
         argparse.ArgumentError: For what the parser refuses; ``pipelines.config.mistakes`` explains it.
     """
+    words = complete([command.name, *words])[1:]
     checkpoint = None if asks_for_help(words) else checkpoint_of(command, words)
     if checkpoint is None:
-        return CLI(command, complete([command.name, *words])[1:]).call()
+        return CLI(command, words).call()
     loaded, rest = load_changed(command, checkpoint, words)
     if any(flag.name == "--print_config" for flag in flags(words)):
         print(yaml.safe_dump(loaded.config, sort_keys=False, allow_unicode=True))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.utilities import rank_zero_only
+
 from datamodules.base import DataModule
-from pipelines.config.carried import class_names_in
-from pipelines.config.errors import UsageError, flag_value, sources
+from pipelines.config.carried import class_names_in, packages_of
+from pipelines.config.errors import Source, UsageError, flag_value, sources
 from pipelines.config.mistakes import find_mistake
 from pipelines.config.signatures import arguments_of_function
+from pipelines.config.values import differences, merged
 from pipelines.config.words import CONFIG, Flag, flags, value_of
-from pipelines.run.directory import find_checkpoint
+from pipelines.run.checkpoints import open_checkpoint
+from pipelines.run.directory import find_checkpoint, task_name
 from pipelines.run.loading import Carried, Loaded, load, read_carried
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
@@ -57,22 +63,51 @@ class Command:
 
 
 def checkpoint_of(command: Command, words: Sequence[str]) -> Path | None:
-    """The checkpoint that task and data come from; None where a config says what to run.
+    """The checkpoint that task and data come from; None where a config alone says what to run.
+
+    A config names a run: what that was trained with is in its checkpoint, flags of ``fit`` included. Beside a
+    checkpoint's file the config says what to run.
+
+    Args:
+        command: Any.
+        words: Its flags, completed by ``config.ready.complete``.
 
     Raises:
-        UserError: If there is no such checkpoint, or nothing says what to run.
+        UserError: If there is no such checkpoint, or nothing says what to run, or the config is wrong.
     """
     has_config = any(flag.name in CONFIG for flag in flags(words))
-    which = value_of(words, "--ckpt_path")
-    if has_config or not command.starts_from_checkpoint or (command.optionally and which is None):
+    which, name = value_of(words, "--ckpt_path"), value_of(words, "--name")
+    if not command.starts_from_checkpoint or (command.optionally and (which is None or has_config)):
         return None
-    name = value_of(words, "--name")
+    if has_config:
+        return _run_of_config(command, words) if which in (None, "best", "last") else None
     if which in (None, "best", "last") and name is None:
         raise UsageError(
             f"{command.name} needs to know which model: give --ckpt_path FILE, or --config FILE"
             " (its newest run's best checkpoint is taken)."
         )
     return find_checkpoint(value_of(words, "--runs_dir") or "runs", str(name), which)
+
+
+def _run_of_config(command: Command, words: Sequence[str]) -> Path | None:
+    """The checkpoint of the newest run that configs name; None where it does not carry what it was trained with."""
+    given = sources(words)
+    if mistake := find_mistake(command.name, command.arguments, given):
+        raise UsageError(mistake)
+    values = _written_in(given)
+    name = value_of(words, "--name") or str(values.get("name"))
+    runs_dir = value_of(words, "--runs_dir") or values.get("runs_dir") or "runs"
+    checkpoint = find_checkpoint(runs_dir, name, value_of(words, "--ckpt_path"), task_name(values))
+    return checkpoint if "config" in open_checkpoint(checkpoint) else None
+
+
+def _written_in(given: Sequence[Source]) -> dict[str, Any]:
+    """What configs say together, a later one before the one in front of it; flags are left out."""
+    values: dict[str, Any] = {}
+    for source in given:
+        if not source.is_flag:
+            values = merged(values, source.values)
+    return values
 
 
 def load_changed(command: Command, checkpoint: Path, words: Sequence[str]) -> tuple[Loaded, list[str]]:
@@ -82,6 +117,7 @@ def load_changed(command: Command, checkpoint: Path, words: Sequence[str]) -> tu
         UserError: If a flag names what does not exist, or the checkpoint's config what it may not.
     """
     carried = read_carried(checkpoint)
+    configs = _written_in(sources(words))
     changing = [flag for flag in flags(words) if _speaks_of_part(flag)]
     taken = [flag.position + i for flag in changing for i in range(flag.size)]
     mistake = find_mistake(command.name, command.arguments, [carried.source, *sources([words[i] for i in taken])])
@@ -89,12 +125,44 @@ def load_changed(command: Command, checkpoint: Path, words: Sequence[str]) -> tu
         raise UsageError(mistake)
     loaded = load(
         checkpoint,
-        trust=trusted(words),
-        changes=[(flag.name.removeprefix("--"), flag_value(flag.value or "")) for flag in changing],
+        trust=[*trusted(words), *packages_of(configs)],
+        changes=_changes_of(changing),
         typed=[name for flag in changing for name in _classes_typed(flag)],
     )
+    taken += [flag.position + i for flag in flags(words) if flag.name in CONFIG for i in range(flag.size)]
     rest = [word for i, word in enumerate(words) if i not in set(taken)]
-    return loaded, [*_of_checkpoint(carried), *rest]
+    if configs:
+        _say_what_the_run_has(carried, configs, [flag.name.removeprefix("--") for flag in changing])
+    return loaded, [*_of_checkpoint(carried), *_of_configs(configs), *rest]
+
+
+def _changes_of(changing: Sequence[Flag]) -> list[tuple[str, Any]]:
+    """What flags change of task and data; the size of the model's images follows the data's."""
+    changes = [(flag.name.removeprefix("--"), flag_value(flag.value or "")) for flag in changing]
+    keys = [key.replace(".init_args", "") for key, _ in changes]
+    follows = "data.image_size" in keys and "model.image_size" not in keys
+    return [*changes, ("model.image_size", None)] if follows else changes
+
+
+def _of_configs(configs: Mapping[str, Any]) -> list[str]:
+    """What configs say of the machine, as flags; name, seed, precision, task and data are the run's."""
+    trainer = {key: value for key, value in (configs.get("trainer") or {}).items() if key != "precision"}
+    return [f"--trainer.{key}={json.dumps(value)}" for key, value in trainer.items()]
+
+
+@rank_zero_only
+def _say_what_the_run_has(carried: Carried, configs: Mapping[str, Any], typed: Sequence[str]) -> None:
+    """One line where the run was trained with other values than its config has: those of the run are taken."""
+    differ = [
+        f"{key} {now!r}, not {written!r}"
+        for part in ("model", "data")
+        for key, written, now in differences(configs.get(part), carried.config[part], part)
+        if key not in (*typed, "model.pretrained")
+    ]
+    if differ:
+        more = "" if len(differ) <= 5 else f" and {len(differ) - 5} more"
+        said = f"As in the run, and not as in the config: {'; '.join(differ[:5])}{more}. Flags change them."
+        print(said, file=sys.stderr, flush=True)
 
 
 def _speaks_of_part(flag: Flag) -> bool:

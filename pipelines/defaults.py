@@ -1,8 +1,9 @@
-"""What the Trainer refuses among its arguments, and what it adds to those of Lightning."""
+"""What the Trainer refuses among its and its commands' arguments, and what it adds to those of Lightning."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.callbacks import Callback, ModelSummary, ProgressBar
@@ -14,11 +15,19 @@ from datamodules.common.errors import UserError
 from pipelines.callbacks.progress import ProgressBar as OwnProgressBar
 from pipelines.callbacks.summary import ModelSummary as OwnModelSummary
 from pipelines.hardware import SyncBatchNorm
+from pipelines.outputs.detections import BoxFormat
 from pipelines.run.checkpoints import AtomicCheckpointIO
+from tasks.hooks import TaskHooks
+from tasks.noisy_student import NoisyStudent
 
 
 def check_arguments(
-    *, ema_decay: float | None, save_every_n_steps: int | None, log_every_n_steps: int, use_distributed_sampler: bool
+    *,
+    ema_decay: float | None,
+    save_every_n_steps: int | None,
+    max_skipped_steps: int,
+    log_every_n_steps: int,
+    use_distributed_sampler: bool,
 ) -> None:
     """Refuse values out of range.
 
@@ -29,12 +38,57 @@ def check_arguments(
         raise UserError(f"trainer.ema_decay is {ema_decay}; it must lie between 0 and 1, for example 0.999.")
     if save_every_n_steps is not None and save_every_n_steps < 1:
         raise UserError(f"trainer.save_every_n_steps is {save_every_n_steps}; it must be at least 1.")
+    if max_skipped_steps < 0:
+        raise UserError(
+            f"trainer.max_skipped_steps is {max_skipped_steps}; it must be at least 0, which does not look."
+        )
     if log_every_n_steps < 1:
         raise UserError(f"trainer.log_every_n_steps is {log_every_n_steps}; it must be at least 1.")
     if use_distributed_sampler:
         raise UserError(
             "trainer.use_distributed_sampler is true: Lightning's sampler repeats samples to even out the ranks."
             " Leave it out; the datamodule shares the samples among the ranks itself."
+        )
+
+
+def check_start(model: TaskHooks, ckpt_path: str | None, resume: str | None) -> None:
+    """Refuse a start from a checkpoint that is none, or two starts at once.
+
+    Raises:
+        UserError: Naming both flags.
+    """
+    if ckpt_path is None:
+        return
+    if resume is not None:
+        raise UserError(
+            "--ckpt_path (a new run starts from a checkpoint) and --resume (a run is continued) are both given: leave"
+            " one out."
+        )
+    if isinstance(model, NoisyStudent):
+        raise UserError(
+            f"--ckpt_path {ckpt_path} would start the student from another model's state; a noisy student"
+            " starts from scratch. Leave it out; --resume auto continues a student's own run."
+        )
+
+
+def check_prediction(
+    model: TaskHooks, source: str | list[str] | None, output: str | None, box_formats: list[BoxFormat]
+) -> None:
+    """Refuse formats that the task does not write, and an output that the next call would read.
+
+    Raises:
+        UserError: Naming the flag.
+    """
+    if list(box_formats) != ["coco"] and not model.taught.finds_boxes:
+        raise UserError(f"--box_formats is {box_formats}, but a {type(model).__name__} finds no boxes: leave it out.")
+    if source is None or output is None:
+        return
+    sources = [source] if isinstance(source, str) else source
+    inside = next((one for one in sources if Path(output).resolve().is_relative_to(Path(one).resolve())), None)
+    if inside is not None:
+        raise UserError(
+            f"--output {output} lies inside --source {inside}: the next call would predict what this one writes."
+            " Give a folder elsewhere."
         )
 
 

@@ -25,6 +25,7 @@ from pipelines.run.directory import (
     new_run,
     run_config,
     run_of_checkpoint,
+    task_name,
     wandb_id,
     write_config,
     write_data_files,
@@ -134,7 +135,7 @@ def start_evaluation(
     Raises:
         UserError: If there is none, or it is of another model or other classes.
     """
-    checkpoint = find_checkpoint(trainer.runs_dir, trainer.run_name, ckpt_path)
+    checkpoint = find_checkpoint(trainer.runs_dir, trainer.run_name, ckpt_path, task_name(trainer.config))
     prepare(trainer, model, datamodule, command, weights_follow=True)
     check_fits(checkpoint, model.taught)
     check_data(checkpoint, datamodule)

@@ -13,17 +13,24 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_info
 
-from datamodules.common.errors import UserError
 from pipelines.callbacks.predictions import PredictionWriter
-from pipelines.defaults import as_loggers, check_arguments, requeues, with_own_callbacks, with_own_plugins
+from pipelines.defaults import (
+    as_loggers,
+    check_arguments,
+    check_prediction,
+    check_start,
+    requeues,
+    with_own_callbacks,
+    with_own_plugins,
+)
+from pipelines.epoch_loop import EpochLoop
 from pipelines.hardware import AveragedWeights, Precision, resolve_precision
 from pipelines.outputs.detections import BoxFormat
 from pipelines.preparation import RunTrainer, check_training, prepare, print_metrics, start_evaluation, start_run
 from pipelines.run.compatibility import check_data, check_fits
-from pipelines.run.directory import find_checkpoint, find_resume
+from pipelines.run.directory import find_checkpoint, find_resume, task_name
 from pipelines.run.tracking import Wandb
 from tasks.hooks import TaskHooks
-from tasks.noisy_student import NoisyStudent
 
 
 class Trainer(RunTrainer):
@@ -32,10 +39,13 @@ class Trainer(RunTrainer):
     Args:
         precision: ``auto`` is bf16 on a GPU that has it, else 32 bits.
         ema_decay: Decay of an exponential moving average of the weights, which is then evaluated and saved as the
-            model (Lightning's WeightAveraging); none by default.
+            model (Lightning's WeightAveraging); none by default. It ramps up: min(ema_decay, (1 + t) / (10 + t)) in
+            step t.
         sync_batchnorm: Batch norms take their statistics over all ranks; for GPUs.
         save_every_minutes: Save ``last.ckpt`` inside long epochs so often; 0 for the epoch's end only.
         save_every_n_steps: Save ``last.ckpt`` inside epochs after so many optimizer steps.
+        max_skipped_steps: An optimizer step whose loss or gradient is NaN or infinite is skipped; so many in a row end
+            the run. 0 does not look.
         wandb: Weights & Biases.
         callbacks: Further Lightning callbacks; with a ModelCheckpoint among them, ours are left out.
         logger: Further Lightning loggers; ``false`` leaves only ``metrics.csv``.
@@ -56,6 +66,7 @@ class Trainer(RunTrainer):
         sync_batchnorm: bool = False,
         save_every_minutes: float = 10.0,
         save_every_n_steps: int | None = None,
+        max_skipped_steps: int = 10,
         wandb: Wandb = Wandb(),  # noqa: B008 - frozen
         callbacks: list[Callback] | Callback | None = None,
         logger: Logger | Iterable[Logger] | bool | None = None,
@@ -70,6 +81,7 @@ class Trainer(RunTrainer):
         check_arguments(
             ema_decay=ema_decay,
             save_every_n_steps=save_every_n_steps,
+            max_skipped_steps=max_skipped_steps,
             log_every_n_steps=log_every_n_steps,
             use_distributed_sampler=use_distributed_sampler,
         )
@@ -99,6 +111,7 @@ class Trainer(RunTrainer):
             use_distributed_sampler=False,
             **kwargs,
         )
+        self.fit_loop.epoch_loop = EpochLoop.like(self.fit_loop.epoch_loop)
         if ema_decay is not None:
             # Only now is it known where the training will be; Lightning wants the checkpoint callbacks to be last.
             number = sum(not isinstance(callback, Checkpoint) for callback in self.callbacks)
@@ -106,6 +119,7 @@ class Trainer(RunTrainer):
         self.adds_checkpoints = enable_checkpointing is not False and not has_checkpoints
         self.handles_signals = not requeues(plugins, kwargs.get("strategy"))
         self.save_every_minutes, self.save_every_n_steps = save_every_minutes, save_every_n_steps
+        self.max_skipped_steps = max_skipped_steps
         self.wandb = wandb
         self.wandb_mode = "off" if logger is False else wandb.mode
         self.user_loggers = as_loggers(logger)
@@ -152,10 +166,11 @@ class Trainer(RunTrainer):
         Returns:
             The run directory on rank 0.
         """
-        _check_start(model, ckpt_path, resume)
-        run, checkpoint = find_resume(self.runs_dir, self.run_name, resume)
+        check_start(model, ckpt_path, resume)
+        task = task_name(self.config)
+        run, checkpoint = find_resume(self.runs_dir, self.run_name, resume, task)
         if ckpt_path is not None:
-            checkpoint = find_checkpoint(self.runs_dir, self.run_name, ckpt_path)
+            checkpoint = find_checkpoint(self.runs_dir, self.run_name, ckpt_path, task)
         prepare(self, model, datamodule, "fit", weights_follow=checkpoint is not None)
         check_training(self, model, datamodule)
         if checkpoint is not None:
@@ -231,7 +246,7 @@ class Trainer(RunTrainer):
         dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
         ckpt_path: str | None = None,
-        source: str | None = None,
+        source: str | list[str] | None = None,
         output: str | None = None,
         box_formats: list[BoxFormat] = ["coco"],  # noqa: B006 - never changed
     ) -> Path:
@@ -246,14 +261,15 @@ class Trainer(RunTrainer):
             dataloaders: As in Lightning, in place of a datamodule.
             datamodule: The data.
             ckpt_path: A file, ``best`` or ``last``; ``best`` of the newest run of this name by default.
-            source: A folder (with its sub-folders), an image or a video file; the test split of the data by default.
+            source: A folder (with its sub-folders), an image or a video file, a pattern ('new/*.jpg'), a list of files
+                (.txt, .csv, .parquet), or several of these; the test split of the data by default.
             output: Where to write; ``predict`` in the run directory by default.
             box_formats: What boxes are written as: ``coco``, ``yolo``, ``csv``, or several.
 
         Returns:
             The folder that was written.
         """
-        _check_prediction(model, source, output, box_formats)
+        check_prediction(model, source, output, box_formats)
         if datamodule is not None:
             datamodule.predict_source = source  # type: ignore[attr-defined]
         with self.one_command():
@@ -264,32 +280,3 @@ class Trainer(RunTrainer):
             super().predict(model, dataloaders, datamodule, False, str(checkpoint))
         rank_zero_info(f"Predictions are in {writer.directory}.")
         return writer.directory
-
-
-def _check_start(model: TaskHooks, ckpt_path: str | None, resume: str | None) -> None:
-    if ckpt_path is None:
-        return
-    if resume is not None:
-        raise UserError(
-            "--ckpt_path (a new run starts from a checkpoint) and --resume (a run is continued) are both given: leave"
-            " one out."
-        )
-    if isinstance(model, NoisyStudent):
-        raise UserError(
-            f"--ckpt_path {ckpt_path} would start the student from another model's state; a noisy student"
-            " starts from scratch. Leave it out; --resume auto continues a student's own run."
-        )
-
-
-def _check_prediction(model: TaskHooks, source: str | None, output: str | None, box_formats: list[BoxFormat]) -> None:
-    if source is not None and not Path(source).exists():
-        raise UserError(f"--source {source} does not exist in {Path.cwd()}. Give a folder, an image or a video.")
-    if list(box_formats) != ["coco"] and not model.taught.finds_boxes:
-        raise UserError(f"--box_formats is {box_formats}, but a {type(model).__name__} finds no boxes: leave it out.")
-    if source is None or output is None:
-        return
-    if Path(output).resolve().is_relative_to(Path(source).resolve()):
-        raise UserError(
-            f"--output {output} lies inside --source {source}: the next call would predict what this one writes."
-            " Give a folder elsewhere."
-        )

@@ -13,7 +13,9 @@ from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers
 from datamodules.common.errors import UserError
 
 # Settings that only some schedules read; the others refuse them.
+WARMUP, MOST_WARMUP = 0.05, 0.25  # of all steps: the default, and what `warmup_epochs` is cut to
 SCHEDULE_SETTINGS = {
+    "warmup": ("cosine", "step", "poly", "constant"),
     "warmup_epochs": ("cosine", "step", "poly", "constant"),
     "min_lr_ratio": ("cosine", "poly"),
     "step_epochs": ("step",),
@@ -43,7 +45,9 @@ class Optim:
             semi-supervised batch the labeled images count.
         lr_base_batch: batch size that lr was chosen for.
         schedule: per optimizer step; `plateau` after each validation.
-        warmup_epochs: linear rise from almost 0; may be a fraction.
+        warmup: linear rise from almost 0 in this fraction of all steps; 0.05 unless `warmup_epochs` is given.
+        warmup_epochs: the same in epochs, in place of `warmup`; may be a fraction. In a short run it is cut to a
+            quarter of all steps.
         min_lr_ratio: cosine and poly end at this fraction of lr.
         step_epochs: epochs at which `step` multiplies the rate by gamma; may be fractions.
         gamma: see step_epochs.
@@ -65,7 +69,8 @@ class Optim:
     lr_scaling: Literal["linear", "sqrt"] | None = None
     lr_base_batch: int = 256
     schedule: Literal["cosine", "step", "poly", "one_cycle", "plateau", "constant"] = "cosine"
-    warmup_epochs: float = 0.0
+    warmup: float | None = None
+    warmup_epochs: float | None = None
     min_lr_ratio: float = 0.0
     step_epochs: list[float] = field(default_factory=list)
     gamma: float = 0.1
@@ -100,7 +105,8 @@ def _check_values(optim: Optim) -> None:
         ),
         "lr_scaling": (optim.lr_scaling in (None, "linear", "sqrt"), "it must be linear, sqrt or null."),
         "lr_base_batch": (optim.lr_base_batch > 0, "it must be above 0."),
-        "warmup_epochs": (optim.warmup_epochs >= 0, "it must be 0 or more."),
+        "warmup": (optim.warmup is None or 0 <= optim.warmup < 1, "it is a fraction of all steps, from 0 to below 1."),
+        "warmup_epochs": (optim.warmup_epochs is None or optim.warmup_epochs >= 0, "it must be 0 or more."),
         "min_lr_ratio": (0 <= optim.min_lr_ratio <= 1, "it is a fraction of lr, from 0 to 1."),
         "step_epochs": (
             all(a < b for a, b in zip([0, *optim.step_epochs], optim.step_epochs, strict=False)),
@@ -116,6 +122,8 @@ def _check_values(optim: Optim) -> None:
             refuse(key, getattr(optim, key), reason)
     if optim.lr_base_batch != 256 and optim.lr_scaling is None:
         refuse("lr_base_batch", optim.lr_base_batch, "it has no effect without lr_scaling: linear or sqrt.")
+    if optim.warmup is not None and optim.warmup_epochs is not None:
+        refuse("warmup", optim.warmup, f"warmup_epochs is {optim.warmup_epochs:g}, too: leave one of them out.")
 
 
 def _check_optimizer(optim: Optim) -> None:
@@ -155,7 +163,8 @@ def _check_schedule(optim: Optim) -> None:
         default = item.default_factory() if item.default_factory is not MISSING else item.default
         readers = SCHEDULE_SETTINGS.get(item.name)
         value = getattr(optim, item.name)
-        if readers and optim.schedule not in readers and value != default:
+        unset = value == default or (item.name in ("warmup", "warmup_epochs") and value == 0)
+        if readers and optim.schedule not in readers and not unset:
             refuse(
                 item.name, value, f"schedule: {optim.schedule} ignores it; leave it out, or use {' or '.join(readers)}."
             )
@@ -176,5 +185,13 @@ def describe(optim: Optim, global_batch: int) -> str:
     if optim.lr_scaling:
         root = " square root of" if optim.lr_scaling == "sqrt" else ""
         how = f"{optim.lr:g} times{root} {global_batch} / {optim.lr_base_batch}"
-    warmup = f", {optim.warmup_epochs:g} epochs of warm-up" if optim.warmup_epochs else ""
-    return f"{optim.name}, lr {lr:.4g} ({how}), global batch {global_batch}, {optim.schedule} schedule{warmup}"
+    return f"{optim.name}, lr {lr:.4g} ({how}), global batch {global_batch}, {optim.schedule} schedule{_warmup(optim)}"
+
+
+def _warmup(optim: Optim) -> str:
+    if optim.schedule not in SCHEDULE_SETTINGS["warmup"]:
+        return ""
+    if optim.warmup_epochs is not None:
+        return f", {optim.warmup_epochs:g} epochs of warm-up" if optim.warmup_epochs else ""
+    part = WARMUP if optim.warmup is None else optim.warmup
+    return f", {part:.3g} of the steps as warm-up" if part else ""

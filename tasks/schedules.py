@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from tasks.optim import Optim
+from tasks.optim import MOST_WARMUP, WARMUP, Optim
 
 # One-cycle as in torch: https://pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.OneCycleLR.html
 ONE_CYCLE_RISE, ONE_CYCLE_START, ONE_CYCLE_END = 0.3, 1 / 25, 1 / 25e4
@@ -22,7 +22,7 @@ def lr_factor(step: int, optim: Optim, total_steps: int, steps_per_epoch: int) -
     there to `min_lr_ratio` at `total_steps`. One-cycle is torch's with its default arguments, without cycled
     momentum.
     """
-    warmup = round(optim.warmup_epochs * steps_per_epoch)
+    warmup = warmup_steps(optim, total_steps, steps_per_epoch)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
@@ -38,6 +38,15 @@ def lr_factor(step: int, optim: Optim, total_steps: int, steps_per_epoch: int) -
             return _one_cycle(step, total_steps)
         case _:
             return 1.0
+
+
+def warmup_steps(optim: Optim, total_steps: int, steps_per_epoch: int) -> int:
+    """How many optimizer steps are warm-up: in proportion, so that a short run does not spend itself on it."""
+    if optim.schedule in ("one_cycle", "plateau"):
+        return 0
+    if optim.warmup_epochs is None:
+        return round((WARMUP if optim.warmup is None else optim.warmup) * total_steps)
+    return min(round(optim.warmup_epochs * steps_per_epoch), round(MOST_WARMUP * total_steps))
 
 
 def _one_cycle(step: int, total_steps: int) -> float:
@@ -89,10 +98,12 @@ def build_scheduler(
     """
     if optim.schedule == "plateau":
         return Plateau(optimizer, mode, factor=optim.plateau_factor, patience=optim.plateau_patience), "plateau"
-    if optim.warmup_epochs * steps_per_epoch >= total_steps:
+    steps = warmup_steps(optim, total_steps, steps_per_epoch)
+    if optim.warmup_epochs is not None and steps < round(optim.warmup_epochs * steps_per_epoch):
         warnings.warn(
             f"model.optim.warmup_epochs is {optim.warmup_epochs:g}, but the run has only {total_steps} steps of "
-            f"{steps_per_epoch} an epoch: the learning rate never reaches its height.",
+            f"{steps_per_epoch} an epoch: warm-up is cut to {steps} steps, a quarter. model.optim.warmup sets a "
+            "fraction of any run.",
             stacklevel=2,
         )
     factor = lambda step: lr_factor(step, optim, total_steps, steps_per_epoch)  # noqa: E731  # not saved in the state

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from pipelines.__main__ import main
 from pipelines.commands.convert import main as convert
+from pipelines.config.ready import run_name
 from pipelines.noisy_student.kinds import boxes
 from tests.conftest import in_child, write_images
 from tests.ranks import in_ranks, meeting_point
@@ -141,7 +142,7 @@ def test_config(path):
         assert timm.is_model_pretrained(config["model"]["init_args"]["backbone"])
         shrink += ["--model.pretrained=false", "--model.backbone=test_resnet"]
     assert in_child(lambda: main([*command, *shrink])) == 0
-    run = the_run(path.stem)
+    run = the_run(run_name(path))
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point())
     saved = yaml.safe_load((run / "config.yaml").read_text())
@@ -190,7 +191,7 @@ def test_noisy_student(path):
         return main([*command, *shrink])
 
     assert in_child(work) == 0
-    root = Path("runs") / path.stem
+    root = Path("runs") / run_name(path)
     report = json.loads((root / "report.json").read_text())
     assert [row["name"] for row in report["rows"]] == [
         "teacher",

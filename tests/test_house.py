@@ -33,7 +33,7 @@ LAYERS = (
     ),
     ("pipelines.outputs",),
     ("pipelines.callbacks",),
-    ("pipelines.defaults", "pipelines.preparation"),
+    ("pipelines.defaults", "pipelines.epoch_loop", "pipelines.preparation"),
     ("pipelines.trainer",),
     ("pipelines.command", "pipelines.quiet"),
     ("pipelines.cli",),

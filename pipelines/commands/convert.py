@@ -84,7 +84,7 @@ def convert(
         voc_difficult=voc_difficult,
     )
     records = check_sizes(_of_splits(listing.records, splits, source))
-    records, report = check_boxes(records, policy, len(listing.class_names), "--check-boxes")
+    records, report = check_boxes(records, policy, len(listing.class_names), "--check_boxes")
     records, losses = _with_splits(records)
     files = _file_names([r["path"] for r in records])
     data = DataSet(records, files, listing.class_names, listing.class_ids, images != "none", voc_one_based)
@@ -178,6 +178,11 @@ def _place(path: str, place: Path, images: Images) -> None:
         place.symlink_to(os.path.realpath(path))
 
 
+def _joined(flag: str) -> str:
+    """``--image-root`` as ``--image_root``."""
+    return "--" + flag.removeprefix("--").replace("-", "_")
+
+
 def main(args: list[str]) -> int:
     """Run the command.
 
@@ -195,25 +200,29 @@ def main(args: list[str]) -> int:
     parser.add_argument("--to", required=True, choices=get_args(Format))
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--split", nargs="+", choices=SPLITS, default=(), help="only these splits")
-    parser.add_argument(
-        "--from", dest="format", choices=get_args(Format), help="what the source is, if it is not clear"
-    )
+    # What a datamodule has, too, is called as there.
+    parser.add_argument("--format", choices=get_args(Format), help="what the source is, if it is not clear")
     parser.add_argument("--images", choices=get_args(Images), default="link", help="how images get there (link)")
     parser.add_argument(
-        "--check-boxes", choices=get_args(Policy), default="error", help="what is done with impossible boxes (error)"
+        "--check_boxes", choices=get_args(Policy), default="error", help="what is done with impossible boxes (error)"
     )
-    parser.add_argument("--image-root", metavar="DIR", help="where file names of a COCO source start")
-    parser.add_argument("--class-names", nargs="+", metavar="NAME", help="classes of a VOC or YOLO source, in order")
-    parser.add_argument("--voc-zero-based", action="store_true", help="VOC's coordinates count from 0, not from 1")
+    parser.add_argument("--image_root", metavar="DIR", help="where file names of a COCO source start")
+    parser.add_argument("--class_names", nargs="+", metavar="NAME", help="classes of a VOC or YOLO source, in order")
     parser.add_argument(
-        "--voc-difficult",
+        "--voc_one_based",
+        choices=("true", "false"),
+        default="true",
+        help="whether VOC's coordinates count from 1 (true) or from 0",
+    )
+    parser.add_argument(
+        "--voc_difficult",
         choices=get_args(Difficult),
         default="ignore",
         help="VOC's difficult objects (ignore: crowds)",
     )
     try:
-        # As in the other commands, words may be joined by _.
-        given = parser.parse_args([re.sub(r"^--[a-z_]+", lambda m: m[0].replace("_", "-"), word) for word in args])
+        # Words may be joined by -, too.
+        given = parser.parse_args([re.sub(r"^--[a-z-]+", lambda m: _joined(m[0]), word) for word in args])
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
@@ -227,7 +236,7 @@ def main(args: list[str]) -> int:
             policy=given.check_boxes,
             image_root=given.image_root,
             class_names=given.class_names,
-            voc_one_based=not given.voc_zero_based,
+            voc_one_based=given.voc_one_based == "true",
             voc_difficult=given.voc_difficult,
         )
     except (OSError, UserError) as error:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import yaml
 
 from datamodules.common.errors import UserError
+from pipelines.config.peers import key_of
 from pipelines.config.words import CONFIG, SWITCHES, flags
 
 KEY = r"(?:model|data|trainer)(?:\.\w+)+"  # how a message about the config begins
@@ -90,9 +91,7 @@ def sources(words: Sequence[str]) -> list[Source]:
     found: list[Source] = []
     for flag in flags(words):
         if not flag.name.startswith("-"):
-            is_config = flag.name.endswith(".yaml")
-            hint = f"did you mean --config {flag.name}?" if is_config else "settings are given as --key value."
-            raise Mistake((), f"'{flag.name}' stands alone; {hint}")
+            raise Mistake((), f"'{flag.name}' stands alone; {_meant(flag.name)}")
         if flag.name in SWITCHES:
             continue
         if flag.value is None:
@@ -102,6 +101,18 @@ def sources(words: Sequence[str]) -> list[Source]:
             continue
         found.append(Source(None, _nested(flag.name, flag.value)))
     return found
+
+
+def _meant(word: str) -> str:
+    """What somebody meant who wrote a word without dashes: a config, or ``epochs=3`` as other tools have it."""
+    key, equals, value = word.partition("=")
+    if equals:
+        return f"did you mean --{key_of(key) or key} {value}?"
+    if word.endswith(".yaml"):
+        return f"did you mean --config {word}?"
+    if Path(word).exists():
+        return "put a pattern in quotes, else the shell makes many words of it; settings are given as --key value."
+    return "settings are given as --key value."
 
 
 def _config_source(file: str) -> Source:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from pipelines.config.errors import Keys, Mistake, Source, UsageError, place_of, with_place
+from pipelines.config.peers import key_of
 from pipelines.config.renamed import renamed_keys
 from pipelines.config.signatures import (
     arguments_of,
@@ -116,9 +117,18 @@ def _all_keys(arguments: Mapping[str, Any], context: Context, above: Keys = ()) 
         yield from _all_keys((arguments_of(below) if below else None) or {}, context, keys)
 
 
+def _peer(name: str, context: Context) -> list[Keys]:
+    """Our key for a word of another tool, where the command and the classes named so far have it."""
+    keys = tuple((key_of(name) or "").split("."))
+    is_open = keys[0] in PARTS and (keys[0],) not in context.classes  # nothing says which class it is
+    return [keys] if is_open or keys in _all_keys(context.arguments, context) else []
+
+
 def _refuse_key(name: str, above: Keys, known: list[str], context: Context) -> NoReturn:
     """An unknown key: the nearest beside it, else keys of (almost) that name elsewhere, else all beside it."""
-    near = [(*above, n) for n in difflib.get_close_matches(name, known, n=1, cutoff=0.65)]
+    near = _peer(name, context) if not above else []
+    if not near:
+        near = [(*above, n) for n in difflib.get_close_matches(name, known, n=1, cutoff=0.65)]
     if not near:
         elsewhere = list(_all_keys(context.arguments, context))
         close = difflib.get_close_matches(name, {str(k[-1]) for k in elsewhere}, n=1, cutoff=0.8)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.config.errors import UsageError, load_config
 from pipelines.config.words import CONFIG, flags, value_of
-from pipelines.listing import PROGRAM, config_path
+from pipelines.listing import HOME, PROGRAM, config_path
 
 
 def complete(args: list[str]) -> list[str]:
@@ -34,8 +34,19 @@ def complete(args: list[str]) -> list[str]:
         rest[flag.position : flag.position + flag.size] = named
     is_named = any(load_config(config).get("name") for config in configs)
     if value_of(rest, "--name") is None and configs and not is_named:
-        rest += ["--name", configs[0].stem]
+        rest += ["--name", run_name(configs[0])]
     return [command, *rest]
+
+
+def run_name(config: Path) -> str:
+    """The name of a run whose config gives none: the file's, with its folders, so that tasks have names of their own.
+
+    A ready config's is ``classification-folder``, that of a file ``mine/cats.yaml`` below the working directory
+    ``mine-cats``, and of a file elsewhere ``cats``.
+    """
+    path = config.resolve().with_suffix("")
+    top = next((top for top in (HOME / "configs", Path.cwd()) if path.is_relative_to(top)), path.parent)
+    return "-".join(path.relative_to(top).parts)
 
 
 def _config_file(name: str) -> Path:

@@ -12,6 +12,7 @@ from datamodules.common.errors import UserError
 from pipelines.config.errors import Keys, Mistake, Source, has, place_of, sources
 from pipelines.config.mistakes import Context, check_keys
 from pipelines.config.signatures import find_class
+from pipelines.config.values import merged
 from pipelines.noisy_student.kinds.base import Kind
 from pipelines.noisy_student.kinds.images import IMAGES
 from pipelines.noisy_student.kinds.of_data import kind_of
@@ -20,7 +21,6 @@ from pipelines.noisy_student.settings import (
     Settings,
     StudentSettings,
     TeacherSettings,
-    merged,
     num_devices,
     trainer_of,
 )

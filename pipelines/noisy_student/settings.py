@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from datamodules.base import DataModule
+from pipelines.config.values import merged
 from pipelines.noisy_student.selection import Selection
 from pipelines.trainer import Trainer
 from tasks.base import Task
@@ -81,7 +82,7 @@ class Settings:
         min_gain: A generation that gains no more than this on validation (accuracy, mAP or mIoU) is the last.
         launch: Words before the command of a training, an evaluation or a labeling, which then runs in a process of its
             own, for example `[srun]` or `[torchrun, --nproc-per-node, '8']`.
-        name: Name of the run directory; the config's stem by default.
+        name: Name of the run directory; by default made of the config's, see `config.ready`.
         runs_dir: Folder of all runs.
     """
 
@@ -106,15 +107,6 @@ class Settings:
 def first_generation(settings: Settings) -> Settings:
     """One student of one seed; its stages are those of the whole loop, which later takes them as they are."""
     return replace(settings, students=settings.students[:1], seeds=settings.seeds[:1], controls=False)
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values, those of ``over`` before those of ``base``; lists are replaced."""
-    out = dict(base)
-    for key, value in over.items():
-        old = out.get(key)
-        out[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return out
 
 
 def plain(settings: Any) -> dict[str, Any]:

@@ -10,13 +10,14 @@ import platform
 import secrets
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from datamodules.common.errors import UserError
+from datamodules.common.errors import UserError, examples
 from datamodules.common.files import atomic_path, read_json, write_json, write_text
 from pipelines.run.checkpoints import newest_good_checkpoint
 
@@ -87,8 +88,37 @@ def run_of_checkpoint(path: str | Path) -> Path | None:
     return next(reversed(runs_of(folder.parent, folder.name)), None) if is_stage else None
 
 
-def find_checkpoint(root: str | Path, name: str, which: str | None) -> Path:
+def task_name(config: Mapping[str, Any] | None) -> str | None:
+    """The class of the task that a config trains, a student's own where it teaches one; None where it names none."""
+    model = (config or {}).get("model")
+    model = ((model.get("init_args") or {}).get("student") or model) if isinstance(model, dict) else model
+    name = model.get("class_path") if isinstance(model, dict) else model
+    return name.rpartition(".")[2] if isinstance(name, str) else None
+
+
+def runs_of_task(root: str | Path, name: str, task: str | None) -> list[Path]:
+    """The run directories of a name, oldest first, without those that train another task: names may be equal."""
+    found = runs_of(root, name)
+    return found if task is None else [run for run in found if _task_of(run) in (task, None)]
+
+
+def _task_of(run: Path) -> str | None:
+    file = run / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None
+    return task_name(config) if isinstance(config, dict) else None
+
+
+def find_checkpoint(root: str | Path, name: str, which: str | None, task: str | None = None) -> Path:
     """A file; or ``best`` (the default) or ``last`` of the newest run of a name that has it.
+
+    Args:
+        root: Folder of all runs.
+        name: Of the run.
+        which: A file, ``best`` or ``last``.
+        task: Class of the task; runs of the name that train another one are left out.
 
     Raises:
         UserError: If there is none; weights that were never trained are not evaluated.
@@ -98,43 +128,65 @@ def find_checkpoint(root: str | Path, name: str, which: str | None) -> Path:
         if not Path(which).is_file():
             raise UserError(f"--ckpt_path {which} does not exist. Give a file, 'best' or 'last'.")
         return Path(which)
-    for run in reversed(runs_of(root, name)):
+    for run in reversed(runs_of_task(root, name, task)):
         path = run / "checkpoints" / f"{which}.ckpt"
         if path.exists():
             return path
+    kind = f"{task} run" if task and runs_of(root, name) else "run"
     raise UserError(
-        f"--ckpt_path {which}: no run named '{name}' in {Path(root).absolute()} has such a checkpoint. Run `fit` first,"
-        " or give --ckpt_path FILE (--name and --runs_dir if the run is elsewhere)."
+        f"--ckpt_path {which}: no {kind} named '{name}' in {Path(root).absolute()} has such a checkpoint. Run `fit`"
+        " first, or give --ckpt_path FILE (--name and --runs_dir if the run is elsewhere)."
     )
 
 
-def find_resume(root: str | Path, name: str, resume: str | None) -> tuple[Path | None, Path | None]:
+def find_resume(
+    root: str | Path, name: str, resume: str | None, task: str | None = None
+) -> tuple[Path | None, Path | None]:
     """The run that is to be continued, and its newest good checkpoint; None where a new one is to be started.
 
     Args:
         root: Folder of all runs.
         name: Of the run.
         resume: ``--resume``: ``auto``, a run directory, or None.
+        task: Class of the task; ``auto`` leaves out runs of the name that train another one.
 
     Raises:
-        UserError: If a directory is given that has no readable checkpoint.
+        UserError: If a directory is given that has no readable checkpoint, or the newest run has only unusable ones.
     """
     if resume is None:
         return None, None
     if resume == "auto":
         # Only the newest: an older run of the name is another, finished training.
-        for run in runs_of(root, name)[-1:]:
-            checkpoint = newest_good_checkpoint(run / "checkpoints")
+        found = runs_of_task(root, name, task)
+        for run in found[-1:]:
+            checkpoint = _newest_good(run)
             if checkpoint is not None:
                 return run, checkpoint
-        why = "has no checkpoint" if runs_of(root, name) else "is not there"
+        why = "has no checkpoint" if found else "is not there"
         rank_zero_info(f"--resume auto: the newest run of '{name}' {why}; starting a new one.")
         return None, None
     run = Path(resume)
-    checkpoint = newest_good_checkpoint(run / "checkpoints") if run.is_dir() else None
+    checkpoint = _newest_good(run) if run.is_dir() else None
     if checkpoint is None:
         raise UserError(f"--resume {resume}: there is no run directory with a readable checkpoint there.")
     return run, checkpoint
+
+
+def _newest_good(run: Path) -> Path | None:
+    """The checkpoint to go on from; None where none was ever written.
+
+    Raises:
+        UserError: If there are some, and none can be used: a new training in their place would hide the loss.
+    """
+    checkpoint = newest_good_checkpoint(run / "checkpoints")
+    files = sorted((run / "checkpoints").glob("*.ckpt"))
+    if checkpoint is None and files:
+        raise UserError(
+            f"--resume: none of the checkpoints in {run / 'checkpoints'} can be used"
+            f" ({examples([file.name for file in files])}; the warnings above say why)."
+            " Put a good copy there, or train anew: without --resume, or with another --name."
+        )
+    return checkpoint
 
 
 def write_config(directory: Path, config: dict[str, Any]) -> Path:

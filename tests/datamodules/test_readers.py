@@ -18,6 +18,7 @@ from datamodules.readers.coco import read_coco
 from datamodules.readers.digits import read_digits
 from datamodules.readers.folder import read_folder
 from datamodules.readers.lists import read_list
+from datamodules.readers.pictures import find_pictures
 from datamodules.readers.torchvision_sets import read_torchvision
 from datamodules.readers.voc_boxes import read_voc_boxes
 from datamodules.readers.yolo_text import read_yolo
@@ -228,7 +229,7 @@ def test_bad_list_files(tmp_path):
     with pytest.raises(ValueError, match="cannot be read as parquet"):
         read_list(tmp_path / "x.parquet")
     (tmp_path / "x.csv").write_bytes("path,label\ngr\xf6\xdfe.jpg,1\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="not UTF-8"):
+    with pytest.raises(ValueError, match="cannot be decoded as UTF-8"):
         read_list(tmp_path / "x.csv")
     with pytest.raises(ValueError, match=r"neither a \.csv nor a \.parquet"):
         read_list(touch(tmp_path, "x.xlsx") / "x.xlsx")
@@ -503,3 +504,23 @@ def test_classes_are_sorted_as_numbers_only_where_all_are_numbers():
     assert sort_classes(["10", "9", "-1", "9"]) == ["-1", "9", "10"]
     assert sort_classes(["10", "9", "a"]) == ["10", "9", "a"]
     assert sort_classes(["10", "9", "007"]) == ["007", "10", "9"]
+
+
+def test_pictures_to_predict(tmp_path):
+    for name in ("a/1.png", "a/2.png", "b/3.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "list.txt").write_text("b/3.jpg\n\na/1.png\n")
+    (tmp_path / "list.csv").write_text("path,label\na/2.png,x\n")
+    (tmp_path / "1.png").write_bytes((tmp_path / "a/1.png").read_bytes())  # a number with a suffix is a file
+    assert find_pictures("a/*.png") == ["a/1.png", "a/2.png"]
+    assert find_pictures("**/[12].png") == ["1.png", "a/1.png", "a/2.png"]
+    assert find_pictures("list.txt") == ["b/3.jpg", "a/1.png"]
+    assert find_pictures(str(tmp_path / "list.csv")) == [str(tmp_path / "a/2.png")]
+    assert find_pictures(["a/2.png", "a", "b"]) == ["a/2.png", "a/1.png", "b/3.jpg"]
+    for source, said in (("https://x.org/a.jpg", "web address"), ("0", "camera"), ("a/*.gif", "matches no file")):
+        with pytest.raises(UserError, match=said):
+            find_pictures(source)
+    (tmp_path / "list.txt").write_text("b/4.jpg\n")
+    with pytest.raises(UserError, match=r"list\.txt: there is no file b/4\.jpg"):
+        find_pictures("list.txt")

@@ -13,18 +13,20 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules import ClassificationData
+from datamodules import ClassificationData, DetectionData
 from datamodules.common.errors import UserError
 from pipelines import cli
 from pipelines.__main__ import main
 from pipelines.command import Command, _of_checkpoint
-from pipelines.config import reasons
+from pipelines.config import mistakes, peers, reasons
+from pipelines.config.ready import complete
 from pipelines.config.reasons import is_about_arguments, reason_of
+from pipelines.config.signatures import arguments_of
 from pipelines.config.words import Flag, asks_for_help, config_names, flags, value_of
 from pipelines.run.loading import Carried
 from pipelines.run.tracking import Wandb, WandbRun
 from pipelines.trainer import Trainer
-from tasks import Classification
+from tasks import Classification, Detection, Segmentation
 from tests.conftest import in_child, write_images
 
 CONFIG = """
@@ -355,3 +357,26 @@ def test_a_plain_function_is_a_command_and_returns_its_result(folder: Path, caps
         assert message in capsys.readouterr().err
     assert cli.execute(command, ["--times", "3"]) == 2
     assert "count needs to know which model" in capsys.readouterr().err
+
+
+def test_runs_of_ready_configs_and_of_files_in_folders_have_names_of_their_own(tmp_path):
+    for file in ("birds.yaml", "c/birds.yaml", "d/birds.yaml"):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text("{}")
+    given = ["quickstart", "classification/folder", "detection/folder", "birds.yaml", "c/birds.yaml", "d/birds.yaml"]
+    named = ["quickstart", "classification-folder", "detection-folder", "birds", "c-birds", "d-birds"]
+    assert [complete(["fit", "--config", name])[-1] for name in given] == named
+    assert complete(["fit", "--config", str(tmp_path / "c/birds.yaml")])[-1] == "c-birds"
+
+
+def test_what_other_tools_words_mean_exists_here():
+    parts = {"model": [Classification, Detection, Segmentation], "data": [ClassificationData, DetectionData]}
+    found = {"box_formats", "ckpt_path", "name", "runs_dir", "seed_everything"}
+    for part, classes in {**parts, "trainer": [Trainer]}.items():
+        found |= {".".join(map(str, keys)) for cls in classes for keys in _all_keys(arguments_of(cls), (part,))}
+    assert set(peers.WORDS) <= found
+    assert peers.key_of("img-size") == peers.key_of("IMGSZ") == "data.image_size"
+
+
+def _all_keys(arguments, above):
+    return mistakes._all_keys(arguments, mistakes.Context({}, {}), above)

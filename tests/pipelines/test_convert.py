@@ -139,7 +139,9 @@ def test_voc_holds_pixels_from_one_or_edges_from_zero(source, tmp_path, one_base
     assert record["boxes"][0].tolist() == [0, 0, 60, 40]
 
 
-@pytest.mark.parametrize(("flags", "first"), [([], 1), (["--voc-zero-based"], 0), (["--voc_zero_based"], 0)])
+@pytest.mark.parametrize(
+    ("flags", "first"), [([], 1), (["--voc-one-based", "false"], 0), (["--voc_one_based=false"], 0)]
+)
 def test_the_command_writes_voc_from_one_unless_told_otherwise(source, tmp_path, flags, first):
     alter(source, "train", 0, bbox=[0, 0, 60, 40])
     assert main(["--source", str(source), "--to", "voc", "--output", str(tmp_path / "v"), *flags]) == 0
@@ -196,7 +198,7 @@ def test_impossible_boxes(source, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "error: 1 of 36 boxes cannot be right:" in said
     assert "instances_train.json, annotation 5 ('train 0.png', 60 x 40)" in said
-    assert "set --check-boxes to fix" in said
+    assert "set --check_boxes to fix" in said
     assert not (tmp_path / "y").exists()
     assert main([*command, "--check-boxes", "drop"]) == 0
     assert "wrong boxes: 36 boxes, 0 fixed and 1 dropped: it extends beyond the image (1)" in capsys.readouterr().out
@@ -213,7 +215,7 @@ def test_impossible_boxes(source, tmp_path, capsys):
         (["--split", "val"], "has no split val; it has test, train"),
         (["--class-names", "a", "b"], "class_names is set, but"),
         (["--class_names", "a", "b"], "class_names is set, but"),
-        (["--from", "voc"], "holds no VOC data"),
+        (["--format", "voc"], "holds no VOC data"),
         (["--to", "pdf"], "invalid choice: 'pdf'"),
         (["--split", "all"], "invalid choice: 'all'"),
         (["--colour", "red"], "unrecognized arguments: --colour red"),

@@ -58,8 +58,9 @@ def test_the_trainer_tells_the_average_its_device_and_leaves_checkpoints_last():
     assert trainer.callbacks[-1] is own
 
 
-def test_the_average_keeps_the_decay_and_takes_the_rest_of_the_new_weights():
-    """Closed form: after n steps of w = 1, starting from 0, the average is 1 - decay ** n."""
+@pytest.mark.parametrize("decay", [0.999, 0.2])
+def test_the_decay_of_the_average_rises_with_the_step(decay):
+    """A constant 0.999 would leave the average of a short run at its first weights."""
 
     class Weight(pl.LightningModule):
         def __init__(self) -> None:
@@ -69,19 +70,17 @@ def test_the_average_keeps_the_decay_and_takes_the_rest_of_the_new_weights():
         def configure_model(self) -> None:
             pass
 
-    decay, module = 0.9, Weight()
+    module = Weight()
     callback = AveragedWeights(decay, torch.device("cpu"))
     callback.setup(SimpleNamespace(), module, "fit")
-    module.w.data.fill_(1.0)
-    for step in range(1, 4):
-        callback.on_train_batch_end(SimpleNamespace(global_step=step, current_epoch=0), module, None, None, step - 1)
-    # The first update copies the weights as they are, by definition of torch's AveragedModel.
-    assert callback._average_model.module.w.item() == pytest.approx(1.0)
-    module.w.data.fill_(3.0)
-    callback.on_train_batch_end(SimpleNamespace(global_step=4, current_epoch=0), module, None, None, 3)
-    assert callback._average_model.module.w.item() == pytest.approx(decay * 1.0 + (1 - decay) * 3.0)
-    callback.on_train_batch_end(SimpleNamespace(global_step=5, current_epoch=0), module, None, None, 4)
-    assert callback._average_model.module.w.item() == pytest.approx(3 - 2 * decay**2)
+    expected = 1.0  # the first update copies the weights as they are, by definition of torch's AveragedModel
+    for step, weight in enumerate([1.0, 3.0, -2.0, 5.0]):
+        module.w.data.fill_(weight)
+        callback.on_train_batch_end(SimpleNamespace(global_step=step + 1, current_epoch=0), module, None, None, step)
+        if step:
+            kept = min(decay, (1 + step) / (10 + step))
+            expected = kept * expected + (1 - kept) * weight
+        assert callback._average_model.module.w.item() == pytest.approx(expected)
 
 
 SLURM = {

@@ -129,6 +129,8 @@ CASES = [
     flag("abbreviated flag", "--trainer.max_epoch 3"),
     flag("flag without its group", "--batch_size 8"),
     flag("flag without a value", "--data.source"),
+    flag("flag of another tool", "--epochs 3"),
+    flag("argument of another tool", "imgsz=32"),
     flag("config without --config", "config.yaml", config=None),
     # Values.
     Case("text for a number", LR, "optim: {lr: abc}"),
@@ -200,6 +202,7 @@ CASES = [
     # Weights and checkpoints.
     Case("no such weights", NET, NET + "\n    pretrained: data/nothere.pth"),
     Case("weights of another net", NET, NET + "\n    pretrained: data/vit.pth"),
+    Case("checkpoint of another backbone", NET, "backbone: test_vit\n    pretrained: data/good.ckpt"),
     flag("--ckpt_path and --resume", "--ckpt_path data/good.ckpt --resume auto"),
     flag("resume what is not there", "--resume runs/config/3"),
     flag("test before fit", "", command="test"),
@@ -230,6 +233,21 @@ CASES = [
         "--ckpt_path data/good.ckpt --source data/nothere",
         command="predict",
         config=None,
+    ),
+    flag(
+        "predict pictures of the web",
+        "--ckpt_path data/good.ckpt --source https://example.com/x.jpg",
+        command="predict",
+        config=None,
+        status=2,
+    ),
+    flag("predict a camera", "--ckpt_path data/good.ckpt --source 0", command="predict", config=None, status=2),
+    flag(
+        "pattern that matches no picture",
+        "--ckpt_path data/good.ckpt --source data/good/*.gif",
+        command="predict",
+        config=None,
+        status=2,
     ),
     flag(
         "formats of boxes for a classifier",

@@ -138,6 +138,28 @@ def test_other_classes_are_refused_and_another_view_is_said(tmp_path, folder, ca
     assert "data.image_size is [32, 32], but" in capfd.readouterr().err
 
 
+def test_a_config_finds_its_run_whatever_flags_that_was_trained_with(tmp_path, folder, capfd):
+    config = tmp_path / "run.yaml"
+    config.write_text(CONFIG.format(source=folder, resize="crop", pretrained="false"))
+    changed = ["--model.backbone", "test_vit", "--data.image_size", "64", "--model.optim.lr", "1e-4"]
+    assert run("fit", "--config", config, *changed) == 0
+    another = Path("runs/run/1")  # the newest of that name trains another task
+    (another / "checkpoints").mkdir(parents=True)
+    (another / "config.yaml").write_text("model: {class_path: tasks.Detection}")
+    (another / "checkpoints/best.ckpt").touch()
+    capfd.readouterr()
+    assert run("test", "--config", config) == 0
+    said = capfd.readouterr().err
+    assert "As in the run, and not as in the config: model.backbone 'test_vit', not 'test_resnet';" in said
+    assert "data.image_size [64, 64], not 48. Flags change them." in said
+    assert Path("runs/run/0/test.json").is_file()
+    assert run("test", "--config", config, "--model.backbon", "resnet18") == 2
+    assert "did you mean --model.backbone?" in capfd.readouterr().err
+    (another.parent / "0").rename("elsewhere")
+    assert run("test", "--config", config) != 0
+    assert "no Classification run named 'run'" in capfd.readouterr().err
+
+
 def test_class_weights_are_those_of_training(tmp_path, capfd):
     """A checkpoint is evaluated on images of other frequencies than those its weights were counted on."""
     for name, ants, bees in (("one", 8, 4), ("two", 4, 8)):

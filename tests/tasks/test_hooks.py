@@ -106,12 +106,13 @@ def rates(accumulate: int, **optim) -> list[float]:
 
 
 def test_rate_and_warm_up_count_optimizer_steps_and_the_global_batch():
-    scaled = {"lr_scaling": "linear", "lr_base_batch": 16, "schedule": "constant"}
+    scaled = {"lr_scaling": "linear", "lr_base_batch": 16, "schedule": "constant", "warmup": 0.0}
     assert rates(1, **scaled) == pytest.approx([0.1] * 8)
     assert rates(4, **scaled) == pytest.approx([0.4] * 2)
-    # Half an epoch of warm-up is four steps of one batch, or two of two.
-    assert rates(1, schedule="constant", warmup_epochs=0.5)[:5] == pytest.approx([0.16, 0.32, 0.48, 0.64, 0.8])
-    assert rates(2, schedule="constant", warmup_epochs=0.5) == pytest.approx([0.8 / 3, 1.6 / 3, 0.8, 0.8])
+    # Half the steps as warm-up are four steps of one batch, or two of two.
+    assert rates(1, schedule="constant", warmup=0.5)[:5] == pytest.approx([0.16, 0.32, 0.48, 0.64, 0.8])
+    assert rates(2, schedule="constant", warmup=0.5) == pytest.approx([0.8 / 3, 1.6 / 3, 0.8, 0.8])
+    assert rates(2, schedule="constant", warmup_epochs=0.25) == pytest.approx([0.4, 0.8, 0.8, 0.8])
 
 
 def test_the_rate_that_is_logged_is_the_highest_of_the_groups():

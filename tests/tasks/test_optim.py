@@ -14,7 +14,7 @@ from tasks.backbones import create_classifier, freeze, head_parameters
 from tasks.optim import Optim, describe, effective_lr
 from tasks.optimizers import build_optimizer
 from tasks.pyramid import create_pyramid
-from tasks.schedules import build_scheduler, lr_factor
+from tasks.schedules import build_scheduler, lr_factor, warmup_steps
 
 TOTAL, PER_EPOCH = 40, 4
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -22,7 +22,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "poly": {"warmup_epochs": 0.5},
     "step": {"step_epochs": [1.0, 2.5], "gamma": 0.5},
     "one_cycle": {},
-    "constant": {"warmup_epochs": 5.0},
+    "constant": {"warmup": 0.5},
     "plateau": {},
 }
 EXPECTED_AFTER_10 = {
@@ -127,7 +127,7 @@ def test_scaling_with_the_global_batch() -> None:
     optimizer = build_optimizer(nn.Linear(2, 2), Optim(lr=0.1, lr_scaling="linear"), 1024)
     assert all(group["lr"] == pytest.approx(0.4) for group in optimizer.param_groups)
     assert describe(Optim(lr=0.1, lr_scaling="linear"), 1024) == (
-        "adamw, lr 0.4 (0.1 times 1024 / 256), global batch 1024, cosine schedule"
+        "adamw, lr 0.4 (0.1 times 1024 / 256), global batch 1024, cosine schedule, 0.05 of the steps as warm-up"
     )
     assert "not scaled with the batch" in describe(Optim(), 1024)
 
@@ -163,8 +163,25 @@ def test_cosine_and_poly_end_at_the_floor_and_warm_up_reaches_the_top() -> None:
 
 def test_warm_up_longer_than_the_run_is_said() -> None:
     optimizer = build_optimizer(nn.Linear(1, 1), Optim(), 1)
-    with pytest.warns(UserWarning, match="warmup_epochs is 20"):
+    with pytest.warns(UserWarning, match="warmup_epochs is 20.*cut to 10 steps"):
         build_scheduler(optimizer, Optim(warmup_epochs=20), TOTAL, PER_EPOCH)
+
+
+@pytest.mark.parametrize(
+    ("settings", "total", "steps"),
+    [
+        ({}, 400, 20),
+        ({}, 8, 0),
+        ({"warmup": 0.5}, 40, 20),
+        ({"warmup": 0.0}, 400, 0),
+        ({"warmup_epochs": 1.5}, 40, 6),
+        ({"warmup_epochs": 1}, 8, 2),  # of two epochs not the first one
+        ({"warmup_epochs": 0}, 400, 0),
+        ({"schedule": "one_cycle", "warmup_epochs": 0}, 400, 0),  # what checkpoints of older versions carry
+    ],
+)
+def test_warm_up_is_in_proportion_to_the_run(settings: dict[str, Any], total: int, steps: int) -> None:
+    assert warmup_steps(Optim(**settings), total, PER_EPOCH) == steps
 
 
 def test_plateau_lowers_after_patience() -> None:
@@ -234,6 +251,8 @@ def test_optimisers_step(name: str) -> None:
         ({"lr_base_batch": 64}, r"model.optim.lr_base_batch is 64; it has no effect"),
         ({"schedule": "cosin"}, r"model.optim.schedule is 'cosin'; choose cosine"),
         ({"schedule": "one_cycle", "warmup_epochs": 2}, r"model.optim.warmup_epochs is 2; schedule: one_cycle ignores"),
+        ({"warmup": 1.0}, r"model.optim.warmup is 1.0; it is a fraction"),
+        ({"warmup": 0.1, "warmup_epochs": 1}, r"model.optim.warmup is 0.1; warmup_epochs is 1, too"),
         ({"schedule": "step"}, r"model.optim.step_epochs is \[\]"),
         ({"schedule": "step", "step_epochs": [3, 2]}, r"model.optim.step_epochs is \[3, 2\]; it must be a rising list"),
         ({"step_epochs": [3]}, r"model.optim.step_epochs is \[3\]; schedule: cosine ignores"),

@@ -1,0 +1,61 @@
+"""The pictures that ``predict`` is given: files, folders, videos, patterns and lists of them."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from datamodules.common.errors import UserError
+from datamodules.decoding.files import find_images
+from datamodules.readers.lists import read_paths
+
+LISTS = (".csv", ".parquet")
+
+
+def find_pictures(source: str | Sequence[str]) -> list[str]:
+    """List what a source names, each file once.
+
+    Args:
+        source: A file, a folder or a video (see ``find_images``), a pattern (``new/**/*.jpg``), a ``.csv`` or
+            ``.parquet`` list with a column ``path``, a ``.txt`` file with a path a line; or several of these.
+
+    Returns:
+        Files and frames, in the order of the sources; those of a folder or a pattern sorted.
+
+    Raises:
+        UserError: If a source does not exist, holds no image, or is a web address or a camera.
+    """
+    sources = [source] if isinstance(source, str) else list(source)
+    if not sources:
+        raise UserError("--source is an empty list: give a folder, an image, a video, a pattern or a list.")
+    found = [path for one in sources for path in _find(one)]
+    return list(dict.fromkeys(found))
+
+
+def _find(source: str) -> list[str]:
+    path = Path(source)
+    if path.is_file() and path.suffix.lower() in LISTS:
+        return [record["path"] for record in read_paths(path)]
+    if path.is_file() and path.suffix.lower() == ".txt":
+        return _lines(path)
+    if path.exists():
+        return find_images(path)
+    if "://" in source:
+        raise UserError(f"--source {source} is a web address: download the pictures, and give the file or the folder.")
+    if source.isdigit():
+        raise UserError(f"--source {source} is the number of a camera, which is not read: record a video and give it.")
+    matching = sorted(glob.glob(source, recursive=True))
+    if matching:
+        return [image for match in matching for image in find_images(match)]
+    problem = "matches no file" if glob.has_magic(source) else "does not exist"
+    raise UserError(f"--source {source} {problem} in {Path.cwd()}. Give a folder, an image or a video.")
+
+
+def _lines(file: Path) -> list[str]:
+    """The paths of a text file, relative ones from its own folder."""
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    paths = [str(file.parent / line) for line in lines if line]
+    if missing := next((path for path in paths if not Path(path).is_file()), None):
+        raise UserError(f"--source {file}: there is no file {missing}.")
+    return paths
