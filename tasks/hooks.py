@@ -19,7 +19,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from datamodules.common.errors import UserError
 from tasks.checks import TrainingPlan
-from tasks.optim import describe
 from tasks.optimizers import build_optimizer
 from tasks.reproducibility import same_buffers_on_all_ranks, seed_step
 from tasks.schedules import build_scheduler
@@ -145,6 +144,13 @@ class TaskHooks(LightningModule, ABC):
         lr = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         self._to_loggers({**self._last_train, "train/lr": lr}, step)
 
+    def recent_loss(self) -> float | None:
+        """The mean loss of this rank since the last flush, or else that of the last one; a sync with the device."""
+        if "loss" in self._loss_sums:
+            total, count = self._loss_sums["loss"].tolist()
+            return float(total / count)
+        return self._last_train.get("train/loss")
+
     def _log_last_train(self) -> None:
         """Give the progress bar and callbacks the last flushed means."""
         # As tensors on the CPU: Lightning would put numbers on the device and, for the bar, fetch them in every step.
@@ -172,7 +178,6 @@ class TaskHooks(LightningModule, ABC):
         trainer.fit_loop.setup_data()  # with max_steps alone, Lightning does not count the batches before this hook
         steps_per_epoch = max(1, int(np.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)))
         global_batch = self.global_batch()
-        rank_zero_info(describe(task.optim, global_batch))
         optimizer = build_optimizer(task.network, task.optim, global_batch, head_names=task.head_names())
         scheduler, interval = build_scheduler(optimizer, task.optim, int(total_steps), steps_per_epoch, mode=task.mode)
         if isinstance(scheduler, ReduceLROnPlateau):

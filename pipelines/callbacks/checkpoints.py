@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -22,7 +23,9 @@ class KeepBest(ModelCheckpoint):
     """
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
-        """Whether to save: as good as the best, or better."""
+        """Whether to save: as good as the best, or better. A metric that is undefined (NaN) is neither."""
+        if current is not None and bool(current.isnan()):
+            return False
         if current is not None and self.best_model_score is not None and bool(current == self.best_model_score):
             return True
         return bool(super().check_monitor_top_k(trainer, current))
@@ -34,9 +37,10 @@ class SaveLast(Checkpoint):
     Lightning's ModelCheckpoint has either a time interval or the epoch's end, and its time interval may fall between
     two batches of one accumulated step.
 
-    SIGTERM and SIGUSR1, by which a cluster takes a job back, save behind the next complete step and end the process
-    with 128 plus the signal's number. It is enough that one rank gets the signal. Lightning's own handler saves
-    nothing, ends with 0, and sends from inside the handler to ranks that may not be listening.
+    Ctrl-C, and SIGTERM and SIGUSR1, by which a cluster takes a job back, save behind the next complete step and end the
+    process with 128 plus the signal's number. A second Ctrl-C, and one in a validation, ends it at once. It is enough
+    that one rank gets the signal. Lightning's own handler saves nothing, ends with 0, and sends from inside the handler
+    to ranks that may not be listening.
 
     Args:
         directory: The run's ``checkpoints`` folder.
@@ -55,19 +59,32 @@ class SaveLast(Checkpoint):
         self._seen_step = -1
         self._saved_at = time.monotonic()
         self._signal: int | None = None
+        self._validates = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the signals over; Lightning puts back what was there before it."""
-        self._signal = None
+        self._signal, self._validates = None, False
         self._seen_step = trainer.global_step  # else the first batch of several accumulated ones would count as a step
         if not self.handle_signals:
             return
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            if self._validates or self._signal is not None:
+                raise KeyboardInterrupt
+            print("\nCtrl-C: saving behind the next step; once more ends at once.", file=sys.stderr, flush=True)
         self._signal = number
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on there is no step behind which to save."""
+        self._validates = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Steps follow again, or the epoch's end."""
+        self._validates = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

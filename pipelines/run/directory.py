@@ -8,6 +8,7 @@ import json
 import math
 import platform
 import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -31,6 +32,8 @@ PACKAGES = [
     "torchmetrics",
 ]
 PACKAGES += ["wandb", "numpy", "opencv-python-headless", "simplejpeg"]
+#: What commands that evaluate a checkpoint leave in its run; ``pictures/test_*``, too.
+RESULTS = ("validate.json", "test.json", "predictions.csv", "predictions.json", "contact_sheet.png", "predict")
 #: Arguments of one command, not of the run; a saved config is the same for all commands.
 COMMAND_KEYS = (
     "ckpt_path",
@@ -86,6 +89,11 @@ def run_of_checkpoint(path: str | Path) -> Path | None:
         return folder.parent
     is_stage = (folder / "config.yaml").exists()
     return next(reversed(runs_of(folder.parent, folder.name)), None) if is_stage else None
+
+
+def is_stage(run: Path) -> bool:
+    """Whether a run is a training of the noisy-student loop, which says itself how it goes on."""
+    return (run.parent / "started.json").exists()
 
 
 def task_name(config: Mapping[str, Any] | None) -> str | None:
@@ -229,6 +237,24 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def set_results_aside(run: Path) -> Path | None:
+    """Move what ``test``, ``validate`` and ``predict`` left into the folder ``older_results``: the weights will change.
+
+    Returns:
+        The folder, which has no others than these; None where there was nothing.
+    """
+    found = [path for name in RESULTS if (path := run / name).exists()]
+    found += sorted((run / "pictures").glob("test_*"))
+    folder = run / "older_results"
+    if not found:
+        return None
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for path in found:
+        path.rename(folder / path.name)
+    return folder
 
 
 def run_config(config: dict[str, Any], resolved_model: dict[str, Any], resolved_data: dict[str, Any]) -> dict[str, Any]:
