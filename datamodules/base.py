@@ -127,6 +127,8 @@ class DataModule(LightningDataModule, ABC):
 
     def _setup_splits(self, stage: str | None) -> None:
         listing = self.list_records()
+        for note in listing.notes:
+            rank_zero_warn(note)
         records, self.skipped = readable_images(listing.records, self.on_corrupt)
         records = self.check_annotations(records)
         self.records = {s: [r for r in records if r["split"] == s] for s in ("train", "val", "test")}

@@ -194,4 +194,4 @@ def _keep_classes(listing: Listing, names: list[str]) -> Listing:
             kept.append({**record, "label": [label[old] for old in order]})
         elif label in order:
             kept.append({**record, "label": order.index(label)})
-    return Listing(kept, list(names))
+    return listing._replace(records=kept, class_names=list(names))

@@ -149,7 +149,7 @@ class SegmentationData(DenseData):
                 f" {checked.absent[:20]}."
             )
         self.class_colors = class_palette(checked.settled, self._settings, len(self.class_names))
-        return Listing(checked.records, self.class_names)
+        return listing._replace(records=checked.records, class_names=self.class_names)
 
     def _settle(self, listing: Listing) -> Settled:
         """Find out what the masks hold, from the training images first; COCO's are drawn as class numbers."""

@@ -32,7 +32,7 @@ def select_classes(listing: Listing, names: list[str]) -> Listing:
         record = take_objects(record, kept) if len(kept) < len(record["labels"]) else dict(record)
         records.append({**record, "labels": new[record["labels"]]})
     ids = None if listing.class_ids is None else [listing.class_ids[i] for i in old]
-    return Listing(records, list(names), ids)
+    return listing._replace(records=records, class_names=list(names), class_ids=ids)
 
 
 def require_masks(records: Sequence[Record]) -> None:

@@ -17,7 +17,11 @@ import numpy.typing as npt
 
 Record: TypeAlias = dict[str, Any]
 
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+_SPLITS |= {"test": "test", "testing": "test"}
+#: What a split may be called, as a part of a regular expression; the longer words first.
+SPLIT_WORDS = "|".join(sorted(_SPLITS, key=len, reverse=True))
+_SPLIT = re.compile(rf"(?:seg[-_ ])?({SPLIT_WORDS})(?:[-_ ]?(?:set|data|split))?")
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 
 
@@ -65,7 +69,7 @@ FIELDS: dict[str, Field] = {
     ),
     "annotation_ids": Field("COCO's ids (-1: none), VOC's objects, YOLO's lines", (np.ndarray,), "int64", _EACH, True),
     "annotation_file": Field("path of the file that has them", (str,)),
-    "image_id": Field("the image's id in a COCO file", (int,)),
+    "image_id": Field("the image's id in a COCO file", (int, str)),
     # Semantic masks.
     "mask": Field("path; K paths or None, one binary mask a class; or a dict of COCO's shapes", (str, list, dict)),
     "soft_mask": Field("path of class probabilities; see `annotations.soft_masks`", (str,)),
@@ -83,6 +87,7 @@ class Listing(NamedTuple):
     records: list[Record]
     class_names: list[str]
     class_ids: list[int] | None = None  # the classes' numbers in the file, where they are not 0..K-1
+    notes: tuple[str, ...] = ()  # what the person is told: what was left out, or may not be meant
 
 
 def take_objects(record: Record, kept: npt.NDArray[np.int64]) -> Record:
@@ -96,8 +101,9 @@ def take_objects(record: Record, kept: npt.NDArray[np.int64]) -> Record:
 
 
 def split_name(word: str) -> str | None:
-    """``train``, ``val`` or ``test`` for any usual spelling; None for another word."""
-    return _SPLITS.get(word.strip().lower())
+    """``train``, ``val`` or ``test`` for any usual spelling (``Training``, ``val_set``, ``seg_test``); else None."""
+    match = _SPLIT.fullmatch(word.strip().lower())
+    return _SPLITS[match[1]] if match else None
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:

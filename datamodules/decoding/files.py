@@ -1,64 +1,153 @@
-"""Which files of a folder are images."""
+"""Which files of a folder are images, and where a file is that a list names."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-from datamodules.common.errors import UserError
+from datamodules.common.errors import UserError, examples
 from datamodules.decoding.video import is_video, list_frames
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".npy"),
 )
+#: What systems and their servers put into folders by themselves; AppleDouble files (``._x``) begin with a dot.
+_SYSTEM = frozenset(
+    {"@eadir", "#recycle", "@recycle", "@recently-snapshot", "$recycle.bin", "recycler", "system volume information"}
+    | {"__macosx", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+)
+#: Suffixes of files that are no pictures and lie beside them in many sets.
+_TEXTS = (
+    *(".txt", ".xml", ".json", ".csv", ".tsv", ".parquet", ".yaml", ".yml", ".md", ".html", ".names", ".data"),
+    *(".cache", ".py", ".ipynb", ".log", ".pdf", ".docx", ".mat", ".db"),
+)
+
+
+def is_visible(name: str) -> bool:
+    """Whether a file or folder is neither hidden (``.name``) nor a system's own."""
+    return not name.startswith(".") and name.lower() not in _SYSTEM
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's name, without folders, has a suffix of ``IMAGE_SUFFIXES`` and is not hidden."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+    """Whether a file's name, without folders, has a suffix of ``IMAGE_SUFFIXES`` and is visible."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and is_visible(name)
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted, hidden ones left out."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """The visible folders in a folder, sorted."""
+    return sorted(p for p in folder.iterdir() if is_visible(p.name) and p.is_dir())
+
+
+def subfolder(folder: Path, names: Iterable[str]) -> Path | None:
+    """The folder in a folder that has the first of these names, in any case; None where there is none."""
+    by_name = {p.name.lower(): p for p in reversed(subfolders(folder))} if folder.is_dir() else {}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def find_file(name: str, roots: Iterable[str | Path]) -> str | None:
+    """Where a file is that a list names, from the first of these folders that has it; None where none has.
+
+    Backslashes, which Windows' programs write, are tried as slashes.
+    """
+    spellings = (name, name.replace("\\", "/")) if "\\" in name else (name,)
+    places = (os.path.join(root, spelling) for root in roots for spelling in spellings)
+    return next((place for place in places if os.path.isfile(place)), None)
+
+
+class Found(NamedTuple):
+    """What ``scan_images`` finds."""
+
+    images: list[str]  # paths, sorted
+    others: Counter[str]  # suffix -> number of files that are no images and no texts
 
 
 def find_images(source: str | Path) -> list[str]:
     """List image files: the file itself, a video's frames, or all images in a folder and its sub-folders, sorted.
 
-    Files and folders whose names start with a dot are skipped. Linked folders are followed, each real folder being
-    visited once, so that loops end.
+    Hidden files and folders and those of systems are skipped. Linked folders are followed, each real folder being
+    visited once, so that loops end; a link to a file that is there already gives no second picture.
 
     Raises:
         UserError: If ``source`` does not exist, the folder holds no file with a suffix of ``IMAGE_SUFFIXES``, or the
             video cannot be decoded.
     """
+    return scan_images(source).images
+
+
+def scan_images(source: str | Path) -> Found:
+    """``find_images``, and what was left out because of its suffix.
+
+    Raises:
+        UserError: As ``find_images``.
+    """
     root = Path(source)
     if root.is_file():
-        return list_frames(root) if is_video(root) else [str(root)]
+        return Found(list_frames(root) if is_video(root) else [str(root)], Counter())
     if not root.is_dir():
         raise UserError(f"'{root}' does not exist (looked in {Path.cwd()}); give an image file or a folder.")
     found = _walk(root)
-    if not found:
-        raise UserError(f"Folder '{root}' holds no image files (known suffixes: {', '.join(IMAGE_SUFFIXES)}).")
-    return sorted(found)
-
-
-def _walk(root: Path) -> list[str]:
-    """Image files below a folder, each real folder being visited once."""
-    found: list[str] = []
-    seen: set[str] = set()
-    pending = [str(root)]
-    while pending:  # real folders first, then the linked ones found among them
-        for folder, folders, files in os.walk(pending.pop(0)):
-            real = os.path.realpath(folder)
-            if real in seen:
-                folders.clear()
-                continue
-            seen.add(real)
-            found += [os.path.join(folder, f) for f in files if is_image_name(f)]
-            visible = sorted(f for f in folders if not f.startswith("."))
-            folders[:] = [f for f in visible if not os.path.islink(os.path.join(folder, f))]
-            pending += [os.path.join(folder, f) for f in visible if f not in folders]
+    if not found.images:
+        left_out = f" {skipped_files(found.others)}" if found.others else ""
+        raise UserError(
+            f"Folder '{root}' holds no image files (known suffixes: {', '.join(IMAGE_SUFFIXES)}).{left_out}"
+        )
     return found
+
+
+def skipped_files(others: Counter[str]) -> str:
+    """A sentence about files that were left out."""
+    kinds = examples([f"{count:,} {suffix or 'without a suffix'}" for suffix, count in others.most_common()], 5)
+    return (
+        f"{others.total():,} file(s) were left out because of their suffix ({kinds}). Pictures among them must be saved"
+        " as JPEG or PNG."
+    )
+
+
+def _walk(root: Path) -> Found:
+    """Files below a folder, each real folder being visited once."""
+    images: list[str] = []
+    links: list[str] = []
+    others: Counter[str] = Counter()
+    seen: set[str] = set()
+    folders, linked = [str(root)], list[str]()
+    while folders or linked:  # real folders first, then the linked ones found among them
+        folder = folders.pop() if folders else linked.pop(0)
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+            if not is_visible(entry.name):
+                continue
+            if entry.is_dir():
+                (linked if entry.is_symlink() else folders).append(entry.path)
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                (links if entry.is_symlink() else images).append(entry.path)
+            elif (suffix := os.path.splitext(entry.name)[1].lower()) not in _TEXTS:
+                others[suffix] += 1
+    return Found(sorted(images + _new(links, images)), others)
+
+
+def _new(links: list[str], images: list[str]) -> list[str]:
+    """The links to files that are neither among the images nor behind an earlier link."""
+    known = {_identity(path) for path in images} if links else set()
+    new = []
+    for path in links:
+        identity = _identity(path)
+        if identity not in known:
+            new.append(path)
+            known.add(identity)
+    return new
+
+
+def _identity(path: str) -> tuple[int, int] | str:
+    """What tells one file from another, whatever their names; a broken link's own name."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return path
+    return found.st_dev, found.st_ino

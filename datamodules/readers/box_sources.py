@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
 from datamodules.annotations.records import Listing
 from datamodules.common.errors import UserError
-from datamodules.readers.coco import read_coco, read_coco_folder
+from datamodules.readers.coco import is_coco, read_coco, read_coco_folder
 from datamodules.readers.voc_boxes import Difficult, read_voc_boxes
+from datamodules.readers.voc_layouts import has_xmls
+from datamodules.readers.yolo_sets import is_yolo
 from datamodules.readers.yolo_text import read_yolo
 
 Format = Literal["coco", "voc", "yolo"]
+_SIGNS: dict[Format, Callable[[Path], bool]] = {"coco": is_coco, "voc": has_xmls, "yolo": is_yolo}
 
 
 def read_boxes(
@@ -69,16 +73,11 @@ def find_format(source: str | Path) -> Format:
     if not source.exists():
         raise UserError(f"'{source}' does not exist (looked in {Path.cwd()}).")
     if source.is_file():
-        known: dict[str, Format] = {".json": "coco", ".yaml": "yolo", ".yml": "yolo"}
+        known: dict[str, Format] = {".json": "coco", ".yaml": "yolo", ".yml": "yolo", ".data": "yolo"}
         if source.suffix.lower() not in known:
             raise UserError(f"'{source}' is neither a folder, nor a COCO file (.json), nor a YOLO data set (.yaml).")
         return known[source.suffix.lower()]
-    signs: dict[Format, tuple[str, ...]] = {
-        "coco": ("annotations/*.json", "*/_annotations.coco.json"),
-        "voc": ("Annotations/*.xml", "*.xml", "train/*.xml", "val*/*.xml", "test/*.xml"),
-        "yolo": ("data.y*ml", "dataset.y*ml", "labels/**/*.txt", "train/labels", "val*/labels", "test/labels"),
-    }
-    found = [name for name, patterns in signs.items() if any(next(source.glob(p), None) for p in patterns)]
+    found: list[Format] = [name for name, is_one in _SIGNS.items() if is_one(source)]
     if len(found) != 1:
         like = f"like {' and '.join(found)} at once" if found else "like none of coco, voc and yolo"
         raise UserError(

@@ -15,14 +15,17 @@ import numpy.typing as npt
 
 from datamodules.annotations.records import Listing, Record, split_name
 from datamodules.common.errors import UserError
+from datamodules.decoding.files import is_visible
 from datamodules.decoding.sizes import image_size
+from datamodules.readers.coco_images import image_index, image_paths, image_sizes
 from datamodules.readers.coco_values import (
-    image_index,
-    image_paths,
-    image_sizes,
+    annotation_numbers,
+    crowd_of,
     load_file,
     mask_area,
     mask_box,
+    mask_of,
+    number_of,
     or_nan,
     read_categories,
     read_column,
@@ -30,13 +33,13 @@ from datamodules.readers.coco_values import (
     wrong_area,
     wrong_bbox,
     wrong_crowd,
-    wrong_id,
 )
 
 _Parts: TypeAlias = tuple[list[Record], list[str], list[int]]  # records, class names, their ids in the file
 
 _SPLIT_FILE = re.compile(r"(?:instances_)?([a-z]+)[-_]?\d*", re.IGNORECASE)
 _ROBOFLOW = "_annotations.coco.json"  # lies beside the images of each split folder
+_FIFTYONE = "labels.json"  # lies beside the folder data, in each split folder or above
 
 
 def read_coco(annotations: str | Path, image_root: str | Path | None = None, split: str | None = None) -> Listing:
@@ -51,7 +54,8 @@ def read_coco(annotations: str | Path, image_root: str | Path | None = None, spl
     - ``labels`` int64 (N,), 0..K-1: categories in the order of their ids, without gaps.
     - ``iscrowd`` uint8 (N,); ``area`` float32 (N,): the file's, or else that of the mask, or else of the box.
     - ``segmentation``: None, or a list of N polygons, RLE dicts (compressed or not) or None, as they stand in the file.
-    - ``annotation_ids`` int64 (N,); -1 where the file gives none. ``annotation_file`` (str): the JSON file.
+    - ``annotation_ids`` int64 (N,); -1 where the file gives none, 1, 2, ... where its ids are no numbers.
+    - ``annotation_file`` (str): the JSON file.
 
     Args:
         annotations: The JSON file.
@@ -73,7 +77,8 @@ def read_coco_folder(root: str | Path, image_root: str | Path | None = None) -> 
 
     The prefix ``instances_`` and digits after the split (``train2017``) may be there or not; a single file may have any
     name, and split None then. Images lie in ``root/images``, ``root/images/SPLIT`` or ``root/SPLIT``. Also read:
-    ``root/SPLIT/_annotations.coco.json`` with the images beside it, as Roboflow writes.
+    ``root/SPLIT/_annotations.coco.json`` with the images beside it, as Roboflow writes, and ``root/labels.json`` or
+    ``root/SPLIT/labels.json`` with the images in ``data`` beside it, as FiftyOne does.
 
     Raises:
         UserError: If there is no such folder, file or image.
@@ -83,7 +88,7 @@ def read_coco_folder(root: str | Path, image_root: str | Path | None = None) -> 
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"COCO folder '{root}' does not exist (looked in {Path.cwd()}).")
-    found = sorted((root / "annotations").glob("*.json")) + sorted(root.glob(f"*/{_ROBOFLOW}"))
+    found = _files(root)
     files = _files_by_split(found)
     if not files and len(found) == 1:
         return Listing(*_read(found[0], image_root, None))
@@ -100,11 +105,24 @@ def read_coco_folder(root: str | Path, image_root: str | Path | None = None) -> 
     return Listing([record for records, _, _ in parts.values() for record in records], names, ids)
 
 
+def is_coco(root: str | Path) -> bool:
+    """Whether a folder holds COCO's annotation files, or Roboflow's or FiftyOne's."""
+    return bool(_files(Path(root)))
+
+
+def _files(root: Path) -> list[Path]:
+    """The annotation files of a folder."""
+    found = sorted((root / "annotations").glob("*.json"))
+    for name in (_ROBOFLOW, _FIFTYONE):
+        found += [file for file in (*sorted(root.glob(f"*/{name}")), root / name) if file.is_file()]
+    return [file for file in found if is_visible(file.name)]
+
+
 def _files_by_split(found: list[Path]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for file in found:
         match = _SPLIT_FILE.fullmatch(file.stem)
-        word = file.parent.name if file.name == _ROBOFLOW else match[1] if match else ""
+        word = file.parent.name if file.name in (_ROBOFLOW, _FIFTYONE) else match[1] if match else ""
         split = split_name(word)
         if split is None:
             continue
@@ -148,7 +166,8 @@ def _read(file: Path, image_root: str | Path | None, split: str | None) -> _Part
 
 def _build(file: Path, data: dict[str, Any], image_root: str | Path | None, split: str | None) -> _Parts:
     images, annotations = data["images"], data["annotations"]
-    names, ids = read_categories(file, data["categories"])
+    used = {number_of(a.get("category_id")) for a in annotations if isinstance(a, dict)}
+    names, ids = read_categories(file, data["categories"], used)
     if not images:
         raise UserError(f"'{file}' has no images.")
     index = image_index(file, images)
@@ -174,7 +193,7 @@ def _build(file: Path, data: dict[str, Any], image_root: str | Path | None, spli
                 "iscrowd": columns.crowds[own],
                 "area": columns.areas[own],
                 "segmentation": masks if any(mask is not None for mask in masks) else None,
-                "image_id": image["id"],
+                "image_id": image["id"] if isinstance(image["id"], str) else int(image["id"]),
                 "annotation_ids": columns.numbers[own],
                 "annotation_file": str(file),
             }
@@ -208,16 +227,17 @@ class _Columns:
         )
 
 
-def _columns(file: Path, annotations: list[Any], index: dict[int, int], ids: list[int]) -> _Columns:
-    label = {category: i for i, category in enumerate(ids)}
+def _columns(file: Path, annotations: list[Any], index: dict[int | str, int], ids: list[int]) -> _Columns:
+    label: dict[int | str | None, int] = {category: i for i, category in enumerate(ids)}
 
     def unknown_image(a: Any) -> str | None:
         fix = "Add the image, or remove the annotation."
-        return None if a["image_id"] in index else f"image_id {a['image_id']!r} is none of 'images'. {fix}"
+        return None if number_of(a["image_id"]) in index else f"image_id {a['image_id']!r} is none of 'images'. {fix}"
 
     def unknown_category(a: Any) -> str | None:
         category = a["category_id"]
-        return None if category in label else f"category_id {category!r} is none of 'categories' ({some(ids)})."
+        known = number_of(category) in label
+        return None if known else f"category_id {category!r} is none of 'categories' ({some(ids)})."
 
     def column(get: Callable[[Any], Any], explain: Callable[[Any], str | None], dtype: Any, width: int = 0) -> Any:
         return read_column(file, annotations, lambda: [get(a) for a in annotations], explain, dtype, width)
@@ -225,13 +245,13 @@ def _columns(file: Path, annotations: list[Any], index: dict[int, int], ids: lis
     boxes = column(lambda a: a.get("bbox") or mask_box(a), wrong_bbox, np.float64, 4)
     boxes[:, 2:] += boxes[:, :2]
     return _Columns(
-        owners=column(lambda a: index[a["image_id"]], unknown_image, np.int64),
-        labels=column(lambda a: label[a["category_id"]], unknown_category, np.int64),
-        crowds=column(lambda a: a.get("iscrowd") or 0, wrong_crowd, np.uint8),
-        numbers=column(lambda a: a.get("id", -1), wrong_id, np.int64),
+        owners=column(lambda a: index[number_of(a["image_id"])], unknown_image, np.int64),  # type: ignore[index]
+        labels=column(lambda a: label[number_of(a["category_id"])], unknown_category, np.int64),
+        crowds=column(crowd_of, wrong_crowd, np.uint8),
+        numbers=annotation_numbers(annotations),
         boxes=boxes,
         areas=column(lambda a: or_nan(a.get("area")), wrong_area, np.float64),
-        masks=[a.get("segmentation") or None for a in annotations],
+        masks=[mask_of(a) for a in annotations],
     )
 
 

@@ -47,7 +47,7 @@ def read_coco_masks(source: str | Path, class_names: list[str] | None = None, *,
         {"image": r["image"], "path": r["path"], "mask": _shapes(r, class_of), "split": r["split"]}
         for r in listing.records
     ]
-    return Listing(records, wanted if multi_label else [BACKGROUND, *wanted])
+    return Listing(records, wanted if multi_label else [BACKGROUND, *wanted], notes=listing.notes)
 
 
 def _wanted(categories: list[str], class_names: list[str] | None, *, multi_label: bool, source: Path) -> list[str]:
@@ -102,16 +102,11 @@ def _run(record: Record, i: int, mask: Any, size: tuple[int, int]) -> tuple[byte
     where = f"Image '{record['path']}', annotation {int(record['annotation_ids'][i])}:"
     if mask is None:
         raise UserError(
-            f"{where} it has a box but no mask ('segmentation'). Remove it, or train a detector on the boxes."
+            f"{where} it has a box but no mask ('segmentation'), or one of fewer than three corners. Remove it, or"
+            " train a detector on the boxes."
         )
     try:
         run = rle.from_segmentation(mask, *size)
         return run["counts"], float(rle.area(run))
     except Exception as error:  # whatever the compiled code makes of a damaged mask
         raise UserError(f"{where} its segmentation cannot be read ({error}).") from error
-
-
-def is_coco(root: str | Path) -> bool:
-    """Whether a folder holds COCO's annotation files, or Roboflow's."""
-    root = Path(root)
-    return any((root / "annotations").glob("*.json")) or any(root.glob("*/_annotations.coco.json"))

@@ -7,7 +7,8 @@ from pathlib import Path
 from datamodules.annotations.records import Listing
 from datamodules.common.errors import UserError
 from datamodules.readers.class_files import CLASSES_FILE, read_class_file
-from datamodules.readers.coco_masks import is_coco, read_coco_masks
+from datamodules.readers.coco import is_coco
+from datamodules.readers.coco_masks import read_coco_masks
 from datamodules.readers.lists import read_mask_list
 from datamodules.readers.pairs import read_pairs
 from datamodules.readers.voc_masks import is_voc, read_voc_masks
@@ -88,4 +89,4 @@ def _in_order(listing: Listing, names: list[str] | None) -> Listing:
             f"{len(empty)} image(s) have a mask of none of data.class_names {names}: {', '.join(empty[:5])}. Move them"
             " elsewhere, or add a black mask of one class."
         )
-    return Listing(records, list(names))
+    return listing._replace(records=records, class_names=list(names))

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from datamodules.common.errors import UserError, examples
-from datamodules.decoding.files import IMAGE_SUFFIXES
+from datamodules.decoding.files import IMAGE_SUFFIXES, is_visible
 
 #: What a mask's name may have behind its image's, in folders that are found without patterns.
 MASK_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "_L")
-SPLIT_WORDS = "train|validation|valid|val|test"
 _EXAMPLES = 5
 
 
@@ -57,12 +56,18 @@ def stems(folder: Path) -> dict[str, str]:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Paths below the folder of all files, with slashes, sorted; links are followed, hidden files left out."""
-    found = []
+    """Paths below the folder of all visible files, with slashes, sorted; each real folder is visited once."""
+    found: list[str] = []
+    seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        real = os.path.realpath(parent)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if is_visible(f))
         below = os.path.relpath(parent, folder)
-        found += [f if below == "." else f"{below}/{f}".replace(os.sep, "/") for f in files if not f.startswith(".")]
+        found += [f if below == "." else f"{below}/{f}".replace(os.sep, "/") for f in files if is_visible(f)]
     return sorted(found)
 
 

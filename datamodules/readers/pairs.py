@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from datamodules.annotations.records import Listing, Record, split_name
+from datamodules.annotations.records import SPLIT_WORDS, Listing, Record, split_name
 from datamodules.common.errors import UserError
 from datamodules.decoding.files import subfolders
-from datamodules.readers.pairing import SPLIT_WORDS, pair_files, stems
+from datamodules.readers.pairing import pair_files, stems
 from datamodules.readers.patterns import read_pattern
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from datamodules.annotations.records import Listing, Record, sort_classes, split_name
+from datamodules.annotations.records import SPLIT_WORDS, Listing, Record, sort_classes, split_name
 from datamodules.common.errors import UserError, examples
-from datamodules.readers.pairing import SPLIT_WORDS, list_files, report_unpaired
+from datamodules.readers.pairing import list_files, report_unpaired
 
 
 class _Image(NamedTuple):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datamodules.common.errors import UserError, did_you_mean
+from datamodules.readers.text import read_text
 
 Where = Callable[[int], str]  # index of a row -> "FILE, line N"
 
@@ -78,18 +80,15 @@ def _read_csv(file: Path) -> tuple[list[str], list[list[str]], list[int]]:
     """The header, the rows that are not empty, and the line where each ends."""
     rows: list[list[str]] = []
     lines: list[int] = []
-    with open(file, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.reader(stream)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            for row in reader:
-                if row:
-                    rows.append([cell.strip() for cell in row])
-                    lines.append(reader.line_num)
-        except UnicodeDecodeError as error:
-            raise UserError(f"'{file}' is not UTF-8 text ({error}); save it as UTF-8.") from error
-        except csv.Error as error:
-            raise UserError(f"{file}, line {reader.line_num}: not readable as CSV ({error}).") from error
+    reader = csv.reader(io.StringIO(read_text(file), newline=""))
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        for row in reader:
+            if row:
+                rows.append([cell.strip() for cell in row])
+                lines.append(reader.line_num)
+    except csv.Error as error:
+        raise UserError(f"{file}, line {reader.line_num}: not readable as CSV ({error}).") from error
     return header, rows, lines
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -11,12 +10,15 @@ from xml.etree import ElementTree
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.annotations.records import Listing, Record, sort_classes, split_name
+from datamodules.annotations.records import Listing, Record, sort_classes
 from datamodules.common.errors import UserError, did_you_mean
-from datamodules.decoding.files import is_image_name
 from datamodules.readers.class_files import read_class_file
+from datamodules.readers.text import flag, number, parse_xml
+from datamodules.readers.voc_layouts import find_pairs
 
 Difficult = Literal["ignore", "keep", "drop"]
+
+_LONGEST_SIDE = 1 << 31  # what is beyond is no size
 
 
 def read_voc_boxes(
@@ -29,8 +31,9 @@ def read_voc_boxes(
     """Read the boxes of VOC's XML files; records as in ``datamodules.readers.coco``, without masks.
 
     Layouts: ``Annotations``, ``JPEGImages`` and ``ImageSets/Main/{train,val,test,trainval}.txt`` in ``root`` (without
-    lists all XML files, split None; what only ``trainval`` names has split None); or XML files beside the images, in
-    ``root`` or in ``root/SPLIT``. An image belongs to the XML of the same name; ``path`` in it, and ``filename`` unless
+    lists all XML files, split None; what only ``trainval`` names has split None), in any case and by the usual other
+    names (``xmls``, ``images``), or the two in ``root/SPLIT``; or XML files beside the images, in ``root`` or in
+    ``root/SPLIT``. An image belongs to the XML of the same name; ``path`` in it, and ``filename`` unless
     needed, are not used: both go stale. An XML without objects is an image without objects; one that is missing is
     an error.
 
@@ -61,7 +64,7 @@ def read_voc_boxes(
         raise UserError(f"VOC folder '{root}' does not exist (looked in {Path.cwd()}).")
     if class_names is None:
         class_names = read_class_file(root)
-    found = _devkit(root) if (root / "Annotations").is_dir() else _beside(root)
+    found = find_pairs(root)
 
     def read(item: tuple[Path, str, str | None]) -> tuple[Record, list[str]]:
         return _read_xml(*item, offset=float(one_based), difficult=difficult)
@@ -79,122 +82,28 @@ def read_voc_boxes(
 def _numbers(record: Record, objects: list[str], names: list[str]) -> npt.NDArray[np.int64]:
     """The classes of a record's objects."""
     index = {name: i for i, name in enumerate(names)}
-    for number, name in zip(record["annotation_ids"].tolist(), objects, strict=True):
+    for place, name in zip(record["annotation_ids"].tolist(), objects, strict=True):
         if name not in index:
             raise UserError(
-                f"{record['annotation_file']}, object {number}: class '{name}' is none of"
+                f"{record['annotation_file']}, object {place}: class '{name}' is none of"
                 f" {', '.join(names)}.{did_you_mean(name, names)} Add it to the class names, or correct it."
             )
     return np.array([index[name] for name in objects], np.int64)
-
-
-def _devkit(root: Path) -> list[tuple[Path, str, str | None]]:
-    """(XML, image, split) of each image of VOC's own layout."""
-    folder = root / "JPEGImages"
-    if not folder.is_dir():
-        raise UserError(f"'{root}' has Annotations, but no folder JPEGImages with the images.")
-    images = _images(folder)
-    xmls = {name.removesuffix(".xml") for name in os.listdir(root / "Annotations") if name.endswith(".xml")}
-    lists = {name: root / "ImageSets" / "Main" / f"{name}.txt" for name in ("train", "val", "test", "trainval")}
-    lists = {name: file for name, file in lists.items() if file.is_file()}
-    splits = _listed(root, lists, xmls) if lists else dict.fromkeys(sorted(xmls))
-    if not splits:
-        raise UserError(f"'{root}' names no images: fill ImageSets/Main/train.txt, or put XML files into Annotations.")
-    out = []
-    for stem, split in splits.items():
-        xml = root / "Annotations" / f"{stem}.xml"
-        out.append((xml, _image_of(xml, stem, images, folder), split))
-    return out
-
-
-def _listed(root: Path, lists: dict[str, Path], xmls: set[str]) -> dict[str, str | None]:
-    """Stem -> split of what the lists name; None for what only ``trainval`` names, which comes last."""
-    splits: dict[str, str | None] = {}
-    for name, file in lists.items():
-        for line, text in enumerate(file.read_text("utf-8").splitlines(), 1):
-            if not text.strip():
-                continue
-            stem = text.strip() if text.strip() in xmls else text.split()[0]  # lists of one class have a flag behind
-            if name == "trainval":
-                splits.setdefault(stem, None)
-                continue
-            other = splits.setdefault(stem, name)
-            if other != name:
-                raise UserError(f"{file}, line {line}: '{stem}' is in {other}.txt, too; remove it from one of them.")
-            if stem not in xmls:
-                raise UserError(
-                    f"{file}, line {line}: there is no '{root / 'Annotations' / stem}.xml'. Write one (without objects,"
-                    " if nothing is on the image), or remove the line."
-                )
-    return splits
-
-
-def _beside(root: Path) -> list[tuple[Path, str, str | None]]:
-    """The same of XML files that lie beside their images."""
-    folders: dict[Path, str | None] = {root: None}
-    folders |= {f: split_name(f.name) for f in sorted(root.iterdir()) if f.is_dir() and split_name(f.name)}
-    out: list[tuple[Path, str, str | None]] = []
-    for folder, split in folders.items():
-        images = _images(folder)
-        xmls = sorted(folder.glob("*.xml"))
-        out += [(xml, _image_of(xml, xml.stem, images, folder), split) for xml in xmls]
-        if xmls and (alone := sorted(images.keys() - {xml.stem for xml in xmls})):
-            raise UserError(
-                f"{len(alone)} image(s) in '{folder}' have no XML file, for example '{images[alone[0]][0]}'. Write one"
-                " without objects if nothing is on the image, or remove it."
-            )
-    if not out:
-        raise UserError(
-            f"'{root}' holds no VOC data: expected Annotations/*.xml and JPEGImages, or XML files beside the images."
-        )
-    return out
-
-
-def _images(folder: Path) -> dict[str, list[str]]:
-    """Stem -> image files of that name."""
-    images: dict[str, list[str]] = {}
-    for name in sorted(os.listdir(folder)):
-        if is_image_name(name):
-            images.setdefault(os.path.splitext(name)[0], []).append(name)
-    return images
-
-
-def _image_of(xml: Path, stem: str, images: dict[str, list[str]], folder: Path) -> str:
-    names = images.get(stem, [])
-    if len(names) == 1:
-        return os.path.join(folder, names[0])
-    if not xml.is_file():
-        raise UserError(f"'{xml}' does not exist, but a list in ImageSets/Main names '{stem}'.")
-    filename = (_parse(xml).findtext("filename") or "").strip()
-    if filename and (not names or filename in names) and (folder / filename).is_file():
-        return os.path.join(folder, filename)
-    if names:
-        raise UserError(f"'{xml}' could belong to {' or '.join(names)} in '{folder}'; rename one.")
-    raise UserError(f"'{xml}': there is no image '{stem}' (.jpg, .png, ...) in '{folder}'.")
-
-
-def _parse(xml: Path) -> ElementTree.Element:
-    try:
-        return ElementTree.parse(xml).getroot()
-    except FileNotFoundError as error:
-        raise UserError(f"'{xml}' does not exist, but a list in ImageSets/Main names it.") from error
-    except (ElementTree.ParseError, UnicodeDecodeError) as error:
-        raise UserError(f"'{xml}' cannot be read as XML ({error}). Correct or write it again.") from error
 
 
 def _read_xml(
     xml: Path, image: str, split: str | None, *, offset: float, difficult: Difficult
 ) -> tuple[Record, list[str]]:
     """One record, still without labels, and the class names of its objects."""
-    root = _parse(xml)
-    height, width = (_size(root.findtext(f"size/{side}")) for side in ("height", "width"))
+    root = parse_xml(xml)
+    height, width = (_size(root, side, xml) for side in ("height", "width"))
     names: list[str] = []
     boxes: list[list[float]] = []
     flags: list[int] = []
     numbers: list[int] = []
-    for number, thing in enumerate(root.iter("object"), 1):
-        where = f"{xml}, object {number}"
-        hard = (thing.findtext("difficult") or "0").strip() not in ("0", "")
+    for place, thing in enumerate(root.iter("object"), 1):
+        where = f"{xml}, object {place}"
+        hard = flag(thing.findtext("difficult"), f"{where}: difficult")
         if hard and difficult == "drop":
             continue
         name = (thing.findtext("name") or "").strip()
@@ -204,9 +113,9 @@ def _read_xml(
         if box is None:
             raise UserError(f"{where} ('{name}'): it has no 'bndbox'; only upright boxes are read.")
         names.append(name)
-        boxes.append([_number(box, side, f"{where} ('{name}')") for side in ("xmin", "ymin", "xmax", "ymax")])
+        boxes.append([number(box.findtext(s), f"{where} ('{name}'): {s}") for s in ("xmin", "ymin", "xmax", "ymax")])
         flags.append(int(hard and difficult == "ignore"))
-        numbers.append(number)
+        numbers.append(place)
     corners = np.array(boxes, np.float64).reshape(-1, 4)
     point = (corners[:, :2] == corners[:, 2:]).all(1, keepdims=True)
     corners[:, :2] -= np.where(point, 0, offset)
@@ -229,18 +138,8 @@ def _read_xml(
     return record, names
 
 
-def _size(text: str | None) -> int:
-    try:
-        return max(0, int(float(text or 0)))
-    except (ValueError, OverflowError):
-        return 0
-
-
-def _number(box: ElementTree.Element, side: str, where: str) -> float:
-    text = box.findtext(side)
-    try:
-        return float(text or "")
-    except ValueError:
-        raise UserError(
-            f"{where}: {side} is {'missing' if text is None else repr(text)}; it must be a number."
-        ) from None
+def _size(root: ElementTree.Element, side: str, xml: Path) -> int:
+    """Height or width of the image; 0 where the file does not say."""
+    text = (root.findtext(f"size/{side}") or "").strip()
+    given = number(text, f"'{xml}': the image's {side}") if text else 0
+    return int(given) if 0 < given < _LONGEST_SIDE else 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from datamodules.annotations.records import Listing, Record
 from datamodules.common.errors import UserError
 from datamodules.readers.pairing import pair_files, stems
+from datamodules.readers.text import read_lines
 
 VOC_CLASSES = [
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -75,7 +76,7 @@ def _listed_records(root: Path, lists: dict[str, Path], images: dict[str, str], 
 
 def _ids(file: Path) -> list[str]:
     """The first word of each line."""
-    return [line.split()[0] for line in file.read_text().split("\n") if line.strip()]
+    return [line.split()[0] for line in read_lines(file) if line]
 
 
 def _check_files(stem: str, file: Path, folders: dict[Path, dict[str, str]]) -> None:

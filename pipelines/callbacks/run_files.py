@@ -15,7 +15,8 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException  # type: ign
 from pipelines.callbacks.ending import metric_lines, next_commands, resume_command, why_stopped
 from pipelines.callbacks.overview import block
 from pipelines.callbacks.progress import duration
-from pipelines.run.directory import is_stage, set_results_aside, write_metrics
+from pipelines.run.directory import is_stage
+from pipelines.run.results import set_results_aside, write_metrics
 
 
 class RunFiles(Callback):

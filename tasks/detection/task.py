@@ -35,7 +35,7 @@ class Detection(Task):
             masks), ``box_regression`` (one box an image).
         backbone: A timm name; ``python -m pipelines list backbones`` shows all.
         num_classes: Taken from the data where it is left out; so are ``in_chans`` and ``image_size``.
-        pretrained: ``true`` for the hub's weights of the backbone, or a local weights file.
+        pretrained: ``true`` for the hub's weights of the backbone, a local weights file, or a checkpoint of any task.
         backbone_args: Arguments for the backbone's own constructor.
         detector_args: Arguments of the family's own, as ``{head_channels: 128}``; docs/detection.md lists them.
         drop_path_rate: Stochastic depth in the backbone.
@@ -150,7 +150,7 @@ class Detection(Task):
         backbone = BackboneArguments(
             self.backbone,
             in_chans=int(self.in_chans or 3),
-            pretrained=self.pretrained if self.load_pretrained else False,
+            pretrained=self.weights_to_build_with,
             image_size=(size[0], size[1]) if size else None,
             drop_path_rate=self.drop_path_rate,
             backbone_args=self.backbone_args,

@@ -29,7 +29,7 @@ class Segmentation(Task):
         architecture: Decoder; all but ``segnet`` are those of segmentation_models_pytorch.
         backbone: Encoder: a timm name; ``python -m pipelines list backbones`` shows all.
         num_classes: Taken from the data where it is left out; so are ``in_chans`` and ``image_size``.
-        pretrained: ``true`` for the hub's weights of the encoder, or a local weights file.
+        pretrained: ``true`` for the hub's weights of the encoder, a local weights file, or a checkpoint of any task.
         backbone_args: Arguments for the encoder's own constructor.
         decoder_args: Arguments for the decoder's constructor in segmentation_models_pytorch, as
             ``decoder_channels: [256, 128, 64, 32, 16]``.
@@ -169,7 +169,7 @@ class Segmentation(Task):
             self.backbone,
             1 if self.kind == "binary" else classes,
             in_chans=int(self.in_chans or 3),
-            pretrained=self.pretrained if self.load_pretrained else False,
+            pretrained=self.weights_to_build_with,
             image_size=self.image_height_width,
             decoder_args=self.decoder_args,
             drop_path_rate=self.drop_path_rate,

@@ -318,7 +318,6 @@ def test_chosen_coco_categories(tmp_path):
 
 def test_shapes_without_area_are_left_out_and_sizes_may_come_from_the_file(tmp_path):
     thin = [
-        {"segmentation": [[1, 1, 5, 5]], "category_id": 3},
         {"segmentation": [[1, 1, 1, 1, 1, 1]], "category_id": 3},
     ]
     listing = read_coco_masks(write_coco(tmp_path, thin, height=None, width=None))

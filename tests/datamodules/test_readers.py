@@ -229,7 +229,7 @@ def test_bad_list_files(tmp_path):
     with pytest.raises(ValueError, match="cannot be read as parquet"):
         read_list(tmp_path / "x.parquet")
     (tmp_path / "x.csv").write_bytes("path,label\ngr\xf6\xdfe.jpg,1\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="not UTF-8"):
+    with pytest.raises(ValueError, match="cannot be decoded as UTF-8"):
         read_list(tmp_path / "x.csv")
     with pytest.raises(ValueError, match=r"neither a \.csv nor a \.parquet"):
         read_list(touch(tmp_path, "x.xlsx") / "x.xlsx")

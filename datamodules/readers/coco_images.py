@@ -1,0 +1,125 @@
+"""The images of a COCO file: their ids, their sizes, and where their files are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from datamodules.common.errors import UserError
+from datamodules.decoding.headers import MAX_PIXELS
+from datamodules.readers.coco_values import number_of
+from datamodules.readers.text import whole
+
+
+def image_sizes(file: Path, images: list[Any]) -> list[tuple[int, int]]:
+    """Height and width of each image; 0 where the file does not say.
+
+    Raises:
+        UserError: If they are no numbers, or more pixels than an image may have.
+    """
+    sizes = []
+    for image in images:
+        height, width = (_side(file, image, key) for key in ("height", "width"))
+        if height * width > MAX_PIXELS:  # so large would its masks be, whatever the image file is
+            raise UserError(
+                f"'{file}': image {image['id']}: {width} x {height} = {width * height:,} pixels are more than"
+                f" {MAX_PIXELS:,}. Correct its height and width, or cut the image into tiles."
+            )
+        sizes.append((height, width))
+    return sizes
+
+
+def _side(file: Path, image: Any, key: str) -> int:
+    """Height or width; 0 where the file does not say, or says -1, as the VGG Image Annotator does."""
+    side = image.get(key)
+    if type(side) is not int:
+        side = whole(side, f"'{file}': image {image['id']}: its {key}") if side not in (None, "") else 0
+    return max(0, side)
+
+
+def image_index(file: Path, images: list[Any]) -> dict[int | str, int]:
+    """Image id, see ``number_of`` -> place in the list."""
+    index: dict[int | str, int] = {}
+    files: dict[str, int] = {}
+    for i, image in enumerate(images):
+        try:
+            number, name = image["id"], image["file_name"]
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"'{file}': image number {i + 1} must have an 'id' and a 'file_name': {image!r}."
+            ) from error
+        number = number_of(number)
+        if number is None or not isinstance(name, str):
+            raise UserError(
+                f"'{file}': image number {i + 1}: 'id' must be a number or text, 'file_name' text: {image!r}."
+            )
+        if index.setdefault(number, i) != i:
+            other = images[index[number]]["file_name"]
+            raise UserError(f"'{file}': image id {number} occurs twice ('{other}' and '{name}'). Give each its own id.")
+        if files.setdefault(name, i) != i:
+            other = images[files[name]]["id"]
+            raise UserError(
+                f"'{file}': file '{name}' is there twice (image ids {other} and {number}). Merge them into one image."
+            )
+    return index
+
+
+def image_paths(file: Path, images: list[Any], image_root: str | Path | None, split: str | None) -> list[str]:
+    """Path of each image file, below ``image_root`` or the first known place that holds the first image.
+
+    Raises:
+        UserError: If images are missing; the first is named.
+    """
+    roots = _roots(file, split) if image_root is None else [str(image_root)]
+    names = [image["file_name"] for image in images]
+    root, names = _place(names, roots)
+    paths = [os.path.join(root, name) for name in names]
+    missing = _missing(paths)
+    if missing:
+        image = images[missing[0]]
+        looked = paths[missing[0]] if len(roots) == 1 or missing[0] else f"{names[0]} in {', '.join(roots)}"
+        raise UserError(
+            f"'{file}': image '{image['file_name']}' (id {image['id']}) does not exist (looked for {looked});"
+            f" {len(missing)} of {len(paths)} are missing. Set image_root to the folder where file names start."
+        )
+    return paths
+
+
+def _place(names: list[str], roots: list[str]) -> tuple[str, list[str]]:
+    """The folder and the spelling of the names by which the first image is found; as they are where none is."""
+    slashed = [name.replace("\\", "/") for name in names]
+    ways = [
+        names,
+        slashed,
+        [name.partition("/")[2] or name for name in slashed],
+        [os.path.basename(n) for n in slashed],
+    ]
+    for spelled in ways:
+        if len(set(spelled)) < len(names):
+            continue  # without their folders several images would be one
+        root = next((r for r in roots if os.path.isfile(os.path.join(r, spelled[0]))), None)
+        if root is not None:
+            return root, spelled
+    return roots[0], names
+
+
+def _roots(file: Path, split: str | None) -> list[str]:
+    """Where the images of a file may be."""
+    here, above = file.parent, file.parent.parent
+    names = [name for name in (file.stem.removeprefix("instances_"), split) if name]
+    folders = [here, here / "images", here / "data", *(above / "images" / name for name in names), above / "images"]
+    return [str(folder) for folder in (*folders, *(above / name for name in names), above)]
+
+
+def _missing(paths: list[str]) -> list[int]:
+    """Places of the files that are not there. Folders are listed once: asking for each file is slow over a network."""
+    folders: dict[str, set[str]] = {}
+    missing = []
+    for i, path in enumerate(paths):
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in folders[folder] and not os.path.isfile(path):  # a disk may not tell A from a
+            missing.append(i)
+    return missing

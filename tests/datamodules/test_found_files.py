@@ -1,0 +1,444 @@
+"""Files as other programs write them: each is read right, or refused by a message that names it.
+
+A case is a small set on the disk with one thing changed; what is said of one reader is tried in others, too.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.common.errors import UserError
+from datamodules.readers.box_sources import read_boxes
+from datamodules.readers.lists import read_list
+from datamodules.readers.mask_sources import read_mask_source
+
+WIDTH, HEIGHT = 48, 40
+
+
+def png(color: int = 100, width: int = WIDTH, height: int = HEIGHT) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((height, width, 3), color, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+PNG = png()
+
+
+def write(root: Path, files: dict[str, str | bytes]) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return root
+
+
+def yolo(root: Path, extra: dict[str, str | bytes] | None = None, line: str = "0 0.375 0.35 0.4166667 0.4") -> Path:
+    files: dict[str, str | bytes] = {}
+    for split in ("train", "val"):
+        for i in range(2):
+            files |= {f"images/{split}/{i}.png": PNG, f"labels/{split}/{i}.txt": line + "\n"}
+    return write(root, files | (extra or {}))
+
+
+YAML = "train: images/train\nval: images/val\nnames: [disc, square]\n"
+XML = (
+    "<annotation><object><name>{name}</name>{more}<bndbox><xmin>9</xmin><ymin>7</ymin><xmax>28</xmax><ymax>22</ymax>"
+    "</bndbox></object></annotation>"
+)
+
+
+def xml(name: str = "disc", more: str = "") -> str:
+    return XML.format(name=name, more=more)
+
+
+def voc(root: Path, text: str | bytes = "", folders: str = "Annotations JPEGImages", suffix: str = ".xml") -> Path:
+    xmls, images = folders.split()
+    return write(root, {f"{xmls}/0{suffix}": text or xml(), f"{images}/0.png": PNG})
+
+
+def coco(root: Path, change: Callable[[Any], Any] = lambda data: None, name: str = "train.json", at: str = "") -> Path:
+    """Two images of a disc each, and the file, changed."""
+    data: Any = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": WIDTH, "height": HEIGHT} for i in (1, 2)],
+        "categories": [{"id": 1, "name": "disc"}, {"id": 2, "name": "square"}],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "bbox": [8, 6, 20, 16], "area": 320, "iscrowd": 0,
+             "segmentation": [[8, 6, 28, 6, 28, 22, 8, 22]]}
+            for i in (1, 2)
+        ],
+    }  # fmt: skip
+    change(data)
+    return write(root, {f"{at}1.png": PNG, f"{at}2.png": PNG, name: json.dumps(data)}) / name
+
+
+def boxes(source: Path, **arguments: Any) -> list[list[float]]:
+    return [box for r in read_boxes(source, **arguments).records for box in r["boxes"].round(1).tolist()]
+
+
+def each(key: str, **values: Any) -> Callable[[Any], None]:
+    """Sets keys of all annotations, images or categories; a function is called with the entry."""
+
+    def change(data: Any) -> None:
+        for entry in data[key]:
+            entry.update({k: v(entry) if callable(v) else v for k, v in values.items()})
+
+    return change
+
+
+def both(*changes: Callable[[Any], None]) -> Callable[[Any], None]:
+    def change(data: Any) -> None:
+        for one in changes:
+            one(data)
+
+    return change
+
+
+# Text.
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lists_of_any_mark_and_line_end(tmp_path, encoding, end):
+    def text(*lines: str) -> bytes:
+        return end.join([*lines, ""]).encode(encoding)
+
+    assert read_boxes(yolo(tmp_path / "a", {"classes.txt": text("Kreis", "Maß")})).class_names == ["Kreis", "Maß"]
+    extra = {"data.yaml": text("train: l.txt", "names: [é]"), "l.txt": text("./images/train/0.png", "")}
+    listing = read_boxes(yolo(tmp_path / "b", extra))
+    assert (len(listing.records), listing.class_names) == (1, ["é"])
+    root = write(voc(tmp_path / "c"), {"ImageSets/Main/train.txt": text("0"), "classes.txt": text("disc")})
+    assert [r["split"] for r in read_boxes(root).records] == ["train"]
+    write(tmp_path / "d", {"l.csv": text("path,label", "ä.png,ö"), "ä.png": PNG})
+    assert read_list(tmp_path / "d" / "l.csv").class_names == ["ö"]
+    masks = {"JPEGImages/0.png": PNG, "SegmentationClass/0.png": PNG, "ImageSets/Segmentation/train.txt": text("0")}
+    source = str(write(tmp_path / "e", masks | {"classes.txt": text("ground", "tree")}))
+    assert read_mask_source(source, None, None, None, multi_label=False).class_names == ["ground", "tree"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("classes.txt", "圆\n方\n".encode("gbk")),
+        ("classes.txt", "disc\n".encode("utf-16-le")),  # without its mark
+        ("labels/train/0.txt", b"\xff\xff\xff"),
+        ("data.yaml", YAML.replace("disc", "grün").encode("latin-1")),
+    ],
+)
+def test_undecodable_files_are_named(tmp_path, name, data):
+    with pytest.raises(UserError, match=rf"{name}' (cannot be decoded|holds zero bytes).*UTF-8"):
+        read_boxes(yolo(tmp_path, {name: data}))
+
+
+def test_a_class_named_twice_and_an_empty_list_of_classes(tmp_path):
+    with pytest.raises(UserError, match=r"classes.txt', line 2: class 'disc' is in line 1, too"):
+        read_boxes(yolo(tmp_path / "a", {"classes.txt": "disc\ndisc\n"}))
+    with pytest.raises(UserError, match=r"classes.txt' names no class"):
+        read_boxes(write(voc(tmp_path / "b"), {"classes.txt": "\n"}))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared"),
+    [
+        ("gbk", "GBK"),
+        ("shift_jis", "Shift_JIS"),
+        ("latin-1", "ISO-8859-1"),
+        ("utf-16", "UTF-16"),
+        ("utf-8", "utf-16"),  # as C# writes it
+        ("utf-8-sig", "utf-8"),
+        ("utf-8", None),
+    ],
+)
+def test_xml_in_its_declared_encoding(tmp_path, encoding, declared):
+    name = {"gbk": "圆", "shift_jis": "丸", "latin-1": "Maß"}.get(encoding, "Maß 圆")
+    head = f'<?xml version="1.0" encoding="{declared}"?>\r\n' if declared else ""
+    listing = read_boxes(voc(tmp_path, (head + xml(name)).encode(encoding)))
+    assert (listing.class_names, boxes(tmp_path)) == ([name], [[8, 6, 28, 22]])
+
+
+def test_xml_of_an_unknown_encoding_or_a_wrong_one(tmp_path):
+    with pytest.raises(UserError, match=r"0.xml' names the encoding 'klingon', which is unknown"):
+        read_boxes(voc(tmp_path / "a", '<?xml version="1.0" encoding="klingon"?>' + xml()))
+    with pytest.raises(UserError, match=r"0.xml' cannot be decoded as UTF-8 \(byte 26"):
+        read_boxes(voc(tmp_path / "b", xml("方形").encode("gbk")))
+
+
+@pytest.mark.parametrize(
+    ("word", "crowd"), [("1", 1), ("True", 1), ("yes", 1), ("", 0), ("false", 0), ("Unspecified", 0)]
+)
+def test_words_for_true_and_false(tmp_path, word, crowd):
+    assert read_boxes(voc(tmp_path, xml(more=f"<difficult>{word}</difficult>"))).records[0]["iscrowd"] == [crowd]
+    if word != "Unspecified":
+        listing = read_boxes(coco(tmp_path / "c", each("annotations", iscrowd=word)))
+        assert [r["iscrowd"].tolist() for r in listing.records] == [[crowd]] * 2
+
+
+@pytest.mark.parametrize("value", [2, 0.5, -1, "maybe", [1]])
+def test_other_words_for_true_are_refused_by_name(tmp_path, value):
+    with pytest.raises(UserError, match=r"annotation 1: iscrowd is .*; it must be 0 or 1, or true or false"):
+        read_boxes(coco(tmp_path, each("annotations", iscrowd=value)))
+    with pytest.raises(UserError, match=r"0.xml, object 1: difficult is '.*'; it must be 0 or 1"):
+        read_boxes(voc(tmp_path / "v", xml(more=f"<difficult>{value}</difficult>")))
+
+
+def test_words_for_numbers_are_refused_by_name(tmp_path):
+    text = xml().replace("<object>", "<size><width>wide</width><height>40</height></size><object>")
+    with pytest.raises(UserError, match=r"0.xml': the image's width is 'wide'; it must be a number"):
+        read_boxes(voc(tmp_path / "a", text))
+    with pytest.raises(UserError, match=r"xmin is '1_0'; it must be a number"):
+        read_boxes(voc(tmp_path / "b", xml().replace(">9<", ">1_0<")))
+    with pytest.raises(UserError, match=r"0.txt, line 1: could not convert string to float"):
+        read_boxes(yolo(tmp_path / "c", line="0 0.5 0.5 1_0 0.1"))
+    with pytest.raises(UserError, match=r"image 1: its width is 'wide'; it must be a number"):
+        read_boxes(coco(tmp_path / "d", each("images", width="wide")))
+
+
+NAMES = ["no", "yes", "010", "1.10", "null", "~x", "1e3", "0x1f"]
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_names_in_yaml_stay_as_they_are_written(tmp_path, block):
+    rows = "".join(f"\n  {i}: {name}" for i, name in enumerate(NAMES)) if block else f" [{', '.join(NAMES)}]"
+    text = f"train: images/train\nval: images/val\ntest: null\nnc: {len(NAMES)}\nnames:{rows}\n"
+    assert read_boxes(yolo(tmp_path, {"data.yaml": text})).class_names == NAMES
+
+
+# YOLO.
+
+
+def test_label_files_are_counted(tmp_path):
+    root = yolo(tmp_path / "a", {"data.yaml": YAML})
+    assert read_boxes(root).notes == ()
+    (root / "labels/train/0.txt").rename(root / "labels/train/IMG0.txt")
+    (note,) = read_boxes(root).notes
+    assert "1 of 2 train images have no label file and count as images without objects" in note
+    assert note.endswith(f"1 label file(s) there have no image, for example '{root / 'labels/train/IMG0.txt'}'.")
+    (root / "labels/val").rename(root / "labels/valid")
+    with pytest.raises(
+        UserError, match=r"none of the 2 val images has a label file; the first was .*labels/val/0.txt'"
+    ):
+        read_boxes(root)
+    flat = write(tmp_path / "b", {"images/0.png": PNG, "images/1.png": PNG, "Labels/0.txt": "0 0.5 0.5 0.1 0.1\n"})
+    with pytest.raises(UserError, match=r"none of the 2 images has a label file; the first was .*labels/0.txt'"):
+        read_boxes(flat, "yolo")
+    test = {"images/test/9.png": PNG, "data.yaml": YAML + "test: images/test\n"}
+    assert "1 of 1 test images have no label file" in read_boxes(yolo(tmp_path / "c", test)).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("extra", "names"),
+    [
+        ({"shapes.yaml": YAML}, ["disc", "square"]),
+        ({"names.yml": "names: {0: disc, 1: square}", "other.yaml": "lr: 1"}, ["disc", "square"]),
+        ({"data.yaml": "train: images/train\nval: images/val\n", "classes.txt": "disc\n"}, ["disc"]),
+        ({"labels/classes.txt": "disc\nsquare\n"}, ["disc", "square"]),
+        ({"labels/train/classes.txt": "disc\n"}, ["disc"]),
+        ({"obj.names": "disc\n"}, ["disc"]),
+        ({"labels/train/_darknet.labels": "disc\n"}, ["disc"]),
+    ],
+)
+def test_names_are_found(tmp_path, extra, names):
+    listing = read_boxes(yolo(tmp_path, extra))
+    assert (listing.class_names, listing.notes, len(listing.records)) == (names, (), 4)
+
+
+def test_names_that_are_not_found_or_not_one(tmp_path):
+    listing = read_boxes(yolo(tmp_path / "a"))
+    assert listing.class_names == ["0"]
+    assert "names no classes: they are called 0. Write their names into" in listing.notes[0]
+    with pytest.raises(UserError, match=r"a.yaml' and '.*b.yaml' both name classes"):
+        read_boxes(yolo(tmp_path / "b", {"a.yaml": YAML, "b.yaml": YAML}))
+    with pytest.raises(UserError, match=r"classes.txt' and '.*labels/classes.txt' name different classes"):
+        read_boxes(yolo(tmp_path / "c", {"classes.txt": "disc\n", "labels/classes.txt": "square\n"}))
+
+
+@pytest.mark.parametrize(
+    ("shape", "points"),
+    [
+        ("[4, 3]", "0.05 0.05 1 0.9 0.1 1 0.95 0.95 0 0.1 0.9 1"),
+        ("[3, 2]", "0.05 0.05 0.9 0.1 0.95 0.95"),
+        ("[1, 2]", "0 0"),
+    ],
+)
+def test_key_points_are_no_polygons(tmp_path, shape, points):
+    line = "0 0.375 0.35 0.4166667 0.4"
+    extra = {"data.yaml": YAML + f"kpt_shape: {shape}\n", "labels/val/1.txt": line}
+    root = yolo(tmp_path, extra, line=f"{line} {points}")
+    assert boxes(root) == [[8, 6, 28, 22]] * 4
+    assert all(r["segmentation"] is None for r in read_boxes(root).records)
+    with pytest.raises(UserError, match=r"line 1: \d+ numbers; with the YAML's kpt_shape a line has"):
+        read_boxes(yolo(tmp_path, {"labels/val/1.txt": line + " 0.1 0.1 0.1 0.1 0.1"}))
+
+
+def test_key_points_without_kpt_shape_and_other_numbers(tmp_path):
+    line = "0 0.375 0.35 0.4 0.4 0.3 0.3 2 0.4 0.4 2"
+    with pytest.raises(UserError, match=r"line 1: this looks like a box with 2 key points.*kpt_shape: \[2, 3\]"):
+        read_boxes(yolo(tmp_path / "a", {"data.yaml": YAML}, line=line))
+    with pytest.raises(UserError, match=r"data.yaml': kpt_shape is 17; it must be \[number of key points, 2 or 3\]"):
+        read_boxes(yolo(tmp_path / "b", {"data.yaml": YAML + "kpt_shape: 17\n"}))
+    oriented = yolo(tmp_path / "c", {"data.yaml": YAML}, line="0 0.5 0.1 0.9 0.5 0.5 0.9 0.1 0.5")
+    assert boxes(oriented)[0] == pytest.approx([4.8, 4, 43.2, 36], abs=0.01)
+    bordering = yolo(
+        tmp_path / "d", {"data.yaml": YAML}, line="0 0.5 0.5 0.5 1 0 1 0 0.5 0.2 0"
+    )  # a polygon, at a corner
+    assert boxes(bordering)[0] == [0, 0, 24, 40]
+
+
+def darknet(root: Path, prefix: str = "data/") -> Path:
+    return write(root, {
+        "obj_train_data/0.png": PNG, "obj_train_data/0.txt": "0 0.375 0.35 0.4166667 0.4", "obj.names": "disc\n",
+        "obj.data": f"classes = 1\ntrain = {prefix}train.txt\nnames = {prefix}obj.names\nbackup = backup/\n",
+        "train.txt": f"{prefix}obj_train_data/0.png\n",
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["data/", ""])
+def test_the_layout_of_cvat(tmp_path, prefix):
+    root = darknet(tmp_path, prefix)
+    for source, format in ((root, None), (root, "yolo"), (root / "obj.data", None)):
+        assert boxes(source, format=format) == [[8, 6, 28, 22]]
+    assert read_boxes(root).class_names == ["disc"]
+
+
+def test_a_missing_test_folder_is_said(tmp_path):
+    text = "train: ../images/train\nval: ../images/val\ntest: ../test/images\n\nnc: 1\nnames: ['x']\n"
+    listing = read_boxes(yolo(tmp_path, {"data.yaml": text}))
+    assert len(listing.records) == 4
+    assert listing.notes[0].endswith(
+        "data.yaml': test is '../test/images', which does not exist: there is no test split."
+    )
+    with pytest.raises(UserError, match=r"val is '\.\./valid'"):
+        read_boxes(yolo(tmp_path, {"data.yaml": text.replace("../images/val", "../valid")}))
+
+
+# COCO.
+
+
+def name_as_id(data: Any) -> None:
+    each("images", id=lambda e: e["file_name"])(data)
+    each("annotations", image_id=lambda e: f"{e['id']}.png")(data)
+
+
+def ids(kind: type) -> Callable[[Any], None]:
+    """Ids of images and categories as text or floats, those of annotations as they were."""
+
+    def change(data: Any) -> None:
+        for key in ("images", "categories"):
+            each(key, id=lambda e: kind(e["id"]))(data)
+
+    return change
+
+
+AS_WRITTEN = {
+    "names as ids": name_as_id,
+    "text": ids(str),
+    "floats": ids(float),
+    "text in annotations": each("annotations", category_id="1", image_id=lambda e: str(e["id"])),
+    "annotation ids": each("annotations", id=lambda e: f"a-{e['id']}"),
+    "no annotation ids": each("annotations", id=None),
+    "large": each("annotations", id=lambda e: 2**64 + e["id"]),
+    "VIA's sizes": each("images", width=-1, height=-1),
+    "sizes as text": each("images", width="48", height=40.0),
+    "flat polygon": each("annotations", segmentation=lambda e: e["segmentation"][0]),
+    "pairs": each("annotations", segmentation=[[[8, 6], [28, 6], [28, 22], [8, 22]]]),
+    "prefix": each("images", file_name=lambda e: f"data/{e['id']}.png"),
+    "Windows": each("images", file_name=lambda e: f"C:\\x\\{e['id']}.png"),
+    "another machine's": each("images", file_name=lambda e: f"/home/me/{e['id']}.png"),
+    "box of the mask": each("annotations", bbox=None),
+}
+
+
+@pytest.mark.parametrize("change", AS_WRITTEN.values(), ids=AS_WRITTEN)
+def test_coco_as_other_programs_write_it(tmp_path, change):
+    listing = read_boxes(coco(tmp_path, change))
+    assert [r["boxes"].tolist() for r in listing.records] == [[[8, 6, 28, 22]]] * 2
+    assert [r["area"].tolist() for r in listing.records] == [[320]] * 2
+    assert [len(r["segmentation"][0][0]) for r in listing.records] == [8, 8]
+    assert (listing.class_names, listing.class_ids) == (["disc", "square"], [1, 2])
+
+
+@pytest.mark.parametrize("mask", [[], [[]], [[4, 5, 24, 19]], None, [[], [1, 2]]])
+def test_polygons_without_area_are_no_masks(tmp_path, mask):
+    listing = read_boxes(coco(tmp_path, each("annotations", segmentation=mask)))
+    assert [r["segmentation"] for r in listing.records] == [None, None]
+    with pytest.raises(UserError, match="annotation 1: it has a box but no mask"):
+        read_mask_source(str(tmp_path / "train.json"), None, None, None, multi_label=False)
+
+
+def roboflow(*names: str) -> Callable[[Any], None]:
+    rows = [{"id": i, "name": n, "supercategory": names[0] if i else "none"} for i, n in enumerate(names)]
+    return lambda data: data.update(categories=rows)
+
+
+@pytest.mark.parametrize("root", ["shapes", "disc"])
+def test_the_root_of_roboflow_is_no_class(tmp_path, root):
+    coco(tmp_path / "train", roboflow(root, "disc", "square"), "_annotations.coco.json")
+    assert read_boxes(tmp_path).class_names == ["disc", "square"]
+    used = coco(tmp_path / "used", both(roboflow("x", "disc"), each("annotations", category_id=0)))
+    assert read_boxes(used).class_names == ["x", "disc"]
+    with pytest.raises(UserError, match="two categories are named 'disc'"):
+        read_boxes(coco(tmp_path / "twice", lambda data: data["categories"].append({"id": 5, "name": "disc"})))
+
+
+@pytest.mark.parametrize("name", [None, 1.1, ["a"]])
+def test_a_category_needs_a_name(tmp_path, name):
+    with pytest.raises(UserError, match="must have an integer 'id' and a 'name'"):
+        read_boxes(coco(tmp_path, each("categories", name=name)))
+
+
+def test_the_layouts_of_fiftyone(tmp_path):
+    coco(tmp_path / "a", name="labels.json", at="data/")
+    assert len(boxes(tmp_path / "a")) == len(boxes(tmp_path / "a" / "labels.json")) == 2
+    for split in ("train", "validation"):
+        coco(tmp_path / "b" / split, name="labels.json", at="data/")
+    assert [r["split"] for r in read_boxes(tmp_path / "b").records] == ["train", "train", "val", "val"]
+
+
+# VOC.
+
+
+@pytest.mark.parametrize(
+    ("folders", "suffix"),
+    [
+        ("annotations images", ".xml"),
+        ("ANNOTATIONS JPEGImages", ".XML"),
+        ("xmls imgs", ".Xml"),
+        ("labels images", ".xml"),
+        ("Annotations/xmls images", ".xml"),
+        ("train/annotations train/images", ".xml"),
+    ],
+)
+def test_the_folders_of_voc_by_other_names(tmp_path, folders, suffix):
+    assert boxes(voc(tmp_path, folders=folders, suffix=suffix)) == [[8, 6, 28, 22]]
+
+
+def test_namespaces_and_lists_by_other_names(tmp_path):
+    text = (
+        xml()
+        .replace("<annotation>", '<a:annotation xmlns:a="x" xmlns="http://y">')
+        .replace("</annotation>", "</a:annotation>")
+    )
+    root = write(voc(tmp_path, text, "annotations images"), {"imagesets/main/val.txt": "0\r\n"})
+    assert (boxes(root), read_boxes(root).records[0]["split"]) == ([[8, 6, 28, 22]], "val")
+
+
+# Paths.
+
+
+def test_backslashes_are_tried_as_slashes(tmp_path):
+    coco(tmp_path / "a", each("images", file_name=lambda e: f"train\\{e['id']}.png"), at="train/")
+    assert len(boxes(tmp_path / "a" / "train.json")) == 2
+    text = "path: .\\\ntrain: images\\train\nval: l.txt\nnames: [disc]\n"
+    assert len(boxes(yolo(tmp_path / "b", {"data.yaml": text, "l.txt": ".\\images\\val\\0.png\n"}))) == 3
+    root = voc(
+        tmp_path / "c", xml(more="<filename>x</filename>").replace("<object>", "<filename>d\\1.png</filename><object>")
+    )
+    write(root, {"JPEGImages/d/1.png": PNG})
+    (root / "JPEGImages/0.png").unlink()
+    assert read_boxes(root).records[0]["path"].endswith("d/1.png")
