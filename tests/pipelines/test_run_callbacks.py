@@ -29,7 +29,8 @@ from pipelines.callbacks.run_files import RunFiles
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_of_two_equal_models_the_later_one_is_kept(mode: str) -> None:
     best = KeepBest(monitor="m", mode=mode, save_top_k=1)
-    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=lambda value, **_: bool(value)))
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda value, **_: bool(value))
+    trainer: Any = SimpleNamespace(strategy=strategy, lightning_module=None)
     assert best.check_monitor_top_k(trainer, torch.tensor(0.5))  # the first one
     best.best_model_score = torch.tensor(0.5)
     best.best_k_models = {"first": torch.tensor(0.5)}
@@ -37,6 +38,7 @@ def test_of_two_equal_models_the_later_one_is_kept(mode: str) -> None:
     assert best.check_monitor_top_k(trainer, torch.tensor(0.5))
     assert best.check_monitor_top_k(trainer, torch.tensor(0.6)) is (mode == "max")
     assert best.check_monitor_top_k(trainer, torch.tensor(0.4)) is (mode == "min")
+    assert not best.check_monitor_top_k(trainer, torch.tensor(float("nan")))  # undefined is never best
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +63,7 @@ class Training:
     """As much of a trainer as SaveLast asks for; notes the step of each checkpoint."""
 
     log_every_n_steps = 5
+    fit_loop = SimpleNamespace(_data_fetcher=None)  # no validation inside an epoch
 
     def __init__(self, world_size: int = 1, asked_elsewhere: bool = False) -> None:
         self.global_step, self.is_last_batch, self.world_size = 0, False, world_size
