@@ -29,7 +29,7 @@ from datamodules.loaders import (
 from datamodules.memory import choose_cache, read_whole
 from datamodules.readers.pictures import find_pictures
 from datamodules.samplers import EvalSampler, TrainSampler, choose_batch
-from datamodules.splits import split_digest
+from datamodules.splits import require_split, split_digest
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.batched import batch_transform
 from datamodules.transforms.pipeline import Transform
@@ -150,9 +150,9 @@ class DataModule(LightningDataModule, ABC):
             self._train_sampler()  # a set that is smaller than one global batch is refused here, not an hour later
             self._resolve_cache()  # and so are settings that do not go together
             self.make_transform(train=True)
-        for split, command in (("val", "validate"), ("test", "test")):
-            if stage == command:
-                self._require(split)
+        evaluated = {"validate": "val", "test": "test"}
+        if stage in evaluated:
+            require_split(self.records, evaluated[stage])
 
     @cached_property
     def split_digest(self) -> str:
@@ -183,8 +183,8 @@ class DataModule(LightningDataModule, ABC):
         sampler = self._train_sampler()
         loader: TrainLoader | TensorLoader
         if self._resolve_cache() == "tensor":
-            augment = batch_transform(self.augment, self.canvas())
-            loader = TensorLoader(self._whole_split("train"), sampler, augment, self.run_seed())
+            transform = batch_transform(self.augment, self.canvas())
+            loader = TensorLoader(self._whole_split("train"), sampler, transform, self.run_seed())
         else:
             loader = self._loader("train", sampler, train=True)
         if self._restored is not None:
@@ -202,7 +202,7 @@ class DataModule(LightningDataModule, ABC):
         Raises:
             UserError: If there is no test split.
         """
-        self._require("test")
+        require_split(self.records, "test")
         return self._eval_loader("test")
 
     def train_features_dataloader(self) -> Any:
@@ -214,15 +214,6 @@ class DataModule(LightningDataModule, ABC):
         if self.predict_source is not None:
             return self._eval_loader("predict")
         return self._eval_loader("test" if self.records["test"] else "val")
-
-    # The machinery.
-
-    def _require(self, split: str) -> None:
-        if not self.records[split]:
-            have = ", ".join(f"{name} ({len(records)} images)" for name, records in self.records.items() if records)
-            raise UserError(
-                f"The data has no {split} split; it has {have}. Add one, or set data.{split}_fraction before training."
-            )
 
     @abstractmethod
     def canvas(self) -> tuple[int, int]:
@@ -240,11 +231,9 @@ class DataModule(LightningDataModule, ABC):
 
     def _settle_batch(self) -> None:
         """Choose the batch size that was left out: few images in large batches would be few steps."""
-        if self.batch_size is not None:
-            return
         images = len(self.records["train"])
         self._settled_batch = choose_batch(self.most_images, images // self._rank()[1])
-        if self._settled_batch < self.most_images:
+        if self.batch_size is None and self._settled_batch < self.most_images:
             self.chosen["data.batch_size"] = f"{self._settled_batch}, since there are {images} training images"
 
     def run_seed(self) -> int:
@@ -305,10 +294,7 @@ class DataModule(LightningDataModule, ABC):
         return choose_cache(self.cache, self.augment, self.canvas(), self.records["train"])
 
     def _whole_split(self, split: str) -> dict[str, Any]:
-        dataset = RecordDataset(self.records[split], self.make_reader(), self.make_transform(train=False))
-        return read_whole(dataset, self._decode_workers(split))
-
-    def _decode_workers(self, split: str) -> int:
-        """Workers pay for themselves only where files are decoded, and many of them."""
-        first = self.records[split][0]["image"]
-        return self._resolve_num_workers(len(self.records[split])) if isinstance(first, str) else 0
+        records = self.records[split]
+        # Workers pay for themselves only where files are decoded, and many of them.
+        workers = self._resolve_num_workers(len(records)) if isinstance(records[0]["image"], str) else 0
+        return read_whole(RecordDataset(records, self.make_reader(), self.make_transform(train=False)), workers)

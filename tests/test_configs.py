@@ -172,6 +172,8 @@ def test_noisy_student(path):
     for part in (less["teacher"], *less["students"]):
         part["model"] = without_weights(part["model"])
     make_data({"model": less["teacher"]["model"], "data": config["data"]})
+    if "pool" in config:
+        write_images(Path(config["pool"]), {".": 6}, seed=1)
     Path("less.yaml").write_text(yaml.safe_dump(less))
     command = header_command(path)
     assert name_of(path) in command
@@ -184,6 +186,7 @@ def test_noisy_student(path):
         shrink += ["--labeled_images=8", "--selection.threshold=0.001"]
     else:
         shrink += ["--labels_per_class=4"]
+        shrink += ["--data.image_size=64"] if config["data"]["init_args"].get("image_size", 0) > 100 else []
 
     def work() -> int:
         # Scores of a detector that was hardly trained are about 0.01.
