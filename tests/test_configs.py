@@ -140,7 +140,8 @@ def test_config(path):
         shrink += ["--data.num_scenes={train: 8, val: 4, test: 4}"]
     if config["model"]["init_args"].get("pretrained") is True:  # tests are offline, so the net may be a small one too
         assert timm.is_model_pretrained(config["model"]["init_args"]["backbone"])
-        shrink += ["--model.pretrained=false", "--model.backbone=test_resnet"]
+        small = "test_convnext" if "convnext" in config["model"]["init_args"]["backbone"] else "test_resnet"
+        shrink += ["--model.pretrained=false", f"--model.backbone={small}"]
     assert in_child(lambda: main([*command, *shrink])) == 0
     run = the_run(run_name(path))
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
