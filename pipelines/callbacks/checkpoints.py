@@ -14,6 +14,8 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from pipelines.run.checkpoints import TRIAL
+
 
 class KeepBest(ModelCheckpoint):
     """Lightning's ModelCheckpoint, but on a tie the later model is kept.
@@ -63,7 +65,12 @@ class SaveLast(Checkpoint):
         self._signal: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over; Lightning puts back what was there before it."""
+        """Try a checkpoint, and take the signals over; Lightning puts back what was there before it.
+
+        Raises:
+            UserError: If a callback's state or a hyper-parameter could not be read back.
+        """
+        trainer.save_checkpoint(TRIAL)  # what could not be read back is refused now, not after hours
         self._signal = None
         self._seen_step = trainer.global_step  # else the first batch of several accumulated ones would count as a step
         if not self.handle_signals:

@@ -19,6 +19,7 @@ from pipelines.callbacks import checkpoints
 from pipelines.callbacks.checkpoints import KeepBest, SaveLast
 from pipelines.callbacks.progress import ProgressBar
 from pipelines.callbacks.run_files import RunFiles
+from pipelines.run.checkpoints import TRIAL
 
 # Checkpoints.
 
@@ -26,7 +27,8 @@ from pipelines.callbacks.run_files import RunFiles
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_of_two_equal_models_the_later_one_is_kept(mode: str) -> None:
     best = KeepBest(monitor="m", mode=mode, save_top_k=1)
-    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=lambda value, **_: bool(value)))
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda value, **_: bool(value))
+    trainer: Any = SimpleNamespace(strategy=strategy, lightning_module=None)
     assert best.check_monitor_top_k(trainer, torch.tensor(0.5))  # the first one
     best.best_model_score = torch.tensor(0.5)
     best.best_k_models = {"first": torch.tensor(0.5)}
@@ -62,12 +64,15 @@ class Training:
     def __init__(self, world_size: int = 1, asked_elsewhere: bool = False) -> None:
         self.global_step, self.is_last_batch, self.world_size = 0, False, world_size
         self.saved: list[int] = []
+        self.fit_loop = SimpleNamespace(_data_fetcher=None)  # no validation inside the epoch
         self.strategy = SimpleNamespace(
             broadcast=lambda value: value,
             reduce_boolean_decision=lambda value, all: (value and asked_elsewhere) if all else value or asked_elsewhere,
         )
 
     def save_checkpoint(self, path: Path) -> None:
+        if path == TRIAL:
+            return
         assert path == Path("run/last.ckpt")
         self.saved.append(self.global_step)
 
