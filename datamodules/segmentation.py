@@ -228,6 +228,12 @@ class SegmentationData(DenseData):
         total: npt.NDArray[np.float64] = np.sum([c.counts for c in self._train_checks], axis=0).astype(np.float64)
         return total
 
+    def pixels_of(self, split: str) -> npt.NDArray[np.float64] | None:
+        """Pixels of each class in a split's masks, float64 (K,); None where they were not read."""
+        checks = [self._checks.get(record["path"]) for record in self.records[split]]
+        counts = [check.counts for check in checks if check is not None]
+        return np.sum(counts, axis=0).astype(np.float64) if counts and len(counts) == len(checks) else None
+
     def sample_weights(self) -> Sequence[float] | None:
         """For each image, the sum of 1 over the number of images with the class, over its classes.
 

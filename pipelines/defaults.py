@@ -12,8 +12,8 @@ from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
 from datamodules.common.errors import UserError
+from pipelines.callbacks.overview import Overview
 from pipelines.callbacks.progress import ProgressBar as OwnProgressBar
-from pipelines.callbacks.summary import ModelSummary as OwnModelSummary
 from pipelines.hardware import SyncBatchNorm
 from pipelines.outputs.detections import BoxFormat
 from pipelines.run.checkpoints import AtomicCheckpointIO
@@ -22,7 +22,12 @@ from tasks.noisy_student import NoisyStudent
 
 
 def check_arguments(
-    *, ema_decay: float | None, save_every_n_steps: int | None, log_every_n_steps: int, use_distributed_sampler: bool
+    *,
+    ema_decay: float | None,
+    save_every_n_steps: int | None,
+    max_skipped_steps: int,
+    log_every_n_steps: int,
+    use_distributed_sampler: bool,
 ) -> None:
     """Refuse values out of range.
 
@@ -33,6 +38,10 @@ def check_arguments(
         raise UserError(f"trainer.ema_decay is {ema_decay}; it must lie between 0 and 1, for example 0.999.")
     if save_every_n_steps is not None and save_every_n_steps < 1:
         raise UserError(f"trainer.save_every_n_steps is {save_every_n_steps}; it must be at least 1.")
+    if max_skipped_steps < 0:
+        raise UserError(
+            f"trainer.max_skipped_steps is {max_skipped_steps}; it must be at least 0, which does not look."
+        )
     if log_every_n_steps < 1:
         raise UserError(f"trainer.log_every_n_steps is {log_every_n_steps}; it must be at least 1.")
     if use_distributed_sampler:
@@ -90,7 +99,7 @@ def with_own_callbacks(given: list[Callback] | Callback | None, *, progress_bar:
     if progress_bar and not has_bar:
         callbacks.append(OwnProgressBar())
     if summary and not any(isinstance(callback, ModelSummary) for callback in callbacks):
-        callbacks.append(OwnModelSummary())
+        callbacks.append(Overview())
     return callbacks
 
 

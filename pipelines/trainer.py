@@ -44,6 +44,8 @@ class Trainer(RunTrainer):
         sync_batchnorm: Batch norms take their statistics over all ranks; for GPUs.
         save_every_minutes: Save ``last.ckpt`` inside long epochs so often; 0 for the epoch's end only.
         save_every_n_steps: Save ``last.ckpt`` inside epochs after so many optimizer steps.
+        max_skipped_steps: An optimizer step whose loss or gradient is NaN or infinite is skipped; so many in a row end
+            the run. 0 does not look.
         wandb: Weights & Biases.
         callbacks: Further Lightning callbacks; with a ModelCheckpoint among them, ours are left out.
         logger: Further Lightning loggers; ``false`` leaves only ``metrics.csv``.
@@ -64,6 +66,7 @@ class Trainer(RunTrainer):
         sync_batchnorm: bool = False,
         save_every_minutes: float = 10.0,
         save_every_n_steps: int | None = None,
+        max_skipped_steps: int = 10,
         wandb: Wandb = Wandb(),  # noqa: B008 - frozen
         callbacks: list[Callback] | Callback | None = None,
         logger: Logger | Iterable[Logger] | bool | None = None,
@@ -78,6 +81,7 @@ class Trainer(RunTrainer):
         check_arguments(
             ema_decay=ema_decay,
             save_every_n_steps=save_every_n_steps,
+            max_skipped_steps=max_skipped_steps,
             log_every_n_steps=log_every_n_steps,
             use_distributed_sampler=use_distributed_sampler,
         )
@@ -115,6 +119,7 @@ class Trainer(RunTrainer):
         self.adds_checkpoints = enable_checkpointing is not False and not has_checkpoints
         self.handles_signals = not requeues(plugins, kwargs.get("strategy"))
         self.save_every_minutes, self.save_every_n_steps = save_every_minutes, save_every_n_steps
+        self.max_skipped_steps = max_skipped_steps
         self.wandb = wandb
         self.wandb_mode = "off" if logger is False else wandb.mode
         self.user_loggers = as_loggers(logger)

@@ -20,6 +20,7 @@ import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from datamodules.common.errors import UserError
+from tasks.finite import first_spoiled
 
 _number = itertools.count()
 # A temporary file of another machine cannot be asked whether its writer lives; no save takes this long.
@@ -131,23 +132,41 @@ def newest_good_checkpoint(directory: str | os.PathLike[str]) -> Path | None:
 
     Returns:
         The readable file with the greatest ``global_step``, of several the one written last; None if there is none.
-        Each newer one that cannot be read is named in a warning.
+        One without accumulated gradients goes before one that lacks them. Each newer one that cannot be read, or whose
+        weights are not finite, is named in a warning.
     """
-    found: list[tuple[int, float, Path]] = []
+    found: list[tuple[bool, int, float, Path]] = []
     for path in sorted(Path(directory).glob("*.ckpt")):
         try:
             # Mapped, so that only the small pickle is read here. The steps come first, the costly check of the bits
             # is done for the newest only.
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            found.append((int(checkpoint["global_step"]), path.stat().st_mtime, path))
+            is_whole = not checkpoint.get("task_state", {}).get("mid_step", False)
+            found.append((is_whole, int(checkpoint["global_step"]), path.stat().st_mtime, path))
         except Exception as error:
             # A damaged file fails in many ways. None of them may keep an older, good file from being used.
-            _warn_unreadable(path, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
-    for _, _, path in sorted(found, reverse=True):
-        if readable(path):
+            _warn_unreadable(path, _reason(error))
+    for _, _, _, path in sorted(found, reverse=True):
+        if not readable(path):
+            _warn_unreadable(path, "checksums differ")
+        elif name := first_spoiled(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]):
+            warnings.warn(f"{path} is skipped: {name} is NaN or infinite", stacklevel=2)
+        else:
             return path
-        _warn_unreadable(path, "checksums differ")
     return None
+
+
+def _reason(error: Exception) -> str:
+    """Why a file could not be read, without the names of torch's readers."""
+    if isinstance(error, pickle.UnpicklingError | EOFError) or "ZipArchive" in str(error):
+        return "it is cut short, or no checkpoint"
+    if isinstance(error, RuntimeError) and ("zip" in str(error) or "Pytorch" in str(error)):
+        return "it is cut short, or no checkpoint"
+    if isinstance(error, KeyError):
+        return f"it holds no {error}: weights only, or something else"
+    return str(
+        getattr(error, "strerror", None) or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    )
 
 
 def open_checkpoint(path: Path) -> dict[str, Any]:
@@ -178,11 +197,12 @@ def _load(path: Path, map_location: Any) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError) as error:  # OSError: Invalid argument, for an empty file
         if readable(path):
             raise  # not about the file: out of memory, for example
-        problem = str(error).strip().partition("\n")[0]
-    raise UserError(
-        f"{path} is incomplete or damaged ({problem}): use another checkpoint, for example best.ckpt or last.ckpt of "
-        "that run"
-    )
+        problem = _reason(error)
+    others = [
+        other for name in ("last.ckpt", "best.ckpt") if (other := path.with_name(name)) != path and other.exists()
+    ]
+    another = f"use {others[0]}, for example" if others else "use another checkpoint"
+    raise UserError(f"{path} is incomplete or damaged ({problem}): {another}.")
 
 
 def _intact(path: str | os.PathLike[str]) -> bool:

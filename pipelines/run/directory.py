@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import json
-import math
 import platform
 import secrets
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any
 import yaml
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from datamodules.common.errors import UserError
+from datamodules.common.errors import UserError, examples
 from datamodules.common.files import atomic_path, read_json, write_json, write_text
 from pipelines.run.checkpoints import newest_good_checkpoint
 
@@ -88,6 +87,11 @@ def run_of_checkpoint(path: str | Path) -> Path | None:
     return next(reversed(runs_of(folder.parent, folder.name)), None) if is_stage else None
 
 
+def is_stage(run: Path) -> bool:
+    """Whether a run is a training of the noisy-student loop, which says itself how it goes on."""
+    return (run.parent / "started.json").exists()
+
+
 def task_name(config: Mapping[str, Any] | None) -> str | None:
     """The class of the task that a config trains, a student's own where it teaches one; None where it names none."""
     model = (config or {}).get("model")
@@ -151,7 +155,7 @@ def find_resume(
         task: Class of the task; ``auto`` leaves out runs of the name that train another one.
 
     Raises:
-        UserError: If a directory is given that has no readable checkpoint.
+        UserError: If a directory is given that has no readable checkpoint, or the newest run has only unusable ones.
     """
     if resume is None:
         return None, None
@@ -159,17 +163,34 @@ def find_resume(
         # Only the newest: an older run of the name is another, finished training.
         found = runs_of_task(root, name, task)
         for run in found[-1:]:
-            checkpoint = newest_good_checkpoint(run / "checkpoints")
+            checkpoint = _newest_good(run)
             if checkpoint is not None:
                 return run, checkpoint
         why = "has no checkpoint" if found else "is not there"
         rank_zero_info(f"--resume auto: the newest run of '{name}' {why}; starting a new one.")
         return None, None
     run = Path(resume)
-    checkpoint = newest_good_checkpoint(run / "checkpoints") if run.is_dir() else None
+    checkpoint = _newest_good(run) if run.is_dir() else None
     if checkpoint is None:
         raise UserError(f"--resume {resume}: there is no run directory with a readable checkpoint there.")
     return run, checkpoint
+
+
+def _newest_good(run: Path) -> Path | None:
+    """The checkpoint to go on from; None where none was ever written.
+
+    Raises:
+        UserError: If there are some, and none can be used: a new training in their place would hide the loss.
+    """
+    checkpoint = newest_good_checkpoint(run / "checkpoints")
+    files = sorted((run / "checkpoints").glob("*.ckpt"))
+    if checkpoint is None and files:
+        raise UserError(
+            f"--resume: none of the checkpoints in {run / 'checkpoints'} can be used"
+            f" ({examples([file.name for file in files])}; the warnings above say why)."
+            " Put a good copy there, or train anew: without --resume, or with another --name."
+        )
+    return checkpoint
 
 
 def write_config(directory: Path, config: dict[str, Any]) -> Path:
@@ -216,19 +237,6 @@ def _git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Write metrics as JSON; NaN, which JSON lacks, becomes null."""
-    write_json(path, _plain(metrics))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_config(config: dict[str, Any], resolved_model: dict[str, Any], resolved_data: dict[str, Any]) -> dict[str, Any]:

@@ -172,6 +172,37 @@ def test_a_job_that_is_taken_back_saves_and_goes_on_exactly(tmp_path, source, un
     assert rows("cut") == rows(whole)
 
 
+class SignalBeforeValidation(SignalAt):
+    """In the batch behind which a validation inside the epoch follows, and an accumulated step is complete."""
+
+    batch = 7
+
+
+class KillInValidation(Callback):
+    """SIGKILL inside a validation inside an epoch, whose step was to be saved."""
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        if trainer.current_epoch == 1 and trainer.global_step == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("disturber", "status"), [("SignalBeforeValidation", 128 + signal.SIGTERM), ("KillInValidation", -signal.SIGKILL)]
+)
+def test_a_validation_inside_an_epoch_is_done_once(tmp_path, source, undisturbed, disturber, status):
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(source=source, workers=0, cache="none", val_check_interval=8))
+    whole = undisturbed("none", 8)
+    often = "--trainer.save_every_n_steps=5"
+    assert fit(config, "cut", often, f"--trainer.callbacks={__name__}.{disturber}") == status
+    assert fit(config, "cut", often, "--resume", "auto") == 0
+    assert rows("cut") == rows(whole)
+    assert_equal(last_state(whole), last_state("cut"), "state_dict")
+    best = [torch.load(Path(runs) / "config/0/checkpoints/best.ckpt", weights_only=True) for runs in (whole, "cut")]
+    assert_equal(*best, "state_dict")
+    assert best[0]["global_step"] == best[1]["global_step"]
+
+
 def test_one_signalled_rank_stops_all(tmp_path, folder):
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(source=folder, workers=0, cache="none", val_check_interval=1.0))
