@@ -6,7 +6,7 @@ A checkpoint's ``state_dict`` is what its evaluation used, the average of the we
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from datamodules.common.errors import UserError
 from tasks.backbones import head_parameters, quiet_head
-from tasks.pretrained import what_was_loaded
+from tasks.pretrained import parts, what_was_loaded
 
 #: Where the networks of the tasks keep their backbone; a classifier is one itself.
 PLACES = ("net.encoder.pyramid.", "net.encoder.model.", "net.encoder.", "backbone.")
@@ -44,7 +44,9 @@ class Start:
     def __str__(self) -> str:
         """The file, and what it holds."""
         kind = self.arguments.get("detector") or self.arguments.get("architecture") or "classifier"
-        return f"{self.file} ({kind}, {self.arguments['backbone']})"
+        args = self.arguments.get("detector_args") or self.arguments.get("decoder_args") or {}
+        net = (args.get("transformers") or {}).get("model_type") or self.arguments["backbone"]
+        return f"{self.file} ({kind}, {net})"
 
 
 def read_start(pretrained: bool | str) -> Start | None:
@@ -162,9 +164,3 @@ def start_network(network: nn.Module, backbone: str, num_classes: int, start: St
     if given.keys() & ours.keys() - loaded.keys() and (classes := start.arguments.get("num_classes")) != num_classes:
         line += f" ({classes} classes there, {num_classes} here)"
     return line + (f"; new: {parts(new)}" if new else "")
-
-
-def parts(names: Iterable[str]) -> str:
-    """The parts of a network that tensors belong to, for a message: the first four, of two levels at most."""
-    found = list(dict.fromkeys(".".join(name.split(".")[:-1][:2]) or name for name in names))
-    return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")

@@ -62,6 +62,15 @@ def _short(keys: Sequence[str]) -> str:
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
+def parts(names: Sequence[str]) -> str:
+    """The parts of a network that tensors belong to, for a message: as deep as four name all, or the first of more."""
+    for levels in (4, 3, 2):
+        found = list(dict.fromkeys(".".join(name.split(".")[:-1][:levels]) or name for name in names))
+        if len(found) <= 4:
+            break
+    return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+
+
 def what_was_loaded(network: nn.Module) -> str | None:
     """One line about the file that a network was built with, where there was one."""
     line: str | None = (getattr(network, "pretrained_cfg", None) or {}).get("loaded")
@@ -71,6 +80,11 @@ def what_was_loaded(network: nn.Module) -> str | None:
 def _read(file: str) -> dict[str, Any]:
     """The tensors of a file by name; those below ``state_dict`` or ``model``, and an average where it has one."""
     path = Path(file).expanduser()
+    if path.is_dir():
+        raise UserError(
+            f"model.pretrained: {file} is a folder; model.detector: rtdetr and model.architecture: segformer take"
+            " models of the package transformers, all others take a file of weights or a checkpoint."
+        )
     if not path.is_file():
         raise UserError(f"model.pretrained: no such file: {file} (true loads the net's own weights from the hub).")
     try:
