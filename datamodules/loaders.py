@@ -6,6 +6,7 @@ Nothing here imports Lightning or timm, so that a worker that is spawned starts 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -72,6 +73,7 @@ class RecordDataset(Dataset[Record]):
 def _init_worker(_: int) -> None:
     import cv2
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the training process saves, then ends these
     cv2.setNumThreads(0)  # one process a core already; OpenCV's own threads would fight over them
     torch.set_num_threads(1)
 

@@ -39,10 +39,13 @@ class SegmentationData(DenseData):
         source: ``digits`` (embedded scenes), a folder of images and masks (``images/`` and ``masks/``, ``train/`` and
             ``trainannot/``, ...; see ``datamodules.readers.pairs``), a folder in the layout of VOC or COCO, a COCO
             ``.json`` file, or a ``.csv`` or ``.parquet`` list with the columns ``path`` and ``mask``, and where labels
-            are soft ``soft_mask`` (see ``datamodules.annotations.soft_masks``).
+            are soft ``soft_mask`` (see ``datamodules.annotations.soft_masks``), or a ``.txt`` file with both on a line;
+            also a list a split, ``lists/{split}.csv`` or the folder of ``train.csv`` and ``val.csv``.
         images: Pattern of the image files below ``source``, for example ``{split}/{stem}.jpg``; with ``masks``.
         masks: Pattern of the mask files: ``{split}annot/{stem}.png``. ``{class}`` in it stands for one binary mask a
             class, as in ``masks/{class}/{stem}.png``; an image without a class's file has none of that class.
+        image_root: Where relative paths of a list, or file names of a COCO file, start; by default the list's own
+            folder, or where the images are found.
         class_names: The classes in their order. By default those of the source, the keys of ``class_values`` or
             ``colors``, the lines of a ``classes.txt`` in ``source``, or numbers.
         mask_format: What mask files hold: ``index`` (one number a pixel), ``rgb`` (one of ``colors``) or ``binary``
@@ -68,6 +71,7 @@ class SegmentationData(DenseData):
 
     images: str | None = None
     masks: str | None = None
+    image_root: str | None = None
     mask_format: Literal["auto", "index", "rgb", "binary"] = "auto"
     colors: dict[str, list[int] | list[list[int]]] | None = None
     class_values: dict[str, int | list[int]] | None = None
@@ -98,7 +102,7 @@ class SegmentationData(DenseData):
 
     def _check_arguments(self) -> None:
         if self.source == "digits":
-            keys = ("images", "masks", "colors", "class_values", "ignore_values")
+            keys = ("images", "masks", "image_root", "colors", "class_values", "ignore_values")
             refuse_set(self, keys, "data.source is 'digits', which needs none.")
             if self.class_names not in (None, DIGIT_CLASSES):
                 raise UserError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
@@ -129,7 +133,14 @@ class SegmentationData(DenseData):
             for key in ("images", "masks", "class_values", "ignore_values", "mask_format"):
                 if getattr(self, key) not in (None, "auto"):
                     raise UserError(f"data.{key} is set, but data.source '{self.source}' is COCO's: it has no masks.")
-        listing = read_mask_source(self.source, self.images, self.masks, self.class_names, multi_label=self.multi_label)
+        listing = read_mask_source(
+            self.source,
+            self.images,
+            self.masks,
+            self.class_names,
+            multi_label=self.multi_label,
+            image_root=self.image_root,
+        )
         hold_out(listing.records, self.val_fraction, self.test_fraction, self.split_seed, self.split_file)
         for record in listing.records:
             if record["split"] != "train":
@@ -216,6 +227,12 @@ class SegmentationData(DenseData):
         """Pixels of each class in the training masks: float64 (K,)."""
         total: npt.NDArray[np.float64] = np.sum([c.counts for c in self._train_checks], axis=0).astype(np.float64)
         return total
+
+    def pixels_of(self, split: str) -> npt.NDArray[np.float64] | None:
+        """Pixels of each class in a split's masks, float64 (K,); None where they were not read."""
+        checks = [self._checks.get(record["path"]) for record in self.records[split]]
+        counts = [check.counts for check in checks if check is not None]
+        return np.sum(counts, axis=0).astype(np.float64) if counts and len(counts) == len(checks) else None
 
     def sample_weights(self) -> Sequence[float] | None:
         """For each image, the sum of 1 over the number of images with the class, over its classes.

@@ -71,7 +71,17 @@ def _dispatch(args: list[str]) -> int:
     # `list` itself needs it only for backbones, where it imports tasks.
     if (command != "list" or "backbones" in args[1:2]) and (problem := find_foreign_package()):
         return _fail(problem, status=1)
+    _announce(args)
     return _runner(command, args[1:])(args[1:])
+
+
+def _announce(args: list[str]) -> None:
+    """Say at once what is done: the imports behind it take seconds."""
+    ranks = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
+    is_quick = args[0] in ("list", "convert") or "torch" in sys.modules
+    is_question = any(word in ("-h", "--print_config") or word.endswith("help") for word in args)
+    if not (is_quick or is_question or ranks[:1] not in ([], ["0"])):
+        print(f"pipelines {__version__}: {' '.join(args)}", file=sys.stderr, flush=True)
 
 
 def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:

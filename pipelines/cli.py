@@ -180,6 +180,11 @@ def _run_and_report(command: Command, words: list[str]) -> int:
         run(command, words)
     except SIGTERMException as stop:
         return int(stop.code or 0)
+    except SystemExit as end:
+        # Lightning ends so, with 1, where it is interrupted outside of a training's steps.
+        if isinstance(end.__context__, KeyboardInterrupt):
+            return 130
+        raise
     except Exception as error:
         return _report(error, command, words)
     return 0

@@ -12,8 +12,8 @@ from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
 from datamodules.common.errors import UserError
+from pipelines.callbacks.overview import Overview
 from pipelines.callbacks.progress import ProgressBar as OwnProgressBar
-from pipelines.callbacks.summary import ModelSummary as OwnModelSummary
 from pipelines.hardware import SyncBatchNorm
 from pipelines.outputs.detections import BoxFormat
 from pipelines.run.checkpoints import AtomicCheckpointIO
@@ -99,7 +99,7 @@ def with_own_callbacks(given: list[Callback] | Callback | None, *, progress_bar:
     if progress_bar and not has_bar:
         callbacks.append(OwnProgressBar())
     if summary and not any(isinstance(callback, ModelSummary) for callback in callbacks):
-        callbacks.append(OwnModelSummary())
+        callbacks.append(Overview())
     return callbacks
 
 

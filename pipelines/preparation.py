@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from datamodules.common.errors import UserError
 from pipelines.callbacks.checkpoints import KeepBest, SaveLast
+from pipelines.callbacks.overview import decides_best, doubts
 from pipelines.callbacks.pictures import Pictures
 from pipelines.callbacks.run_files import RunFiles
 from pipelines.callbacks.student import WriteStudent
@@ -117,6 +119,8 @@ def check_training(trainer: RunTrainer, model: TaskHooks, datamodule: pl.Lightni
         monitors=[monitor for monitor in monitors if isinstance(monitor, str)],
     )
     model.check_training(plan)
+    for doubt in doubts(model.taught, datamodule) if rank_zero_only.rank == 0 else []:
+        print(f"warning: {doubt}", file=sys.stderr, flush=True)
 
 
 def start_evaluation(
@@ -167,13 +171,14 @@ def start_run(
     config = _resolved_config(trainer, model, datamodule)
     carried = None if config is None else checkpoint_config(task_config(config, model, datamodule))
     files = RunFiles(directory, carried)
+    files.is_resumed = run is not None
     trainer.callbacks[:0] = [files]
     # Ranks above 0 learn the directory from rank 0 once the ranks are connected; until then nothing is written.
     _add_checkpoints(trainer, model, datamodule, (directory or Path(trainer.runs_dir)) / "checkpoints")
     if directory is None:
         return files
     if config is not None:
-        write_config(directory, config)
+        files.config_file = write_config(directory, config)
     write_environment(directory)
     write_data_files(directory, datamodule)
     resumes_at = None if checkpoint is None or run is None else global_step_of(checkpoint)
@@ -217,7 +222,7 @@ def _add_checkpoints(
         best = KeepBest(
             dirpath=folder,
             filename="best",
-            monitor=model.taught.monitor if _has_validation(datamodule) else None,
+            monitor=model.taught.monitor if decides_best(datamodule) else None,
             mode=model.taught.mode,
             enable_version_counter=False,
         )

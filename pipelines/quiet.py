@@ -23,6 +23,20 @@ NOISE = (
 )
 
 
+#: Lines of Lightning that say nothing here, or what a run's first and last block say.
+UNWANTED = "|".join(
+    (
+        "💡|`weights_only` was not",
+        r"(\[rank: \d+\] )?Seed set to",
+        "[GT]PU available",
+        "Trainer already configured",
+        r"Loading `\w+` to estimate",
+        r"`Trainer\.\w+` stopped",
+        r"\s*Detected KeyboardInterrupt",
+    )
+)
+
+
 def quieten() -> None:
     """Leave out what libraries say that does not apply here."""
     for message in NOISE:
@@ -33,4 +47,4 @@ def quieten() -> None:
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
-    return not re.match(r"💡|`weights_only` was not|(\[rank: \d+\] )?Seed set to|TPU available", record.getMessage())
+    return not re.match(UNWANTED, record.getMessage())

@@ -200,14 +200,14 @@ def create_classifier(
     model = create_net(name, pretrained, {"num_classes": num_classes} | arguments)
     config: Any = getattr(model, "pretrained_cfg", None) or {}
     if pretrained and num_classes and config.get("num_classes") != num_classes:
-        _quiet_head(model)
+        quiet_head(model)
     try_out(model, name, in_chans, image_size)
     if grad_checkpointing:
         enable_checkpointing(model, name)
     return model
 
 
-def _quiet_head(model: nn.Module) -> None:
+def quiet_head(model: nn.Module) -> None:
     """Start a new classifier on pretrained features near zero, so that its first gradients do not destroy them.
 
     timm's rule for MobileNets and EfficientNets draws from a range of 1 / sqrt(num_classes): with two classes on 1,280

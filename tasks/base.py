@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from datamodules.common.errors import UserError
 from tasks.backbones import freeze, keep_frozen_in_eval, normalization, prefers_channels_last
 from tasks.checks import TrainingPlan, check_training
+from tasks.from_checkpoint import Start, read_start, start_task
 from tasks.hooks import Batch, TaskHooks
 from tasks.optim import Optim
 
@@ -36,6 +37,7 @@ class Task(TaskHooks):
     monitor: str = "val/loss"
     mode: Literal["min", "max"] = "min"
     finds_boxes = False
+    pretrained: bool | str = False
     mean: Tensor
     std: Tensor
     eval_metrics: Any
@@ -71,6 +73,7 @@ class Task(TaskHooks):
         self.compile_network = compile
         self.chosen: dict[str, str] = {}  # what was chosen for the user, by key, and why; a run prints it
         self.load_pretrained = True  # false where a checkpoint's weights follow, so that no weights file is needed
+        self.start: Start | None = None
         self.network: Any = None
 
     @property
@@ -177,12 +180,14 @@ class Task(TaskHooks):
         for key in ("num_classes", "in_chans"):
             if getattr(self, key) is None:
                 raise UserError(f"model.{key} is not set, and there is no data to take it from.")
+        self.start = read_start(self.pretrained) if self.load_pretrained else None
         network = self.build_network()
         if self.freeze_backbone and self.unfreeze_at_epoch is None:
             freeze(network, keep=self.head_names_of(network))
         mean, std = normalization(network, int(self.in_chans or 3))
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        start_task(self, network)
         if self.channels_last == "auto":
             self.channels_last = prefers_channels_last(network)
         if self.channels_last:
@@ -192,6 +197,11 @@ class Task(TaskHooks):
         self.network = network
         self.eval_metrics = self.build_metrics()
         self.train(self.training)
+
+    @property
+    def weights_to_build_with(self) -> bool | str:
+        """``pretrained``, where the network's constructor is to load it: not where a checkpoint's weights follow."""
+        return self.pretrained if self.load_pretrained and self.start is None else False
 
     @property
     def image_height_width(self) -> tuple[int, int] | None:

@@ -30,7 +30,7 @@ class Classification(Task):
     Args:
         backbone: A timm name, or ``lenet5``, ``cifar_resnet18``, ...; ``python -m pipelines list backbones`` shows all.
         num_classes: Taken from the data where it is left out; so are ``in_chans`` and ``image_size``.
-        pretrained: ``true`` for the hub's weights, or a local weights file.
+        pretrained: ``true`` for the hub's weights, a local weights file, or a checkpoint of any task.
         backbone_args: Arguments for the network's own constructor.
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth: the rate at which the last block is dropped, less for earlier ones.
@@ -146,7 +146,7 @@ class Classification(Task):
             self.backbone,
             int(self.num_classes or 0),
             in_chans=int(self.in_chans or 3),
-            pretrained=self.pretrained if self.load_pretrained else False,
+            pretrained=self.weights_to_build_with,
             image_size=self.image_height_width,
             drop_rate=self.drop_rate,
             drop_path_rate=self.drop_path_rate,

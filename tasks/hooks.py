@@ -20,7 +20,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from datamodules.common.errors import UserError
 from tasks.checks import TrainingPlan
 from tasks.finite import NonFiniteLossError, StepGuard, refuse_spoiled
-from tasks.optim import describe
 from tasks.optimizers import build_optimizer
 from tasks.reproducibility import same_buffers_on_all_ranks, seed_step
 from tasks.schedules import build_scheduler
@@ -67,10 +66,7 @@ class TaskHooks(LightningModule, ABC):
     # Training.
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move the tensors; lists (paths, records) stay where they are.
-
-        Lightning would look at each of their elements: 0.2 ms a batch for 128 paths.
-        """
+        """Move the tensors, not the lists; Lightning would look at each path of a batch, 0.2 ms for 128 of them."""
         tensors = {key: value for key, value in batch.items() if not isinstance(value, list)}
         return {**batch, **super().transfer_batch_to_device(tensors, device, dataloader_idx)}
 
@@ -166,6 +162,11 @@ class TaskHooks(LightningModule, ABC):
         """How many of the last optimizer steps were skipped since they were not finite; waits for the device."""
         return self._guard.in_a_row
 
+    def recent_loss(self) -> float | None:
+        """The mean loss of this rank since the last flush, or else that of the last one; a sync with the device."""
+        total, count = self._loss_sums["loss"].tolist() if "loss" in self._loss_sums else (0, 0)
+        return total / count if count else self._last_train.get("train/loss")
+
     def _log_last_train(self) -> None:
         """Give the progress bar and callbacks the last flushed means."""
         # As tensors on the CPU: Lightning would put numbers on the device and, for the bar, fetch them in every step.
@@ -192,7 +193,6 @@ class TaskHooks(LightningModule, ABC):
             raise UserError("The schedule needs an end: set trainer.max_epochs or trainer.max_steps.")
         trainer.fit_loop.setup_data()  # with max_steps alone, Lightning does not count the batches before this hook
         global_batch = self.global_batch()
-        rank_zero_info(describe(task.optim, global_batch))
         optimizer = build_optimizer(task.network, task.optim, global_batch, head_names=task.head_names())
         scheduler, interval = build_scheduler(
             optimizer, task.optim, int(total_steps), self.steps_per_epoch(), mode=task.mode

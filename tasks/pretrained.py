@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import load_state_dict
 from torch import nn
 
@@ -61,21 +62,57 @@ def _short(keys: Sequence[str]) -> str:
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
-def _file_overlay(name: str, file: str) -> dict[str, Any]:
-    """What makes timm load a local file: its path, and the number of classes in it (-1: it has no classifier)."""
+def parts(names: Sequence[str]) -> str:
+    """The parts of a network that tensors belong to, for a message: as deep as four name all, or the first of more."""
+    for levels in (4, 3, 2):
+        found = list(dict.fromkeys(".".join(name.split(".")[:-1][:levels]) or name for name in names))
+        if len(found) <= 4:
+            break
+    return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+
+
+def what_was_loaded(network: nn.Module) -> str | None:
+    """One line about the file that a network was built with, where there was one."""
+    line: str | None = (getattr(network, "pretrained_cfg", None) or {}).get("loaded")
+    return line
+
+
+def _read(file: str) -> dict[str, Any]:
+    """The tensors of a file by name; those below ``state_dict`` or ``model``, and an average where it has one."""
     path = Path(file).expanduser()
+    if path.is_dir():
+        raise UserError(
+            f"model.pretrained: {file} is a folder; model.detector: rtdetr and model.architecture: segformer take"
+            " models of the package transformers, all others take a file of weights or a checkpoint."
+        )
     if not path.is_file():
         raise UserError(f"model.pretrained: no such file: {file} (true loads the net's own weights from the hub).")
     try:
-        weights = load_state_dict(str(path))
+        weights: dict[str, Any] = load_state_dict(str(path))
+        return weights
     except Exception as error:
         raise UserError(
             f"model.pretrained: {file} cannot be read as weights (.safetensors, .pth, .bin). What holds other objects"
             " than tensors is not loaded, since that would run its code: save the state_dict alone."
         ) from error
-    config = net_config(name)
-    rows = [len(weights[f"{head}.weight"]) for head in classifier_names(config) if f"{head}.weight" in weights]
-    return {"file": str(path), "num_classes": rows[0] if rows else -1}
+
+
+def _names(name: str) -> list[str]:
+    """Of a net's tensors; without memory where it can be built so."""
+    try:
+        with torch.device("meta"):
+            return list(timm.create_model(name).state_dict())
+    except (RuntimeError, NotImplementedError, ValueError):
+        return list(timm.create_model(name).state_dict())
+
+
+def _of_backbone(weights: dict[str, Any], name: str) -> dict[str, Any]:
+    """The tensors below the prefix where most of the net's names are: ``backbone.body.`` of torchvision's detectors."""
+    ours = _names(name)
+    prefixes = {key.removesuffix(ours[0]) for key in weights if key.endswith(ours[0])} or {""}
+    counts = {prefix: sum(prefix + key in weights for key in ours) for prefix in sorted(prefixes)}
+    best = max(counts, key=lambda prefix: counts[prefix])
+    return {key.removeprefix(best): value for key, value in weights.items() if key.startswith(best)}
 
 
 def create_from_file(name: str, file: str, arguments: dict[str, Any]) -> nn.Module:
@@ -83,22 +120,36 @@ def create_from_file(name: str, file: str, arguments: dict[str, Any]) -> nn.Modu
 
     Args:
         name: Of the net.
-        file: Weights; a classifier for another number of classes is left out.
+        file: Weights; a classifier for another number of classes is left out, and so is what lies beside a backbone
+            whose names have a prefix.
         arguments: Of timm's constructor.
 
     Raises:
         UserError: No such file, or weights that do not fit, naming the keys.
     """
-    overlay = _file_overlay(name, file)
+    weights = _of_backbone(_read(file), name)
+    heads = classifier_names(net_config(name))
+    rows = [len(weights[f"{head}.weight"]) for head in heads if f"{head}.weight" in weights]
+    overlay = {"state_dict": dict(weights), "num_classes": rows[0] if rows else -1}  # -1: it has no classifier
     with _UnfittingKeys() as keys:
         try:
             model: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
         except RuntimeError as error:
             if "loading state_dict" not in str(error):
                 raise
-            reasons = [line.strip() for line in str(error).splitlines()[1:]]
+            lines = [line.strip() for line in str(error).splitlines()[1:]]
+            reasons = [re.sub(r"size mismatch for (\S+): .*", r"\1 has another shape", line) for line in lines]
             raise UserError(f"model.pretrained: {file} does not fit '{name}': {_short(reasons)}") from error
+    for module in model.modules():  # else the net would keep them, and each copy of it
+        if isinstance(config := getattr(module, "pretrained_cfg", None), dict):
+            config.pop("state_dict", None)
     _refuse_unfitting(model, name, file, keys, features=bool(arguments.get("features_only")))
+    left = [key for key in weights if key in keys.unexpected or key.startswith(tuple(f"{head}." for head in heads))]
+    if rows and rows[0] == arguments.get("num_classes") and not arguments.get("features_only"):
+        left = []
+    line = f"pretrained: {len(weights) - len(left)} of {len(weights)} tensors of {file}"
+    about: Any = model.pretrained_cfg
+    about["loaded"] = line + (f"; not loaded: {_short(left)}" if left else "")
     return model
 
 
@@ -110,6 +161,10 @@ def _refuse_unfitting(model: nn.Module, name: str, file: str, keys: _UnfittingKe
         # A pyramid has lost its head after loading, and with it what may be missing or too much.
         kept = {key.removeprefix("model.") for key in model.state_dict()}
         missing, unexpected = [key for key in missing if key in kept], []
+    if not {key.removeprefix("model.") for key, _ in model.named_parameters()} - set(keys.missing):
+        raise UserError(
+            f"model.pretrained: {file}: none of its tensors fits '{name}'; it has {_short(keys.unexpected)}."
+        )
     reasons = [f"it lacks {_short(missing)}"] if missing else []
     reasons += [f"it has also {_short(unexpected)}"] if unexpected else []
     if reasons:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -24,8 +25,12 @@ class KeepBest(ModelCheckpoint):
     """
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
-        """Whether to save: as good as the best, or better; not where the last steps were skipped: they burst it."""
-        if getattr(trainer.lightning_module, "skipped_in_a_row", 0) > 1:
+        """Whether to save: as good as the best, or better.
+
+        Not where the metric is undefined (NaN), nor where the last steps were skipped: they burst the weights.
+        """
+        is_undefined = current is not None and bool(current.isnan())
+        if is_undefined or getattr(trainer.lightning_module, "skipped_in_a_row", 0) > 1:
             return False
         if current is not None and self.best_model_score is not None and bool(current == self.best_model_score):
             return True
@@ -38,9 +43,10 @@ class SaveLast(Checkpoint):
     Lightning's ModelCheckpoint has either a time interval or the epoch's end, and its time interval may fall between
     two batches of one accumulated step.
 
-    SIGTERM and SIGUSR1, by which a cluster takes a job back, save behind the next complete step and end the process
-    with 128 plus the signal's number. It is enough that one rank gets the signal. Lightning's own handler saves
-    nothing, ends with 0, and sends from inside the handler to ranks that may not be listening.
+    Ctrl-C, and SIGTERM and SIGUSR1, by which a cluster takes a job back, save behind the next complete step and end the
+    process with 128 plus the signal's number. A second Ctrl-C, and one in a validation, ends it at once. It is enough
+    that one rank gets the signal. Lightning's own handler saves nothing, ends with 0, and sends from inside the handler
+    to ranks that may not be listening.
 
     A validation that follows a step is waited for. Nothing is saved behind a step that was skipped, since the step
     before may have burst the weights: the next good step is waited for, or the end of the training.
@@ -63,6 +69,7 @@ class SaveLast(Checkpoint):
         self._saved_at = time.monotonic()
         self._due = self._waits_for_validation = False
         self._signal: int | None = None
+        self._validates = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Try a checkpoint, and take the signals over; Lightning puts back what was there before it.
@@ -71,16 +78,24 @@ class SaveLast(Checkpoint):
             UserError: If a callback's state or a hyper-parameter could not be read back.
         """
         trainer.save_checkpoint(TRIAL)  # what could not be read back is refused now, not after hours
-        self._signal = None
+        self._signal, self._validates = None, False
         self._seen_step = trainer.global_step  # else the first batch of several accumulated ones would count as a step
         if not self.handle_signals:
             return
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            if self._validates or self._signal is not None:
+                raise KeyboardInterrupt
+            print("\nCtrl-C: saving behind the next step; once more ends at once.", file=sys.stderr, flush=True)
         self._signal = number
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on there is no step behind which to save."""
+        self._validates = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -103,6 +118,7 @@ class SaveLast(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save behind a validation inside an epoch what had to wait for it."""
+        self._validates = False
         if self._waits_for_validation:
             self._waits_for_validation = False
             self._save_if(trainer, pl_module, self._due)

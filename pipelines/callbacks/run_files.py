@@ -8,10 +8,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException  # type: ignore[attr-defined]
 
-from pipelines.run.directory import write_metrics
+from pipelines.callbacks.ending import metric_lines, next_commands, resume_command, why_stopped
+from pipelines.callbacks.overview import block
+from pipelines.callbacks.progress import duration
+from pipelines.run.directory import is_stage
+from pipelines.run.results import set_results_aside, write_metrics
 
 
 class RunFiles(Callback):
@@ -20,11 +25,13 @@ class RunFiles(Callback):
     Args:
         directory: The run directory; only rank 0's counts, the other ranks are told it.
         config: What checkpoints carry as plain text, or None outside the command line.
+        config_file: The run's config as it was written.
     """
 
-    def __init__(self, directory: Path | None, config: dict[str, Any] | None) -> None:
+    def __init__(self, directory: Path | None, config: dict[str, Any] | None, config_file: Path | None = None) -> None:
         super().__init__()
-        self.directory, self.config = directory, config
+        self.directory, self.config, self.config_file = directory, config, config_file
+        self.is_resumed = False  # whether a run goes on; its results are those of older weights then
         self._started = time.monotonic()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -64,30 +71,53 @@ class RunFiles(Callback):
         """Start the clock."""
         self._started = time.monotonic()
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the results of the weights aside that a continued run had so far; a finished one gets no batch."""
+        if self.is_resumed and self.directory is not None and trainer.is_global_zero:
+            folder = set_results_aside(self.directory)
+            if folder is not None:
+                rank_zero_info(f"Results of the weights before this training are now in {folder}.")
+        self.is_resumed = False
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Say how to go on with a training that was stopped from outside."""
+        if trainer.state.fn == "fit" and isinstance(exception, KeyboardInterrupt | SIGTERMException):
+            self.summary(trainer, exception=exception)
+
     @rank_zero_only
-    def summary(self, trainer: pl.Trainer) -> None:
-        """Print what was reached and which file to use next."""
+    def summary(self, trainer: pl.Trainer, did: str | None = None, exception: BaseException | None = None) -> None:
+        """Print why it ended, what was reached, and the next commands.
+
+        Args:
+            trainer: That has ended.
+            did: What was done in place of a training by steps.
+            exception: What ended it before its time.
+        """
         if self.directory is None:
             return
-        minutes = (time.monotonic() - self._started) / 60
-        rows = [("trained", f"{trainer.current_epoch} epochs, {trainer.global_step} steps, {minutes:.1f} min")]
-        rows += _best_and_last(trainer)
+        task = trainer.lightning_module.taught
+        epochs = f"{trainer.current_epoch} epoch{'s' if trainer.current_epoch != 1 else ''}"
+        steps = f"{epochs}, {trainer.global_step} steps"
+        trained = f"{steps}, {duration(time.monotonic() - self._started)}; {why_stopped(trainer, exception)}"
         checkpoints = self.directory / "checkpoints"
-        files = [n for n in ("best", "last") if (checkpoints / f"{n}.ckpt").exists()]
-        rows += [(f"{n} checkpoint", str(checkpoints / f"{n}.ckpt")) for n in files]
-        rows.append(("run directory", str(self.directory)))
-        if files:
-            use = f"python -m pipelines predict --ckpt_path {checkpoints / files[0]}.ckpt --source IMAGES"
-            rows.append(("use it", use))
-        width = max(len(name) for name, _ in rows)
-        print("\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows), flush=True)
+        files = [path for name in ("best", "last") if (path := checkpoints / f"{name}.ckpt").exists()]
+        rows = [
+            ("trained", [did or trained]),
+            ("reached", metric_lines(self.directory / "metrics.csv", task.monitor, task.mode)),
+            ("checkpoints", [str(path) for path in files]),
+            ("run", [str(self.directory)]),
+        ]
+        if self.config is not None and not is_stage(self.directory):
+            rows += self._next(trainer, files, resumes=exception is not None)
+        print(f"\n{block(rows)}", flush=True)
 
-
-def _best_and_last(trainer: pl.Trainer) -> list[tuple[str, str]]:
-    """The best and the last value of the metric by which the best checkpoint is chosen."""
-    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
-    if best is None or best.best_model_score is None:
-        return []
-    rows = [(f"best {best.monitor}", f"{float(best.best_model_score):.4f}")]
-    last = trainer.callback_metrics.get(str(best.monitor))
-    return rows if last is None else [*rows, (f"last {best.monitor}", f"{float(last):.4f}")]
+    def _next(self, trainer: pl.Trainer, files: list[Path], *, resumes: bool) -> list[tuple[str, list[str]]]:
+        """The commands that go on from here."""
+        assert self.directory is not None
+        if not files:
+            return [("next", ["nothing was saved yet: give the same command again"])]
+        config = self.config_file or self.directory / "config.yaml"
+        go_on = [resume_command(self.directory, config)] if resumes else []
+        return [("go on", go_on), ("next", next_commands(trainer, files[0], self.config or {}))]

@@ -9,7 +9,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 
 from datamodules.common.errors import UserError
@@ -66,7 +65,7 @@ def probe(
         model.load_state_dict(open_checkpoint(checkpoint)["state_dict"])
     with trainer.one_command():
         files = start_run(trainer, model, datamodule, None, None)
-        fit_head(trainer, model, datamodule, C)
+        fitted = fit_head(trainer, model, datamodule, C)
         # Lightning's own: ours of that name evaluates a checkpoint.
         results: list[Mapping[str, float]] = pl.Trainer.validate(trainer, model, datamodule=datamodule, verbose=False)
         print_metrics(trainer)
@@ -74,7 +73,7 @@ def probe(
         (trainer.run_dir / "checkpoints").mkdir(exist_ok=True)
         for name in ("best", "last"):
             trainer.save_checkpoint(trainer.run_dir / "checkpoints" / f"{name}.ckpt")
-        files.summary(trainer)
+        files.summary(trainer, did=fitted)
     return results
 
 
@@ -115,8 +114,11 @@ def classifier(model: Any) -> nn.Linear:
     return head
 
 
-def fit_head(trainer: Any, model: Any, datamodule: Any, C: float) -> None:
+def fit_head(trainer: Any, model: Any, datamodule: Any, C: float) -> str:
     """Fit the regression on standardised features and write the equivalent weights and bias into the head.
+
+    Returns:
+        A sentence that says what was fitted.
 
     Raises:
         UserError: If the labels are not single classes.
@@ -144,4 +146,7 @@ def fit_head(trainer: Any, model: Any, datamodule: Any, C: float) -> None:
         head.weight.copy_(torch.from_numpy(full_weight))
         head.bias.copy_(torch.from_numpy(full_bias))
     score = regression.score(scaler.transform(x), y)
-    rank_zero_info(f"probe: {x.shape[0]} images, {x.shape[1]} features, training accuracy {score:.4f}")
+    return (
+        f"logistic regression (C {C:g}) of {len(regression.classes_)} classes on the {x.shape[1]:,} frozen features of"
+        f" {model.backbone}, {x.shape[0]:,} images, training accuracy {score:.4f}"
+    )

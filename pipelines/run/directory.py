@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import json
-import math
 import platform
 import secrets
 import subprocess
@@ -86,6 +85,11 @@ def run_of_checkpoint(path: str | Path) -> Path | None:
         return folder.parent
     is_stage = (folder / "config.yaml").exists()
     return next(reversed(runs_of(folder.parent, folder.name)), None) if is_stage else None
+
+
+def is_stage(run: Path) -> bool:
+    """Whether a run is a training of the noisy-student loop, which says itself how it goes on."""
+    return (run.parent / "started.json").exists()
 
 
 def task_name(config: Mapping[str, Any] | None) -> str | None:
@@ -233,19 +237,6 @@ def _git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Write metrics as JSON; NaN, which JSON lacks, becomes null."""
-    write_json(path, _plain(metrics))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_config(config: dict[str, Any], resolved_model: dict[str, Any], resolved_data: dict[str, Any]) -> dict[str, Any]:

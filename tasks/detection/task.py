@@ -21,7 +21,10 @@ from tasks.detection.postprocess import boxes_in_original, found_by_tiles
 from tasks.device_augment import jitter_images
 from tasks.hooks import Batch
 from tasks.optim import Optim
+from tasks.whole_models import adopt_whole_model
 
+#: Transformers' names of the whole models that `rtdetr` can start from.
+WHOLE_DETECTORS = ("rt_detr", "rt_detr_v2", "d_fine")
 #: The confidence that is used until a validation has found better ones.
 FIRST_THRESHOLD = 0.5
 
@@ -31,11 +34,12 @@ class Detection(Task):
 
     Args:
         detector: The family: ``faster_rcnn`` (two stages), ``retinanet`` and ``fcos`` (dense), ``yolo`` (dense,
-            task-aligned), ``rtdetr`` (a transformer; needs the extra of that name), ``mask_rcnn`` (two stages, with
+            task-aligned), ``rtdetr`` (a transformer; needs the extra transformers), ``mask_rcnn`` (two stages, with
             masks), ``box_regression`` (one box an image).
         backbone: A timm name; ``python -m pipelines list backbones`` shows all.
         num_classes: Taken from the data where it is left out; so are ``in_chans`` and ``image_size``.
-        pretrained: ``true`` for the hub's weights of the backbone, or a local weights file.
+        pretrained: ``true`` for the hub's weights of the backbone, a weights file, a checkpoint of any task; for
+            ``rtdetr`` a whole model of transformers, too.
         backbone_args: Arguments for the backbone's own constructor.
         detector_args: Arguments of the family's own, as ``{head_channels: 128}``; docs/detection.md lists them.
         drop_path_rate: Stochastic depth in the backbone.
@@ -150,12 +154,14 @@ class Detection(Task):
         backbone = BackboneArguments(
             self.backbone,
             in_chans=int(self.in_chans or 3),
-            pretrained=self.pretrained if self.load_pretrained else False,
+            pretrained=self.weights_to_build_with,
             image_size=(size[0], size[1]) if size else None,
             drop_path_rate=self.drop_path_rate,
             backbone_args=self.backbone_args,
             grad_checkpointing=self.grad_checkpointing,
         )
+        if self.detector == "rtdetr":
+            adopt_whole_model(self, "detector_args", "model.detector: rtdetr", WHOLE_DETECTORS)
         arguments = detector_arguments(self.detector, self.detector_args or {})
         return family_of(self.detector).build(backbone, int(self.num_classes or 0), arguments, self.class_weights)
 

@@ -20,6 +20,7 @@ from tasks.segmentation.metrics import SegmentationMetrics
 from tasks.segmentation.networks import create_segmenter
 from tasks.segmentation.postprocess import labels_by_tiles, labels_in_original
 from tasks.segmentation.segmenter import encoder_parameter_names
+from tasks.segmentation.whole_segformer import whole_segformer
 
 
 class Segmentation(Task):
@@ -29,7 +30,8 @@ class Segmentation(Task):
         architecture: Decoder; all but ``segnet`` are those of segmentation_models_pytorch.
         backbone: Encoder: a timm name; ``python -m pipelines list backbones`` shows all.
         num_classes: Taken from the data where it is left out; so are ``in_chans`` and ``image_size``.
-        pretrained: ``true`` for the hub's weights of the encoder, or a local weights file.
+        pretrained: ``true`` for the hub's weights of the encoder, a weights file, a checkpoint of any task; for
+            ``segformer`` a whole model of transformers, too.
         backbone_args: Arguments for the encoder's own constructor.
         decoder_args: Arguments for the decoder's constructor in segmentation_models_pytorch, as
             ``decoder_channels: [256, 128, 64, 32, 16]``.
@@ -121,13 +123,8 @@ class Segmentation(Task):
             compile=compile,
         )
         check_losses(losses)
-        check_loss_arguments(
-            losses,
-            label_smoothing=label_smoothing,
-            focal_gamma=focal_gamma,
-            tversky_alpha=tversky_alpha,
-            tversky_beta=tversky_beta,
-        )
+        given = {"label_smoothing": label_smoothing, "focal_gamma": focal_gamma}
+        check_loss_arguments(losses, **given, tversky_alpha=tversky_alpha, tversky_beta=tversky_beta)
         for key, value in (("color_jitter", color_jitter), ("aux_weight", aux_weight)):
             if value < 0:
                 raise UserError(f"model.{key} is {value}; it must be 0 (off) or more.")
@@ -164,12 +161,15 @@ class Segmentation(Task):
         if classes > IGNORE:
             raise UserError(f"model.num_classes is {classes}; masks of 8 bits hold at most {IGNORE} classes.")
         self.use_class_weights(self.class_weights)
+        outputs = 1 if self.kind == "binary" else classes
+        if self.architecture == "segformer" and (whole := whole_segformer(self, outputs)) is not None:
+            return whole
         return create_segmenter(
             self.architecture,
             self.backbone,
-            1 if self.kind == "binary" else classes,
+            outputs,
             in_chans=int(self.in_chans or 3),
-            pretrained=self.pretrained if self.load_pretrained else False,
+            pretrained=self.weights_to_build_with,
             image_size=self.image_height_width,
             decoder_args=self.decoder_args,
             drop_path_rate=self.drop_path_rate,

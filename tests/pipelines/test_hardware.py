@@ -126,13 +126,17 @@ def test_nothing_is_looked_for_in_the_working_directory():
     assert Trainer(default_root_dir="else", **QUIET).default_root_dir == "else"
 
 
-def test_the_summary_shows_the_operations_of_one_image(caplog):
-    task = FakeTask()
-    trainer = Trainer(max_epochs=1, logger=False, num_sanity_val_steps=0, **QUIET)
-    with caplog.at_level("INFO"):
-        super(Trainer, trainer).fit(task, datamodule=FakeData([[1.0, 2.0]]))
-    assert "2.6 K     Total Flops" in caplog.text  # 2 * (9 * 4 * 36 + 4 * 2) = 2,608
-    assert "FLOPs" not in caplog.text, "a column that Lightning fills with zeros"
+def test_the_block_before_a_training(capsys):
+    task, data = FakeTask(), FakeData([[1.0, 2.0]])
+    task.chosen["model.optim.lr"] = "0.1, since this is a test"
+    super(Trainer, trainer := Trainer(max_epochs=1, logger=False, **QUIET)).fit(task, datamodule=data)
+    said = capsys.readouterr().out
+    # 2 * (9 * 4 * 36 + 4 * 2) operations are half as many multiplications with additions, 1,304
+    assert "model   FakeTask, fake: 66 parameters, 1.3 k MACs for an image of 8 x 8 x 1" in said
+    assert "recipe  1 epochs, 1 batches an epoch\n          sgd, lr 0.001 (not scaled with the batch)" in said
+    assert "chosen  model.optim.lr: 0.1, since this is a test" in said
+    assert said.count("parameters") == 1, "printed once, whether a sanity check comes first or not"
+    assert trainer.global_step == 1
 
 
 def test_sums_of_a_checkpoint_go_where_the_model_is():

@@ -202,6 +202,7 @@ CASES = [
     # Weights and checkpoints.
     Case("no such weights", NET, NET + "\n    pretrained: data/nothere.pth"),
     Case("weights of another net", NET, NET + "\n    pretrained: data/vit.pth"),
+    Case("checkpoint of another backbone", NET, "backbone: test_vit\n    pretrained: data/good.ckpt"),
     flag("--ckpt_path and --resume", "--ckpt_path data/good.ckpt --resume auto"),
     flag("resume what is not there", "--resume runs/config/3"),
     flag("test before fit", "", command="test"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from pipelines.callbacks import checkpoints
+from pipelines.callbacks import checkpoints, progress
 from pipelines.callbacks.checkpoints import KeepBest, SaveLast
+from pipelines.callbacks.ending import why_stopped
 from pipelines.callbacks.progress import ProgressBar
 from pipelines.callbacks.run_files import RunFiles
 from pipelines.run.checkpoints import TRIAL
@@ -36,12 +39,13 @@ def test_of_two_equal_models_the_later_one_is_kept(mode: str) -> None:
     assert best.check_monitor_top_k(trainer, torch.tensor(0.5))
     assert best.check_monitor_top_k(trainer, torch.tensor(0.6)) is (mode == "max")
     assert best.check_monitor_top_k(trainer, torch.tensor(0.4)) is (mode == "min")
+    assert not best.check_monitor_top_k(trainer, torch.tensor(float("nan")))  # undefined is never best
 
 
 @pytest.fixture(autouse=True)
 def _own_handlers() -> Iterator[None]:
     """What SaveLast does with signals ends with the test."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -60,6 +64,7 @@ class Training:
     """As much of a trainer as SaveLast asks for; notes the step of each checkpoint."""
 
     log_every_n_steps = 5
+    fit_loop = SimpleNamespace(_data_fetcher=None)  # no validation inside an epoch
 
     def __init__(self, world_size: int = 1, asked_elsewhere: bool = False) -> None:
         self.global_step, self.is_last_batch, self.world_size = 0, False, world_size
@@ -179,33 +184,144 @@ def test_all_ranks_are_told_rank_0s_directory(tmp_path: Path) -> None:
     assert files.directory == tmp_path
 
 
-def test_the_summary_says_what_was_reached_and_what_to_use_next(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_summary_says_why_it_ended_what_was_reached_and_what_comes_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr("sys.argv", ["pipelines/__main__.py"])
+    run = tmp_path / "my runs"
+    (run / "checkpoints").mkdir(parents=True)
     for name in ("best", "last"):
-        (tmp_path / "checkpoints" / f"{name}.ckpt").touch()
-    best = ModelCheckpoint(monitor="val/accuracy")
-    best.best_model_score = torch.tensor(0.75)
-    trainer = trainer_of(current_epoch=3, global_step=120, checkpoint_callbacks=[ModelCheckpoint(), best])
-    trainer.callback_metrics = {"val/accuracy": torch.tensor(0.5)}
-    files = RunFiles(tmp_path, None)
+        (run / "checkpoints" / f"{name}.ckpt").touch()
+    values = ("39,0,2.0,,", "39,0,,0.75,0.5", "79,1,,0.75,0.4", "119,2,,0.5,nan")
+    (run / "metrics.csv").write_text("\n".join(["step,epoch,train/loss,val/accuracy,val/auc", *values, ""]))
+    trainer = trainer_of(current_epoch=3, global_step=120, callbacks=[], should_stop=False, max_steps=-1, max_epochs=3)
+    trainer.lightning_module.taught.monitor, trainer.lightning_module.taught.mode = "val/accuracy", "max"
+    trainer.datamodule.records = {"test": [{}]}
+    files = RunFiles(run, {"model": {"class_path": "mine.Task"}})
     files._started -= 90
     files.summary(trainer)
-    rows = dict(line.strip().split("  ", 1) for line in capsys.readouterr().out.strip().splitlines())
-    folder = tmp_path / "checkpoints"
-    assert {name: value.strip() for name, value in rows.items()} == {
-        "trained": "3 epochs, 120 steps, 1.5 min",
-        "best val/accuracy": "0.7500",
-        "last val/accuracy": "0.5000",
-        "best checkpoint": f"{folder}/best.ckpt",
-        "last checkpoint": f"{folder}/last.ckpt",
-        "run directory": str(tmp_path),
-        "use it": f"python -m pipelines predict --ckpt_path {folder}/best.ckpt --source IMAGES",
-    }
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.strip().splitlines()]
+    best, last = (f"{run}/checkpoints/{name}.ckpt" for name in ("best", "last"))
+    program = "python -m pipelines"
+    assert lines == [
+        "trained 3 epochs, 120 steps, 1:30; all 3 epochs are done",
+        "reached best (epoch 2) last (epoch 3)",  # of equal ones the later one
+        "val/accuracy 0.7500 0.5000",
+        "val/auc 0.4000 undefined",
+        f"checkpoints {best}",
+        last,
+        f"run {run}",
+        f"next {program} test --ckpt_path '{best}' --trust mine",
+        f"{program} predict --ckpt_path '{best}' --source PICTURES --trust mine",
+    ]
+    trainer.state.fn = "fit"
+    files.on_exception(trainer, None, SIGTERMException(128 + signal.SIGINT))  # type: ignore[arg-type]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "stopped by Ctrl-C" in said
+    assert f"go on {program} fit --config '{run}/config.yaml' --resume '{run}'" in said
+    (tmp_path / "started.json").touch()  # a stage of noisy student, which gives the commands itself
+    files.summary(trainer)
+    assert "next" not in capsys.readouterr().out
 
 
-def test_the_progress_bar_has_no_version_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = {"v_num": 3, "val/accuracy": 0.5}
-    monkeypatch.setattr(TQDMProgressBar, "get_metrics", lambda *args: dict(shown))
-    assert ProgressBar().get_metrics(None, None) == {"val/accuracy": 0.5}  # type: ignore[arg-type]
+def test_why_a_training_ended() -> None:
+    early = EarlyStopping("val/loss")
+    early.stopping_reason_message = "Monitored metric val/loss did not improve in the last 3 records. Best score: 1."
+    base = {"should_stop": True, "max_steps": -1, "max_epochs": 5, "global_step": 7, "callbacks": []}
+
+    def why(exception: BaseException | None = None, **changed: Any) -> str:
+        return why_stopped(SimpleNamespace(**{**base, **changed}), exception)
+
+    assert why(callbacks=[early]) == "early stopping: monitored metric val/loss did not improve in the last 3 records"
+    timer = Timer(duration="00:00:00:01")
+    timer._offset = 2.0  # type: ignore[attr-defined]
+    assert why(callbacks=[timer]) == "trainer.max_time is over"
+    assert why() == "a callback asked to stop"
+    assert why(should_stop=False, max_steps=7) == "all 7 steps are done"
+    assert why(should_stop=False) == "all 5 epochs are done"
+    assert why(KeyboardInterrupt()) == "stopped by Ctrl-C"
+    assert why(SIGTERMException(143)) == "stopped by SIGTERM"
+
+
+def test_ctrl_c_saves_behind_the_step_and_the_second_one_ends_at_once() -> None:
+    training, callback = Training(), SaveLast(Path("run"), 0, None)
+    with pytest.raises(SIGTERMException) as stopped:
+        training.run(callback, 4, asked=signal.SIGINT)
+    assert stopped.value.args == (130,)
+    assert training.saved == [1]
+    with pytest.raises(KeyboardInterrupt):
+        callback._note(signal.SIGINT, None)
+    callback.on_train_start(training, None)  # type: ignore[arg-type]
+    callback.on_validation_start(training, None)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        callback._note(signal.SIGINT, None)
+
+
+def test_results_of_older_weights_are_set_aside_once_a_run_goes_on(tmp_path: Path) -> None:
+    for name in ("test.json", "metrics.csv", "pictures/test_panels.png", "pictures/val_panels.png", "predict/x.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    files = RunFiles(tmp_path, None)
+    for resumed in (False, True):
+        files.is_resumed = resumed
+        files.on_train_batch_start(trainer_of(), None, {}, 0)  # type: ignore[arg-type]
+        assert (tmp_path / "test.json").exists() is not resumed
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    older = [f"older_results/{name}" for name in ("predict/x.png", "test.json", "test_panels.png")]
+    assert left == ["metrics.csv", *older, "pictures/val_panels.png"]
+
+
+# What is seen while a command runs.
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress(is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Terminal() if is_terminal else io.StringIO()
+    monkeypatch.setattr(progress.sys, "stderr", screen)
+    monkeypatch.setattr(progress, "REFRESH_SECONDS", 0.0)
+    best = ModelCheckpoint(monitor="val/accuracy", mode="max")
+    best.best_model_score = torch.tensor(0.5)
+    trainer: Any = SimpleNamespace(
+        global_step=0,
+        current_epoch=1,
+        max_epochs=3,
+        world_size=2,
+        num_training_batches=4,
+        num_val_batches=[2],
+        estimated_stepping_batches=12,
+        callback_metrics={},
+        checkpoint_callbacks=[best],
+        sanity_checking=False,
+        state=SimpleNamespace(fn="fit"),
+    )
+    module: Any = SimpleNamespace(recent_loss=lambda: 0.25, taught=SimpleNamespace(monitor="val/accuracy", mode="max"))
+    bar, half = ProgressBar(), {"image": torch.zeros(3, 1)}
+    bar.on_train_start(trainer, module)
+    bar.on_train_epoch_start(trainer, module)
+    for batch in range(4):
+        trainer.global_step += 1
+        bar.on_train_batch_end(trainer, module, None, {"labeled": half, "unlabeled": half}, batch)
+    bar.on_validation_start(trainer, module)
+    bar.on_validation_batch_end(trainer, module, None, half, 0)
+    trainer.callback_metrics = {"val/accuracy": torch.tensor(0.75)}
+    bar.on_validation_end(trainer, module)
+    bar.on_train_epoch_end(trainer, module)
+    assert bar._train.images == 4 * 6 * 2
+    left = capsys.readouterr().out
+    assert re.fullmatch(r"epoch 2/3  loss 0\.25  val/accuracy 0\.7500 \(best\)  [\d,.e+]+ images/s  0:00 left\n", left)
+    if not is_terminal:
+        assert screen.getvalue() == ""
+        return
+    drawn = screen.getvalue().split("\r")
+    assert drawn[1].startswith("epoch 2/3  [====            ]  25%  loss 0.25  ")
+    assert "validation  [========        ]  50%  1 of 2 batches" in drawn[5]
+    assert drawn[6] == "\x1b[K"  # taken away before the epoch's own line
+
+
+def test_durations() -> None:
+    assert [progress.duration(seconds) for seconds in (0.4, 65, 7265)] == ["0:00", "1:05", "2:01:05"]

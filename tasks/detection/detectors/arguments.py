@@ -125,6 +125,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, one) for one in inner)
     if origin is Sequence:
         return isinstance(value, list | tuple) and all(_fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -141,4 +143,6 @@ def _described(hint: Any) -> str:
         return " or ".join(_described(one) for one in inner)
     if origin is Sequence:
         return "a list of numbers" if inner[0] is float else "a list of whole numbers"
+    if origin is dict:
+        return "keys with values"
     return {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}[hint]

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from tasks.detection.detectors.arguments import DetectorArguments
 from tasks.detection.detectors.losses import batch_means, class_weight_tensor
-from tasks.pyramid import Pyramid
 
 Found = dict[str, Tensor]
 """One image's `boxes` float32 (n, 4), x1 y1 x2 y2; `scores` float32 (n,), descending; `labels` int64 (n,), 0..K-1; and
@@ -48,11 +47,11 @@ class Detector(nn.Module, ABC):
 
     class_weights: Tensor | None
 
-    def __init__(self, backbone: Pyramid, num_classes: int, class_weights: Sequence[float] | None = None) -> None:
+    def __init__(self, backbone: Any, num_classes: int, class_weights: Sequence[float] | None = None) -> None:
         """Start with the pyramid.
 
         Args:
-            backbone: the pyramid.
+            backbone: the `Pyramid`, or a backbone of its kind.
             num_classes: K, without background.
             class_weights: K factors, or None.
 

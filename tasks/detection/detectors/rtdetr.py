@@ -1,13 +1,17 @@
 """RT-DETR (Zhao et al. 2023, https://arxiv.org/abs/2304.08069): transformers' encoder and decoder on a timm pyramid.
 
 A fixed number of queries, each of which becomes one object or none; queries are matched to the true objects one to
-one, by the Hungarian method. The package transformers is an extra: ``pip install "vision-pipelines[rtdetr]"``.
+one, by the Hungarian method. The package transformers is an extra: ``pip install "vision-pipelines[transformers]"``.
+
+With ``model.pretrained`` a folder or a name on the hub, it is a whole pretrained model of transformers with its own
+backbone: RT-DETR, RT-DETRv2 (Lv et al. 2024, https://arxiv.org/abs/2407.17140) or D-FINE (Peng et al. 2024,
+https://arxiv.org/abs/2410.13842).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -21,9 +25,12 @@ from tasks.detection.detectors.protocol import Detector, Family, Found, Limits
 from tasks.detection.detectors.selection import best_candidates
 from tasks.detection.detectors.targets import Truth, read_targets
 from tasks.pyramid import Pyramid
+from tasks.whole_models import configuration, description, import_transformers, make_whole_model, refuse_set
 
 #: Terms of the loss, and what transformers' names of the layers' losses contain.
 TERMS = {"class_loss": "loss_vfl", "l1_loss": "loss_bbox", "giou_loss": "loss_giou"}
+#: Those of D-FINE beside them: of the distributions of the boxes' sides, and of their distillation.
+FINE_TERMS = {"fgl_loss": "loss_fgl", "ddf_loss": "loss_ddf"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,8 @@ class RTDETRArguments(DetectorArguments):
         decoder_layers: layers of the decoder, each with a loss of its own.
         queries: objects of an image at most; the maps must have as many cells.
         denoising: noised true boxes that are learned beside the queries in training; 0 for none.
+        transformers: configuration of a whole model of transformers (``model_type`` rt_detr, rt_detr_v2 or d_fine), in
+            place of backbone and sizes; a whole model in ``model.pretrained`` fills it in.
     """
 
     strides: Sequence[int] | None = None
@@ -49,6 +58,7 @@ class RTDETRArguments(DetectorArguments):
     decoder_layers: int = 6
     queries: int = 300
     denoising: int = 100
+    transformers: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
@@ -58,6 +68,22 @@ class RTDETRArguments(DetectorArguments):
             self.refuse("width", f"a multiple of heads, {self.heads}")
 
 
+class WholeBackbone(nn.Module):
+    """The backbone of a whole model of transformers, as a pyramid: images to their maps, finest first."""
+
+    def __init__(self, net: nn.Module, strides: Sequence[int], pretrained_cfg: Any) -> None:
+        """Take transformers' backbone over."""
+        super().__init__()
+        self.net = net
+        self.strides = list(strides)
+        self.pretrained_cfg = pretrained_cfg
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """The maps of (B, 3, H, W)."""
+        mask = torch.ones(image.shape[0], *image.shape[2:], device=image.device)
+        return [features for features, _ in self.net(image, mask)]
+
+
 class RTDETR(Detector):
     """A fixed number of queries on an encoded pyramid.
 
@@ -65,17 +91,13 @@ class RTDETR(Detector):
     encoder doubles its maps exactly.
     """
 
-    def __init__(self, backbone: Pyramid, config: Any) -> None:
-        """Put transformers' RT-DETR of this configuration behind a pyramid."""
-        from transformers import RTDetrForObjectDetection
-
-        super().__init__(backbone, config.num_labels)
-        self.lateral = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(count, config.encoder_hidden_dim, 1, bias=False), nn.BatchNorm2d(config.d_model))
-            for count in backbone.channels
-        )
-        self.detr = RTDetrForObjectDetection(config)
-        # Its own ResNet and the layers behind that, whose work is done above.
+    def __init__(self, backbone: Pyramid | WholeBackbone, lateral: nn.ModuleList, detr: Any) -> None:
+        """Put transformers' model, without its own first part, behind a backbone and one layer a map."""
+        super().__init__(backbone, detr.config.num_labels)
+        self.lateral = lateral
+        self.detr = detr
+        self.terms = TERMS | (FINE_TERMS if detr.config.model_type == "d_fine" else {})
+        # Its own backbone and the layers behind that, whose work is done above.
         self.detr.model.backbone = nn.Identity()
         self.detr.model.encoder_input_proj = nn.Identity()
 
@@ -99,10 +121,10 @@ class RTDETR(Detector):
         image, encoded = self(image)
         labels = relative_targets(read_targets(targets), image)
         out = self._decode(image, encoded, labels)
-        columns: dict[str, list[Tensor]] = {name: [] for name in TERMS}
+        columns: dict[str, list[Tensor]] = {name: [] for name in self.terms}
         for i, label in enumerate(labels):  # one by one, since transformers divides by the batch's number of boxes
             losses = self._losses_of_one(out, i, label)
-            for name, mark in TERMS.items():
+            for name, mark in self.terms.items():
                 columns[name].append(torch.stack([loss for key, loss in losses.items() if mark in key]).sum())
         parts = {name: torch.stack(column) for name, column in columns.items()}
         if self.detr.config.num_denoising:  # DDP waits for its gradient, also where a batch has no boxes to noise
@@ -111,14 +133,13 @@ class RTDETR(Detector):
 
     def _losses_of_one(self, out: Any, i: int, label: dict[str, Tensor]) -> dict[str, Tensor]:
         """Transformers' losses of one image, by layer."""
-        from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
-
         one = slice(i, i + 1)
         denoising = out.denoising_meta_values if self.training else None
         if denoising:
             denoising = {**denoising, "dn_positive_idx": denoising["dn_positive_idx"][one]}
         logits, boxes = out.intermediate_logits[one].float(), out.intermediate_reference_points[one].float()
-        _, losses, _ = RTDetrForObjectDetectionLoss(
+        corners, starts = out.intermediate_predicted_corners, out.initial_reference_points  # of D-FINE
+        _, losses, _ = self.detr.loss_function(
             logits[:, -1],
             [label],
             logits.device,
@@ -129,6 +150,8 @@ class RTDETR(Detector):
             enc_topk_logits=out.enc_topk_logits[one].float(),
             enc_topk_bboxes=out.enc_topk_bboxes[one].float(),
             denoising_meta_values=denoising,
+            predicted_corners=None if corners is None else corners[one].float(),
+            initial_reference_points=None if starts is None else starts[one].float(),
         )
         by_layer: dict[str, Tensor] = losses
         return by_layer
@@ -171,22 +194,20 @@ def build_rtdetr(
     arguments: RTDETRArguments = RTDETRArguments(),
     class_weights: Sequence[float] | None = None,
 ) -> RTDETR:
-    """RT-DETR on any net: maps of stride 8, 16 and 32.
+    """RT-DETR on any net, with maps of stride 8, 16 and 32; or a whole model of transformers.
 
     Raises:
         ImportError: without the package transformers.
         UserError: as `tasks.pyramid.create_pyramid`; an argument that makes no sense, by its key; class weights, which
-            this family has none of.
+            this family has none of; weights that cannot be loaded.
     """
-    try:
-        from transformers import RTDetrConfig, RTDetrResNetConfig
-    except ImportError as error:
-        raise ImportError(
-            "model.detector is 'rtdetr', which needs the package transformers: pip install"
-            ' "vision-pipelines[rtdetr]", or take another detector, for example yolo.'
-        ) from error
+    import_transformers("model.detector, 'rtdetr',")
+    from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
+
     if class_weights is not None:
         raise UserError("model.class_weights is set, but rtdetr has none: leave it out, or take yolo or fcos.")
+    if arguments.transformers is not None:
+        return _whole_model(backbone, num_classes, arguments, arguments.transformers)
     pyramid = backbone.detection_pyramid(8, arguments.strides)
     if backbone.image_size is not None:
         _check_queries(arguments.queries, backbone.image_size, pyramid.strides)
@@ -217,7 +238,41 @@ def build_rtdetr(
         num_queries=arguments.queries,
         num_denoising=arguments.denoising,
     )
-    return RTDETR(pyramid, config)
+    lateral = nn.ModuleList(
+        nn.Sequential(nn.Conv2d(count, width, 1, bias=False), nn.BatchNorm2d(width)) for count in pyramid.channels
+    )
+    return RTDETR(pyramid, lateral, RTDetrForObjectDetection(config))
+
+
+def _whole_model(
+    backbone: BackboneArguments, num_classes: int, arguments: RTDETRArguments, values: dict[str, Any]
+) -> RTDETR:
+    """A pretrained model with its own backbone; of the arguments it takes ``queries`` and ``denoising``."""
+    for key, value, default in (
+        ("backbone", backbone.name, "resnet18"),
+        ("in_chans", backbone.in_chans, 3),
+        ("backbone_args", backbone.backbone_args or {}, {}),
+        ("drop_path_rate", backbone.drop_path_rate, 0.0),
+        ("grad_checkpointing", backbone.grad_checkpointing, False),
+    ):
+        refuse_set(f"model.{key}", value, default)
+    changed = {f.name: getattr(arguments, f.name) for f in fields(arguments) if getattr(arguments, f.name) != f.default}
+    changes: dict[str, Any] = {"anchor_image_size": None, "eval_size": None}  # else other sizes could not be evaluated
+    changes["initializer_bias_prior_prob"] = 0.01  # of a new head, as in the paper's code
+    for key in changed.keys() - {"transformers"}:
+        if key not in ("queries", "denoising"):
+            refuse_set(f"model.detector_args.{key}", changed[key], None)
+        changes[f"num_{key}"] = changed[key]
+    config = configuration(values, num_classes, **changes)
+    for part in (config, config.backbone_config):  # never weights of the backbone alone
+        if hasattr(part, "use_pretrained_backbone"):
+            part.use_pretrained_backbone = False
+    if backbone.image_size is not None:
+        _check_queries(config.num_queries, backbone.image_size, config.feat_strides)
+    detr: Any
+    detr, line = make_whole_model("AutoModelForObjectDetection", backbone.pretrained, config)
+    view = description(backbone.pretrained, [0.0] * 3, [1.0] * 3, line)
+    return RTDETR(WholeBackbone(detr.model.backbone, config.feat_strides, view), detr.model.encoder_input_proj, detr)
 
 
 def _check_queries(queries: int, image_size: tuple[int, int], strides: Sequence[int]) -> None:
