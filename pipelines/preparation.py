@@ -33,6 +33,7 @@ from pipelines.run.directory import (
     write_data_files,
     write_environment,
 )
+from pipelines.run.masking import masked
 from pipelines.run.metrics_file import MetricsCSV
 from pipelines.run.student import task_config
 from pipelines.run.tracking import Wandb, wandb_logger
@@ -212,7 +213,7 @@ def _resolved_config(trainer: RunTrainer, model: Any, datamodule: Any) -> dict[s
     if trainer.config is None:
         return None
     resolved = datamodule.resolved() if hasattr(datamodule, "resolved") else {}
-    return run_config(trainer.config, dict(model.hparams), resolved)
+    return dict(masked(run_config(trainer.config, dict(model.hparams), resolved)))
 
 
 def _add_checkpoints(
