@@ -29,8 +29,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from datamodules.common.batch import IGNORE
+from pipelines.outputs.fonts import SIZE as FONT_SIZE
+from pipelines.outputs.fonts import font_for
 from pipelines.outputs.palettes import IGNORE_COLOR, WRONG_COLOR, Palette, color_of, default_palette
-from pipelines.outputs.sheets import BACKGROUND, FONT_SIZE, INK, Picture, printable, rgb, text_font
+from pipelines.outputs.sheets import BACKGROUND, INK, Picture, printable, rgb
 
 Annotation = dict[str, NDArray[Any]]
 KEYS = ("mask", "boxes", "labels", "scores", "masks")
@@ -164,7 +166,7 @@ def _draw_tag(
         corner: x and y of the box.
         color: Of the tag; the text is dark on bright ones.
     """
-    font = text_font()
+    font = font_for(text)
     x, y = corner
     width, height = font.getlength(text) + 4, FONT_SIZE + 3
     left = min(max(0.0, x), max(0.0, size[0] - width))

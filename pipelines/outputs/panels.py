@@ -11,8 +11,10 @@ from PIL import Image, ImageDraw
 
 from datamodules.common.batch import IGNORE
 from pipelines.outputs.drawing import Annotation, drawn, error_picture, name_of, rescaled, resized
+from pipelines.outputs.fonts import SIZE as FONT_SIZE
+from pipelines.outputs.fonts import font_for
 from pipelines.outputs.palettes import WRONG_COLOR, Palette, color_of
-from pipelines.outputs.sheets import BACKGROUND, FONT_SIZE, GAP, INK, Picture, printable, text_font
+from pipelines.outputs.sheets import BACKGROUND, GAP, INK, Picture, printable
 
 MAX_SIDE = 480  # of a tile in a panel; larger images are reduced to it
 MIN_SIDE = 192  # smaller ones are enlarged by a whole number to about this many pixels
@@ -69,7 +71,7 @@ def _rows(samples: Sequence[Sample], rows: Sequence[dict[str, Picture]]) -> Pict
     width = GAP + len(headers) * (tile + GAP)
     top = Image.new("RGB", (width, GAP + LINE), BACKGROUND)
     for name, left in lefts.items():
-        ImageDraw.Draw(top).text((left, GAP - 2), name, fill=INK, font=text_font())
+        ImageDraw.Draw(top).text((left, GAP - 2), name, fill=INK, font=font_for(name))
     below = GAP + (LINE if any(sample.caption for sample in samples) else 0)
     strips = [_row(row, lefts, width, below, sample.caption) for sample, row in zip(samples, rows, strict=True)]
     return np.concatenate([np.asarray(top), *strips])
@@ -81,7 +83,8 @@ def _row(tiles: dict[str, Picture], lefts: dict[str, int], width: int, below: in
     canvas = Image.new("RGB", (width, height + below), BACKGROUND)
     for name, tile in tiles.items():
         canvas.paste(Image.fromarray(tile), (lefts[name], 0))
-    ImageDraw.Draw(canvas).text((GAP, height + 1), printable(caption), fill=INK, font=text_font())
+    text = printable(caption)
+    ImageDraw.Draw(canvas).text((GAP, height + 1), text, fill=INK, font=font_for(text))
     return np.asarray(canvas)
 
 
@@ -132,7 +135,7 @@ def _classes_in(annotation: Annotation) -> set[int]:
 
 def _legend_strip(legend: Sequence[tuple[Any, str]], width: int) -> Picture:
     """The legend's entries side by side, in as many lines as they need."""
-    font = text_font()
+    font = font_for("".join(name for _, name in legend))
     places, x, y = [], GAP, 0
     for _, name in legend:
         length = int(LINE + 4 + font.getlength(name) + 14)

@@ -22,6 +22,7 @@ from pipelines.callbacks.checkpoints import KeepBest, SaveLast
 from pipelines.callbacks.ending import why_stopped
 from pipelines.callbacks.progress import ProgressBar
 from pipelines.callbacks.run_files import RunFiles
+from pipelines.run.checkpoints import TRIAL
 
 # Checkpoints.
 
@@ -68,12 +69,15 @@ class Training:
     def __init__(self, world_size: int = 1, asked_elsewhere: bool = False) -> None:
         self.global_step, self.is_last_batch, self.world_size = 0, False, world_size
         self.saved: list[int] = []
+        self.fit_loop = SimpleNamespace(_data_fetcher=None)  # no validation inside the epoch
         self.strategy = SimpleNamespace(
             broadcast=lambda value: value,
             reduce_boolean_decision=lambda value, all: (value and asked_elsewhere) if all else value or asked_elsewhere,
         )
 
     def save_checkpoint(self, path: Path) -> None:
+        if path == TRIAL:
+            return
         assert path == Path("run/last.ckpt")
         self.saved.append(self.global_step)
 
