@@ -91,7 +91,7 @@ def test_a_run_leaves_its_files(config, monkeypatch):
     split = json.loads((RUN / "split.json").read_text())
     assert {name: len(paths) for name, paths in split.items()} == {"train": 16, "val": 6, "test": 6}
     pictures = {p.name for p in (RUN / "pictures").iterdir()}
-    assert {"train_batch.png", "val_confusion_matrix.png", "test_confusion_matrix.png"} <= pictures
+    assert {"train_batch.png", "curves.png", "val_confusion_matrix.png", "test_confusion_matrix.png"} <= pictures
     environment = json.loads((RUN / "environment.json").read_text())
     assert environment[0]["packages"]["torch"] == importlib.metadata.version("torch")
     assert len(list((RUN / "wandb").glob("offline-run-*"))) == 1
