@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.annotations.records import Listing
 from datamodules.arguments import Interpolation, Loading, Pixels, Splits, refuse_set
@@ -17,8 +18,9 @@ from datamodules.common.errors import UserError
 from datamodules.loaders import Record, read_record
 from datamodules.readers.arrays import read_arrays
 from datamodules.readers.digits import read_digits
-from datamodules.readers.folder import read_folder
+from datamodules.readers.folder import has_class_folders, read_folder
 from datamodules.readers.lists import read_list
+from datamodules.readers.tables import LIST_SUFFIXES, SPLIT_FIELD, lists_of_splits
 from datamodules.readers.torchvision_sets import read_torchvision
 from datamodules.splits import hold_out
 from datamodules.transforms.augment import Augment
@@ -30,8 +32,9 @@ class ClassificationData(Pixels, Splits, Loading, DataModule):
     """Image classification from a folder, a CSV or parquet list, a .npz file, a torchvision set, or the digits.
 
     Args:
-        source: ``digits`` (embedded), a folder of class folders (below ``train``/``val``/``test`` or not), a ``.csv``
-            or ``.parquet`` list, a ``.npz`` file, or ``torchvision:NAME``.
+        source: ``digits`` (embedded), a folder of class folders (below ``train``/``val``/``test`` or not), a ``.csv``,
+            ``.parquet`` or ``.txt`` list, a list a split (``lists/{split}.csv``, or the folder of ``train.csv`` and
+            ``val.csv``), a ``.npz`` file, or ``torchvision:NAME``.
         image_root: Folder that relative paths of a list start from; the list's own folder by default. For
             ``torchvision:NAME`` the folder that holds the set.
         columns: Names of a list's columns where they are not ``path``, ``label`` and ``split``.
@@ -64,10 +67,14 @@ class ClassificationData(Pixels, Splits, Loading, DataModule):
             raise UserError(
                 f"data.crop_pct is {self.crop_pct}, but data.resize is '{self.resize}': only crop has it; leave it out."
             )
-        is_list = self.source.endswith((".csv", ".parquet"))
-        if not is_list:
+        self._refuse_list_keys(self.source == "digits" or self.source.endswith(".npz"))
+
+    def _refuse_list_keys(self, refuse: bool) -> None:
+        """Refuse what only lists have; ``torchvision:`` has an ``image_root`` too."""
+        is_torchvision = self.source.startswith("torchvision:")
+        if refuse or is_torchvision:
             refuse_set(self, ["columns"], f"data.source is '{self.source}', not a .csv or .parquet list.")
-        if not is_list and not self.source.startswith("torchvision:"):
+        if refuse and not is_torchvision:
             refuse_set(self, ["image_root"], f"data.source is '{self.source}', which needs none.")
 
     def list_records(self) -> Listing:
@@ -79,6 +86,33 @@ class ClassificationData(Pixels, Splits, Loading, DataModule):
         self.class_names = listing.class_names
         return listing
 
+    def check_annotations(self, records: list[Record]) -> list[Record]:
+        """Refuse classes that no training image has, and say which no training image shows among several."""
+        train = [record["label"] for record in records if record["split"] == "train"]
+        if train and not self.evaluates:
+            self._check_present(train, records)
+        return records
+
+    def _check_present(self, train: list[Any], records: list[Record]) -> None:
+        names = self.class_names or []
+        if not isinstance(train[0], int):
+            absent = np.flatnonzero(np.sum(train, axis=0) == 0).tolist()
+            if absent:
+                rank_zero_warn(
+                    f"The training images have no label of {len(absent)} of {len(names)} classes:"
+                    f" {[names[k] for k in absent[:20]]}."
+                )
+            return
+        present = set(train)
+        lost = [record for record in records if record["label"] not in present]
+        if lost:
+            record = lost[0]
+            classes = sorted({names[r["label"]] for r in lost})
+            raise UserError(
+                f"No training image has the class(es) {classes[:20]}, but others have, for example '{record['path']}'"
+                f" ({record['split']}). Add training images of them, or leave the classes out of data.class_names."
+            )
+
     def _read_source(self) -> Listing:
         source = self.source
         if source == "digits":
@@ -86,18 +120,20 @@ class ClassificationData(Pixels, Splits, Loading, DataModule):
         if source.startswith("torchvision:"):
             return read_torchvision(source.removeprefix("torchvision:"), self.image_root or "data")
         path = Path(source)
-        if not path.exists():
+        if SPLIT_FIELD not in source and not path.exists():
             raise UserError(
                 f"data.source '{source}' does not exist (looked in {Path.cwd()}). Put or link the images there, or set"
                 " --data.source to a folder of class folders, a .csv or .parquet list, or a .npz file."
             )
+        is_list = SPLIT_FIELD in source or path.suffix.lower() in LIST_SUFFIXES
+        if is_list or (path.is_dir() and lists_of_splits(path) and not has_class_folders(path)):
+            return read_list(source, self.image_root, self.columns)
+        self._refuse_list_keys(refuse=True)
         if path.is_dir():
             return read_folder(path)
-        if path.suffix in (".csv", ".parquet"):
-            return read_list(path, self.image_root, self.columns)
         if path.suffix == ".npz":
             return read_arrays(path)
-        raise UserError(f"data.source '{source}' is neither a folder nor a .csv, .parquet or .npz file.")
+        raise UserError(f"data.source '{source}' is neither a folder nor a .csv, .parquet, .txt or .npz file.")
 
     def make_reader(self) -> Callable[[Record], Record]:
         """Decodes one image; label and weight go along."""

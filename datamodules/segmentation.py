@@ -15,6 +15,7 @@ from datamodules.annotations.mask_checks import MaskCheck, check_all_masks, chec
 from datamodules.annotations.mask_formats import MaskSettings, Settled, class_palette, settle_format
 from datamodules.annotations.mask_records import decode_mask
 from datamodules.annotations.masks import MaskFormat
+from datamodules.annotations.palettes import check_palettes
 from datamodules.annotations.records import Listing, Record
 from datamodules.annotations.soft_masks import read_with_soft_mask
 from datamodules.arguments import refuse_set
@@ -39,10 +40,13 @@ class SegmentationData(DenseData):
         source: ``digits`` (embedded scenes), a folder of images and masks (``images/`` and ``masks/``, ``train/`` and
             ``trainannot/``, ...; see ``datamodules.readers.pairs``), a folder in the layout of VOC or COCO, a COCO
             ``.json`` file, or a ``.csv`` or ``.parquet`` list with the columns ``path`` and ``mask``, and where labels
-            are soft ``soft_mask`` (see ``datamodules.annotations.soft_masks``).
+            are soft ``soft_mask`` (see ``datamodules.annotations.soft_masks``), or a ``.txt`` file with both on a line;
+            also a list a split, ``lists/{split}.csv`` or the folder of ``train.csv`` and ``val.csv``.
         images: Pattern of the image files below ``source``, for example ``{split}/{stem}.jpg``; with ``masks``.
         masks: Pattern of the mask files: ``{split}annot/{stem}.png``. ``{class}`` in it stands for one binary mask a
             class, as in ``masks/{class}/{stem}.png``; an image without a class's file has none of that class.
+        image_root: Where relative paths of a list, or file names of a COCO file, start; by default the list's own
+            folder, or where the images are found.
         class_names: The classes in their order. By default those of the source, the keys of ``class_values`` or
             ``colors``, the lines of a ``classes.txt`` in ``source``, or numbers.
         mask_format: What mask files hold: ``index`` (one number a pixel), ``rgb`` (one of ``colors``) or ``binary``
@@ -68,6 +72,7 @@ class SegmentationData(DenseData):
 
     images: str | None = None
     masks: str | None = None
+    image_root: str | None = None
     mask_format: Literal["auto", "index", "rgb", "binary"] = "auto"
     colors: dict[str, list[int] | list[list[int]]] | None = None
     class_values: dict[str, int | list[int]] | None = None
@@ -98,7 +103,7 @@ class SegmentationData(DenseData):
 
     def _check_arguments(self) -> None:
         if self.source == "digits":
-            keys = ("images", "masks", "colors", "class_values", "ignore_values")
+            keys = ("images", "masks", "image_root", "colors", "class_values", "ignore_values")
             refuse_set(self, keys, "data.source is 'digits', which needs none.")
             if self.class_names not in (None, DIGIT_CLASSES):
                 raise UserError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
@@ -129,7 +134,14 @@ class SegmentationData(DenseData):
             for key in ("images", "masks", "class_values", "ignore_values", "mask_format"):
                 if getattr(self, key) not in (None, "auto"):
                     raise UserError(f"data.{key} is set, but data.source '{self.source}' is COCO's: it has no masks.")
-        listing = read_mask_source(self.source, self.images, self.masks, self.class_names, multi_label=self.multi_label)
+        listing = read_mask_source(
+            self.source,
+            self.images,
+            self.masks,
+            self.class_names,
+            multi_label=self.multi_label,
+            image_root=self.image_root,
+        )
         hold_out(listing.records, self.val_fraction, self.test_fraction, self.split_seed, self.split_file)
         for record in listing.records:
             if record["split"] != "train":
@@ -163,6 +175,13 @@ class SegmentationData(DenseData):
             own = record["mask"] if by_class else [record["mask"]]
             paths += [path for path in own if path is not None]
         settled = settle_format(self._settings, paths, listing.class_names, by_class=by_class)
+        if (
+            self.check_masks
+            and self.mask_format == "auto"
+            and settled.fmt.kind == "index"
+            and self.class_values is None
+        ):
+            check_palettes(paths)
         self.mask_format = settled.fmt.kind
         return settled
 

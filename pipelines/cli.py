@@ -19,7 +19,8 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException  # type: ign
 
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
-from pipelines.command import NOT_FLAGS, Command, checkpoint_of, load_changed, trusted
+from pipelines.command import NOT_FLAGS, Command, checkpoint_of, load_changed
+from pipelines.config.allowed import allowing, check_names, trusted
 from pipelines.config.errors import (
     Mistake,
     Source,
@@ -93,13 +94,12 @@ class CLI(LightningCLI):
             "--name", type=str | None, default=None, help="Name of the run; by default made of the first config's."
         )
         parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
-        if self.command.starts_from_checkpoint:
-            parser.add_argument(
-                "--trust",
-                type=str | None,
-                default=None,
-                help="A package of your own whose classes a checkpoint may name; without it only this project's.",
-            )
+        parser.add_argument(
+            "--trust",
+            type=str | None,
+            default=None,
+            help="A package of your own whose classes configs and checkpoints may name; without it, only ours.",
+        )
         self.flags = parser.add_function_arguments(self.command.function, skip=set(NOT_FLAGS))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -169,6 +169,14 @@ def execute(command: Command, words: list[str]) -> int:
     """
     quieten()
     try:
+        with allowing(words):
+            return _run_and_report(command, words)
+    except UserError as error:  # of --trust itself
+        return _fail(str(error), 2)
+
+
+def _run_and_report(command: Command, words: list[str]) -> int:
+    try:
         run(command, words)
     except SIGTERMException as stop:
         return int(stop.code or 0)
@@ -192,7 +200,12 @@ def run(command: Command, words: list[str]) -> Any:
         UserError: For everything that the user can put right.
         argparse.ArgumentError: For what the parser refuses; ``pipelines.config.mistakes`` explains it.
     """
-    words = complete([command.name, *words])[1:]
+    with allowing(words):
+        return _run(command, complete([command.name, *words])[1:])
+
+
+def _run(command: Command, words: list[str]) -> Any:
+    check_names(sources(words))
     checkpoint = None if asks_for_help(words) else checkpoint_of(command, words)
     if checkpoint is None:
         return CLI(command, words).call()

@@ -12,7 +12,8 @@ from typing import Any
 from pytorch_lightning.utilities import rank_zero_only
 
 from datamodules.base import DataModule
-from pipelines.config.carried import class_names_in, packages_of
+from pipelines.config.allowed import trusted
+from pipelines.config.carried import class_names_in
 from pipelines.config.errors import Source, UsageError, flag_value, sources
 from pipelines.config.mistakes import find_mistake
 from pipelines.config.signatures import arguments_of_function
@@ -59,7 +60,7 @@ class Command:
         """All arguments with their types, those of the function first."""
         parts = {key: COMMON[key] for key in ("model", "data", "trainer")}
         found = {**parts, **arguments_of_function(self.function, NOT_FLAGS), **COMMON}
-        return {**found, "trust": str | None} if self.starts_from_checkpoint else found
+        return {**found, "trust": str | None}
 
 
 def checkpoint_of(command: Command, words: Sequence[str]) -> Path | None:
@@ -125,7 +126,7 @@ def load_changed(command: Command, checkpoint: Path, words: Sequence[str]) -> tu
         raise UsageError(mistake)
     loaded = load(
         checkpoint,
-        trust=[*trusted(words), *packages_of(configs)],
+        trust=trusted(words),
         changes=_changes_of(changing),
         typed=[name for flag in changing for name in _classes_typed(flag)],
     )
@@ -184,8 +185,3 @@ def _of_checkpoint(carried: Carried) -> list[str]:
         "--trainer.precision": carried.precision,
     }
     return [f"{name}={value}" for name, value in given.items() if value is not None]
-
-
-def trusted(words: Sequence[str]) -> list[str]:
-    """What ``--trust`` allows, given once or several times."""
-    return [flag.value for flag in flags(words) if flag.name == "--trust" and flag.value]

@@ -44,9 +44,7 @@ class Start:
     def __str__(self) -> str:
         """The file, and what it holds."""
         kind = self.arguments.get("detector") or self.arguments.get("architecture") or "classifier"
-        args = self.arguments.get("detector_args") or self.arguments.get("decoder_args") or {}
-        net = (args.get("transformers") or {}).get("model_type") or self.arguments["backbone"]
-        return f"{self.file} ({kind}, {net})"
+        return f"{self.file} ({kind}, {self.arguments['backbone']})"
 
 
 def read_start(pretrained: bool | str) -> Start | None:

@@ -50,6 +50,8 @@ def import_transformers(key: str) -> Any:
 def adopt_whole_model(task: Any, name: str, key: str, kinds: Sequence[str]) -> None:
     """Write the configuration of the model that a task starts from into its arguments, as ``transformers``.
 
+    The model is the task's ``backbone`` then.
+
     Args:
         task: Its ``pretrained`` names such a model, or a checkpoint of one; else nothing is done.
         name: Of the arguments, ``detector_args`` or ``decoder_args``.
@@ -68,8 +70,12 @@ def adopt_whole_model(task: Any, name: str, key: str, kinds: Sequence[str]) -> N
             given["transformers"] = of_start["transformers"]
         else:
             return
+    kind = given["transformers"].get("model_type")
+    if task.backbone != kind:  # that of a checkpoint is the model itself
+        refuse_set("model.backbone", task.backbone, "resnet18")
+    task.backbone = kind
     setattr(task, name, given)
-    task.hparams[name] = given
+    task.hparams.update({name: given, "backbone": kind})
 
 
 def _read_config(source: str, key: str, kinds: Sequence[str]) -> dict[str, Any]:
@@ -177,4 +183,5 @@ def refuse_set(key: str, value: object, default: object) -> None:
         UserError: If it is set.
     """
     if value != default:
-        raise UserError(f"{key} is {value!r}, but the model of model.pretrained brings its own: leave it out.")
+        advice = "leave it out" if default is None else f"leave it out, or set it to {default}"
+        raise UserError(f"{key} is {value!r}, but the model of model.pretrained brings its own: {advice}.")

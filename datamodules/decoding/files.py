@@ -58,6 +58,17 @@ def find_file(name: str, roots: Iterable[str | Path]) -> str | None:
     return next((place for place in places if os.path.isfile(place)), None)
 
 
+def only_folder(folder: Path) -> Path | None:
+    """The folder in a folder that holds no image and no other folder."""
+    inside = subfolders(folder)
+    return inside[0] if len(inside) == 1 and not any(is_image_name(name) for name in os.listdir(folder)) else None
+
+
+def only_images(folder: Path) -> bool:
+    """Whether a folder holds images, or no folders."""
+    return not subfolders(folder) or any(is_image_name(name) for name in os.listdir(folder))
+
+
 class Found(NamedTuple):
     """What ``scan_images`` finds."""
 
@@ -89,7 +100,7 @@ def scan_images(source: str | Path) -> Found:
         return Found(list_frames(root) if is_video(root) else [str(root)], Counter())
     if not root.is_dir():
         raise UserError(f"'{root}' does not exist (looked in {Path.cwd()}); give an image file or a folder.")
-    found = _walk(root)
+    found = walk_images(root)
     if not found.images:
         left_out = f" {skipped_files(found.others)}" if found.others else ""
         raise UserError(
@@ -107,8 +118,8 @@ def skipped_files(others: Counter[str]) -> str:
     )
 
 
-def _walk(root: Path) -> Found:
-    """Files below a folder, each real folder being visited once."""
+def walk_images(root: str | Path) -> Found:
+    """Files below a folder, each real folder being visited once; see ``find_images``."""
     images: list[str] = []
     links: list[str] = []
     others: Counter[str] = Counter()

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from datamodules.annotations.records import Listing
 from datamodules.common.errors import UserError
+from datamodules.decoding.files import only_folder
 from datamodules.readers.coco import is_coco, read_coco, read_coco_folder
 from datamodules.readers.voc_boxes import Difficult, read_voc_boxes
 from datamodules.readers.voc_layouts import has_xmls
@@ -46,7 +47,7 @@ def read_boxes(
         UserError: If ``source`` looks like no format or several, an argument does not belong to its format, or the
             data are not as the reader of the format wants them.
     """
-    source = Path(source)
+    source = find_folder(source)
     if format is None:
         format = find_format(source)
     elif format not in get_args(Format):
@@ -62,6 +63,19 @@ def read_boxes(
     return read_coco_folder(source, image_root) if source.is_dir() else read_coco(source, image_root)
 
 
+def find_folder(source: str | Path) -> Path:
+    """The source, or the folder in it that looks like a format: archives often come with one folder too many."""
+    source = folder = Path(source)
+    while folder.is_dir():
+        if any(is_one(folder) for is_one in _SIGNS.values()):
+            return folder
+        inner = only_folder(folder)
+        if inner is None:
+            break
+        folder = inner
+    return source
+
+
 def find_format(source: str | Path) -> Format:
     """Tell by the files which format this is.
 
@@ -69,7 +83,7 @@ def find_format(source: str | Path) -> Format:
         UserError: If there is no such file or folder.
         UserError: If it looks like none, or like several.
     """
-    source = Path(source)
+    source = find_folder(source)
     if not source.exists():
         raise UserError(f"'{source}' does not exist (looked in {Path.cwd()}).")
     if source.is_file():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from datamodules.common.errors import UserError
 from datamodules.decoding.headers import MAX_PIXELS
 from datamodules.readers.coco_values import number_of
+from datamodules.readers.places import find_files
 from datamodules.readers.text import whole
 
 
@@ -72,36 +72,15 @@ def image_paths(file: Path, images: list[Any], image_root: str | Path | None, sp
         UserError: If images are missing; the first is named.
     """
     roots = _roots(file, split) if image_root is None else [str(image_root)]
-    names = [image["file_name"] for image in images]
-    root, names = _place(names, roots)
-    paths = [os.path.join(root, name) for name in names]
-    missing = _missing(paths)
+    paths, missing = find_files([image["file_name"] for image in images], roots, loose=True)
     if missing:
         image = images[missing[0]]
-        looked = paths[missing[0]] if len(roots) == 1 or missing[0] else f"{names[0]} in {', '.join(roots)}"
+        looked = paths[missing[0]] if len(roots) == 1 or missing[0] else f"{image['file_name']} in {', '.join(roots)}"
         raise UserError(
             f"'{file}': image '{image['file_name']}' (id {image['id']}) does not exist (looked for {looked});"
             f" {len(missing)} of {len(paths)} are missing. Set image_root to the folder where file names start."
         )
     return paths
-
-
-def _place(names: list[str], roots: list[str]) -> tuple[str, list[str]]:
-    """The folder and the spelling of the names by which the first image is found; as they are where none is."""
-    slashed = [name.replace("\\", "/") for name in names]
-    ways = [
-        names,
-        slashed,
-        [name.partition("/")[2] or name for name in slashed],
-        [os.path.basename(n) for n in slashed],
-    ]
-    for spelled in ways:
-        if len(set(spelled)) < len(names):
-            continue  # without their folders several images would be one
-        root = next((r for r in roots if os.path.isfile(os.path.join(r, spelled[0]))), None)
-        if root is not None:
-            return root, spelled
-    return roots[0], names
 
 
 def _roots(file: Path, split: str | None) -> list[str]:
@@ -110,16 +89,3 @@ def _roots(file: Path, split: str | None) -> list[str]:
     names = [name for name in (file.stem.removeprefix("instances_"), split) if name]
     folders = [here, here / "images", here / "data", *(above / "images" / name for name in names), above / "images"]
     return [str(folder) for folder in (*folders, *(above / name for name in names), above)]
-
-
-def _missing(paths: list[str]) -> list[int]:
-    """Places of the files that are not there. Folders are listed once: asking for each file is slow over a network."""
-    folders: dict[str, set[str]] = {}
-    missing = []
-    for i, path in enumerate(paths):
-        folder, name = os.path.split(path)
-        if folder not in folders:
-            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if name not in folders[folder] and not os.path.isfile(path):  # a disk may not tell A from a
-            missing.append(i)
-    return missing

@@ -15,7 +15,13 @@ from datamodules.readers.coco import read_coco, read_coco_folder
 BACKGROUND = "background"
 
 
-def read_coco_masks(source: str | Path, class_names: list[str] | None = None, *, multi_label: bool = False) -> Listing:
+def read_coco_masks(
+    source: str | Path,
+    class_names: list[str] | None = None,
+    *,
+    multi_label: bool = False,
+    image_root: str | Path | None = None,
+) -> Listing:
     """Read COCO's polygons and run lengths, for semantic segmentation.
 
     Class 0 is the background, 1..K the categories in the order of their ids. An object in front is not known to COCO:
@@ -27,6 +33,7 @@ def read_coco_masks(source: str | Path, class_names: list[str] | None = None, *,
         class_names: Only these categories, in this order, after the background (which may be named first, except with
             ``multi_label``); the others count as background.
         multi_label: Keep overlaps.
+        image_root: Where file names start, see ``read_coco``.
 
     Returns:
         Records with ``mask``, a dict that ``annotations.shapes.render_shapes`` paints.
@@ -37,7 +44,7 @@ def read_coco_masks(source: str | Path, class_names: list[str] | None = None, *,
             another size than its image.
     """
     source = Path(source)
-    listing = read_coco(source) if source.is_file() else read_coco_folder(source)
+    listing = read_coco(source, image_root) if source.is_file() else read_coco_folder(source, image_root)
     wanted = _wanted(listing.class_names, class_names, multi_label=multi_label, source=source)
     first = 0 if multi_label else 1
     class_of = {listing.class_names.index(name): first + i for i, name in enumerate(wanted)}
@@ -106,7 +113,7 @@ def _run(record: Record, i: int, mask: Any, size: tuple[int, int]) -> tuple[byte
             " train a detector on the boxes."
         )
     try:
-        run = rle.from_segmentation(mask, *size)
+        run = rle.verified(mask, *size)
         return run["counts"], float(rle.area(run))
     except Exception as error:  # whatever the compiled code makes of a damaged mask
         raise UserError(f"{where} its segmentation cannot be read ({error}).") from error

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from datamodules.annotations.records import Listing, Record, sort_classes, split_name
-from datamodules.common.errors import UserError, did_you_mean
+from datamodules.common.errors import UserError, bullets, did_you_mean
 from datamodules.readers.digits import read_digits
-from datamodules.readers.tables import Table, Where, load_table
+from datamodules.readers.label_cells import (
+    cell_number,
+    cell_probability,
+    multiple_labels,
+    probabilities,
+    single_labels,
+)
+from datamodules.readers.places import find_files
+from datamodules.readers.tables import Table, Where, load_tables
 
 _ROLES = ("path", "label", "labels", "probabilities", "split", "weight")
 _LABELS = ("label", "labels", "probabilities")
@@ -22,42 +29,47 @@ _CLASS_COLUMN = "p_"  # one numeric column per class: p_cat, p_dog, ...
 
 
 def read_list(file: str | Path, image_root: str | Path | None = None, columns: dict[str, str] | None = None) -> Listing:
-    """Read a ``.csv`` or ``.parquet`` list, one image a row.
+    """Read a list of images, one a row, or the lists of the splits.
 
     Columns: ``path`` (a file, or ``digits#12`` for an embedded digit); one kind of label (below); optional ``split``
     (``train``, ``val``, ``test``; empty leaves the image to be split) and ``weight`` (at least 0).
 
     - ``label``: one class, a name or an integer. The record's label is an int.
-    - ``labels``: any number of classes, separated by ``;`` or ``|``, or a list in parquet. K floats, 0 or 1.
+    - ``labels``: any number of classes, separated by ``;`` or ``|``, where there are none of these by commas, or a list
+      (also as text: ``["cat", "dog"]``). K floats, 0 or 1.
     - ``probabilities``: K numbers, separated by ``;``, or a list in parquet; classes are named 0..K-1. K floats.
     - ``p_CLASS``: one numeric column per class, at least two. K floats.
+
+    Text files have no header: a path a line, and its class behind it, or else the folder it is in. Names may start at
+    the folder above or in ``images`` there, and lack their suffix.
 
     Classes are numbered 0..K-1 in sorted order, numerically where all are integers.
 
     Args:
-        file: The list.
+        file: A ``.csv``, ``.parquet`` or ``.txt`` file; or several by their splits, see ``tables.list_files``.
         image_root: Where relative paths start; the list's own folder by default.
         columns: Other names of columns, for example ``{"path": "filename", "label": "species"}``. It also decides
             which kind of label is taken where a file has several.
 
     Raises:
         UserError: If the list or an image is missing; the first missing image is named with its row.
-        UserError: If a column or a value is not as above, naming file, row and value.
+        UserError: If a column or a value is not as above, or an image stands in two rows, naming file, row and value.
     """
-    table = load_table(file)
+    table = load_tables(file, "label")
     names = _resolve_columns(table.file, list(table.columns), columns or {})
     cells, where = table.columns, table.where
     table.require(names["path"])
-    paths = _paths(cells[names["path"]], Path(image_root) if image_root is not None else table.file.parent, where)
+    paths = _paths(table, names["path"], image_root)
+    _refuse_repeats(paths, where)
     labels, class_names = _labels(table, names)
-    splits = _splits(cells[names["split"]], where) if "split" in names else [None] * len(paths)
+    splits = _splits(table, names.get("split"))
     records: list[Record] = [
         {"image": _image(path), "path": path, "label": label, "split": split}
         for path, label, split in zip(paths, labels, splits, strict=True)
     ]
     if "weight" in names:
         for i, (record, value) in enumerate(zip(records, cells[names["weight"]], strict=True)):
-            record["weight"] = _number(value, where(i), names["weight"])
+            record["weight"] = cell_number(value, where(i), names["weight"])
             if record["weight"] < 0:
                 raise UserError(f"{where(i)}: weight is {value}; it must be at least 0.")
     return Listing(records, class_names)
@@ -67,11 +79,26 @@ def _labels(table: Table, names: dict[str, str]) -> tuple[Sequence[int | list[fl
     """The labels of each row and the class names, from the kind of column that the file has."""
     kind = next((role for role in _LABELS if role in names), None)
     if kind is None:
-        return _class_columns(table)
+        return single_labels(_folder_names(table), table.where) if table.is_text else _class_columns(table)
     cells = table.columns[names[kind]]
     if kind == "label":
-        return _single(cells, table.where)
-    return _multiple(cells, table.where) if kind == "labels" else _probabilities(cells, table.where)
+        return single_labels(cells, table.where)
+    return multiple_labels(cells, table.where) if kind == "labels" else probabilities(cells, table.where)
+
+
+def _folder_names(table: Table) -> list[str]:
+    """The folder of each image in a text file that names no classes.
+
+    Raises:
+        UserError: If a path has none.
+    """
+    found = []
+    for i, cell in enumerate(table.columns["path"]):
+        folder = cell.replace("\\", "/").rpartition("/")[0].rpartition("/")[2]
+        if folder in ("", ".", ".."):
+            raise UserError(f"{table.where(i)}: '{cell}' names no class: write the class behind the path, or a folder.")
+        found.append(folder)
+    return found
 
 
 def _class_columns(table: Table) -> tuple[list[list[float]], list[str]]:
@@ -81,34 +108,37 @@ def _class_columns(table: Table) -> tuple[list[list[float]], list[str]]:
     by_class = []
     for name in class_names:
         column = _CLASS_COLUMN + name
-        by_class.append([_probability(v, table.where(i), column) for i, v in enumerate(table.columns[column])])
+        by_class.append([cell_probability(v, table.where(i), column) for i, v in enumerate(table.columns[column])])
     return [list(row) for row in zip(*by_class, strict=True)], class_names
 
 
-def read_mask_list(file: str | Path) -> Listing:
+def read_mask_list(file: str | Path, image_root: str | Path | None = None) -> Listing:
     """Read a list of images and their masks, one pair a row.
 
-    Columns: ``path`` and ``mask`` (files; relative ones start at the list's folder), and optional ``split`` as in
-    ``read_list`` and ``soft_mask`` (files). Others are left alone.
+    Columns: ``path`` and ``mask`` (files), and optional ``split`` as in ``read_list`` and ``soft_mask`` (files). Others
+    are left alone. Text files have both on a line.
+
+    Args:
+        file: The list or lists, as for ``read_list``.
+        image_root: Where relative paths of all columns start; the list's folder by default.
 
     Returns:
         Records with ``mask``, a path, and ``soft_mask``, a path; no class names.
 
     Raises:
         UserError: If the list, an image or a mask is missing; the first is named with its row.
-        UserError: If a column is missing, or a value is not as above.
+        UserError: If a column is missing, a value is not as above, or an image stands in two rows.
     """
-    table = load_table(file)
+    table = load_tables(file, "mask")
     table.require("path", "mask")
-    cells, where, folder = table.columns, table.where, table.file.parent
-    images, masks = (_paths(cells[column], folder, where) for column in ("path", "mask"))
-    splits = _splits(cells["split"], where) if "split" in cells else [None] * len(images)
+    images, masks = (_paths(table, column, image_root) for column in ("path", "mask"))
+    _refuse_repeats(images, table.where)
     records = [
         {"image": image, "path": image, "mask": mask, "split": split}
-        for image, mask, split in zip(images, masks, splits, strict=True)
+        for image, mask, split in zip(images, masks, _splits(table, "split"), strict=True)
     ]
-    if "soft_mask" in cells:
-        for record, soft in zip(records, _paths(cells["soft_mask"], folder, where), strict=True):
+    if "soft_mask" in table.columns:
+        for record, soft in zip(records, _paths(table, "soft_mask", image_root), strict=True):
             record["soft_mask"] = soft
     return Listing(records, [])
 
@@ -117,17 +147,18 @@ def read_paths(file: str | Path, image_root: str | Path | None = None) -> list[R
     """The images of a list, whatever else it says of them: records with ``image`` and ``path`` alone.
 
     Args:
-        file: A ``.csv`` or ``.parquet`` list with a column ``path``.
+        file: The list or lists, as for ``read_list``.
         image_root: Where relative paths start; the list's own folder by default.
 
     Raises:
         UserError: If the list or an image is missing.
-        UserError: If it has no column ``path`` or no rows.
+        UserError: If it has no column ``path`` or no rows, or an image stands in two of them.
     """
-    table = load_table(file)
+    table = load_tables(file, "label")
     table.require("path")
-    root = Path(image_root) if image_root is not None else table.file.parent
-    return [{"image": _image(path), "path": path} for path in _paths(table.columns["path"], root, table.where)]
+    paths = _paths(table, "path", image_root)
+    _refuse_repeats(paths, table.where)
+    return [{"image": _image(path), "path": path} for path in paths]
 
 
 @cache
@@ -165,6 +196,8 @@ def _resolve_columns(file: Path, header: list[str], columns: dict[str, str]) -> 
 def _with_one_kind(file: Path, header: list[str], names: dict[str, str], columns: dict[str, str]) -> dict[str, str]:
     """The roles with only one kind of labels, that of ``columns`` where there are several."""
     kinds = [role for role in _LABELS if role in names]
+    if file.suffix.lower() == ".txt":
+        return names
     if not kinds and sum(name.startswith(_CLASS_COLUMN) for name in header) < 2:
         raise UserError(
             f"'{file}' has no labels: expected a column 'label', 'labels' or 'probabilities', or columns"
@@ -182,17 +215,25 @@ def _with_one_kind(file: Path, header: list[str], names: dict[str, str], columns
     return {role: name for role, name in names.items() if role not in kinds or role in chosen}
 
 
-def _paths(cells: list[Any], root: Path, where: Where) -> list[str]:
-    paths = []
-    for i, cell in enumerate(cells):
+def _paths(table: Table, column: str, image_root: str | Path | None) -> list[str]:
+    """The files of a column."""
+    cells, where = table.columns[column], table.where
+    rows: dict[Path, list[int]] = defaultdict(list)
+    for i, (cell, folder) in enumerate(zip(cells, table.folders, strict=True)):
         if not isinstance(cell, str) or not cell:
             raise UserError(f"{where(i)}: the path is empty.")
-        paths.append(cell if cell.startswith(_EMBEDDED) else str(root / cell))
-    missing = [
-        i
-        for i, path in enumerate(paths)
-        if not (path in _embedded() if path.startswith(_EMBEDDED) else os.path.isfile(path))
-    ]
+        if not cell.startswith(_EMBEDDED):
+            rows[folder].append(i)
+    paths = list(cells)
+    missing = [i for i, cell in enumerate(cells) if cell.startswith(_EMBEDDED) and cell not in _embedded()]
+    for folder, own in rows.items():
+        roots = [folder] if image_root is None else [Path(image_root)]
+        if table.is_text:
+            roots = [place for root in roots for place in (root, root / "images", root.parent, root.parent / "images")]
+        found, gone = find_files([cells[i] for i in own], list(map(str, roots)), loose=table.is_text)
+        for i, path in zip(own, found, strict=True):
+            paths[i] = path
+        missing += [own[k] for k in gone]
     if missing:
         i = missing[0]
         raise UserError(
@@ -202,77 +243,27 @@ def _paths(cells: list[Any], root: Path, where: Where) -> list[str]:
     return paths
 
 
-def _class_name(value: object, where: str) -> str:
-    """A class name or integer as text."""
-    if isinstance(value, float) and value.is_integer():  # how pandas writes integers beside missing values
-        value = int(value)
-    if value is None or value == "" or isinstance(value, float):
+def _refuse_repeats(paths: list[str], where: Where) -> None:
+    """Refuse an image that stands in two rows: a drawn split could have it on both sides."""
+    rows: dict[str, int] = {}
+    again = [(i, rows[name]) for i, name in enumerate(map(os.path.normpath, paths)) if rows.setdefault(name, i) != i]
+    if again:
+        lines = [f"{where(i)}: '{paths[i]}' stands in {where(first)}, too" for i, first in again[:10]]
         raise UserError(
-            f"{where}: the label is {'empty' if value in (None, '') else value}; a class name or integer is needed."
+            f"{len(again):,} row(s) name an image that another row has:{bullets(lines, len(again))}\nKeep one row an"
+            " image. Several classes of an image go into one cell (column labels); to count an image more, use a column"
+            " weight."
         )
-    return str(value).strip()
 
 
-def _single(cells: list[Any], where: Where) -> tuple[list[int], list[str]]:
-    values = [_class_name(cell, where(i)) for i, cell in enumerate(cells)]
-    class_names = sort_classes(values)
-    ids = {name: i for i, name in enumerate(class_names)}
-    return [ids[value] for value in values], class_names
-
-
-def _multiple(cells: list[Any], where: Where) -> tuple[list[list[float]], list[str]]:
-    rows: list[set[str]] = []
-    for i, cell in enumerate(cells):
-        if cell is None:
-            raise UserError(f"{where(i)}: the labels are missing; an empty list means none of the classes.")
-        rows.append({_class_name(value, where(i)) for value in _values(cell)})
-    class_names = sort_classes(name for row in rows for name in row)
-    if not class_names:
-        raise UserError(f"{where(0)} and all others name no labels.")
-    return [[float(name in row) for name in class_names] for row in rows], class_names
-
-
-def _values(cell: Any) -> list[Any]:
-    """The labels in one cell: text with separators, a list, or a single value."""
-    if isinstance(cell, str):
-        return [word.strip() for word in re.split(r"[;|]", cell) if word.strip()]
-    return cell if isinstance(cell, list) else [cell]
-
-
-def _probabilities(cells: list[Any], where: Where) -> tuple[list[list[float]], list[str]]:
-    rows = []
-    for i, cell in enumerate(cells):
-        parts = cell.split(";") if isinstance(cell, str) else cell
-        if not parts:
-            raise UserError(f"{where(i)}: the probabilities are empty.")
-        rows.append([_probability(part, where(i), "probabilities") for part in parts])
-        if len(rows[i]) != len(rows[0]):
-            raise UserError(f"{where(i)}: {len(rows[i])} probabilities where {where(0)} has {len(rows[0])}.")
-    return rows, [str(k) for k in range(len(rows[0]))]
-
-
-def _splits(cells: list[Any], where: Where) -> list[str | None]:
-    splits = []
-    for i, cell in enumerate(cells):
-        split = split_name(str(cell)) if cell else None
+def _splits(table: Table, column: str | None) -> list[str | None]:
+    """The split of each row: what its column says, or the name of its list."""
+    splits = list(table.splits)
+    for i, cell in enumerate(table.columns.get(column or "", ())):
+        split = split_name(str(cell)) if cell else splits[i]
         if cell and split is None:
-            raise UserError(f"{where(i)}: split is '{cell}'; it must be train, val or test, or empty.")
-        splits.append(split)
+            raise UserError(f"{table.where(i)}: split is '{cell}'; it must be train, val or test, or empty.")
+        if split != splits[i] and splits[i] is not None:
+            raise UserError(f"{table.where(i)}: split is '{cell}', but the list is that of {splits[i]}. Correct one.")
+        splits[i] = split
     return splits
-
-
-def _number(value: object, where: str, column: str) -> float:
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"{where}: {column} is '{value}'; a number is needed.")
-    return number
-
-
-def _probability(value: object, where: str, column: str) -> float:
-    number = _number(value, where, column)
-    if not 0 <= number <= 1:
-        raise UserError(f"{where}: {column} is {number:g}; a probability lies in 0..1.")
-    return number

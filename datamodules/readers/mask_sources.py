@@ -10,7 +10,8 @@ from datamodules.readers.class_files import CLASSES_FILE, read_class_file
 from datamodules.readers.coco import is_coco
 from datamodules.readers.coco_masks import read_coco_masks
 from datamodules.readers.lists import read_mask_list
-from datamodules.readers.pairs import read_pairs
+from datamodules.readers.pairs import has_layout, read_pairs
+from datamodules.readers.tables import LIST_SUFFIXES, SPLIT_FIELD, lists_of_splits
 from datamodules.readers.voc_masks import is_voc, read_voc_masks
 
 CLASS_FILES = (CLASSES_FILE, "class_names.txt")
@@ -23,7 +24,13 @@ def is_coco_source(source: str, *, by_pattern: bool) -> bool:
 
 
 def read_mask_source(
-    source: str, images: str | None, masks: str | None, class_names: list[str] | None, *, multi_label: bool
+    source: str,
+    images: str | None,
+    masks: str | None,
+    class_names: list[str] | None,
+    *,
+    multi_label: bool,
+    image_root: str | None = None,
 ) -> Listing:
     """Read a folder of images and masks, in whatever layout, COCO's file, or a list.
 
@@ -33,6 +40,7 @@ def read_mask_source(
         masks: ``data.masks``.
         class_names: ``data.class_names``; it chooses among COCO's categories, and among folders of binary masks.
         multi_label: ``data.multi_label``.
+        image_root: ``data.image_root``, for lists and COCO files.
 
     Returns:
         Records with ``mask``, see ``annotations.masks.decode_mask``; class names as far as the source gives some, also
@@ -43,27 +51,40 @@ def read_mask_source(
         UserError: If its layout is not known, or pairs are not complete.
     """
     path = Path(source)
-    if not path.exists():
+    if SPLIT_FIELD not in source and not path.exists():
         raise UserError(
             f"data.source '{source}' does not exist (looked in {Path.cwd()}). Put or link the images there, or set"
             " --data.source to a folder of images and masks, or a COCO .json file."
         )
     by_pattern = images is not None or masks is not None
     if is_coco_source(source, by_pattern=by_pattern):
-        return read_coco_masks(path, class_names, multi_label=multi_label)
-    if path.suffix.lower() in (".csv", ".parquet"):
+        return read_coco_masks(path, class_names, multi_label=multi_label, image_root=image_root)
+    if _is_list(source, by_pattern=by_pattern):
         if by_pattern:
             raise UserError(f"data.images is set, but data.source '{source}' is a list, which names its files.")
-        return read_mask_list(path)
+        listing = read_mask_list(source, image_root)
+        return listing._replace(class_names=_class_file(path if path.is_dir() else path.parent))
     if not path.is_dir():
         raise UserError(
-            f"data.source '{source}' is neither a folder nor a COCO .json file, nor a .csv or .parquet list."
+            f"data.source '{source}' is neither a folder nor a COCO .json file, nor a .csv, .parquet or .txt list."
+        )
+    if image_root is not None:
+        raise UserError(
+            f"data.image_root is set, but data.source '{source}' is neither a list nor COCO's; leave it out."
         )
     if by_pattern:
         listing = _in_order(read_pairs(path, images, masks), class_names)
     else:
         listing = read_voc_masks(path) if is_voc(path) else read_pairs(path)
     return listing if listing.class_names else listing._replace(class_names=_class_file(path))
+
+
+def _is_list(source: str, *, by_pattern: bool) -> bool:
+    """Whether a source is a list, or a folder of lists that has no layout of its own."""
+    path = Path(source)
+    if SPLIT_FIELD in source or path.suffix.lower() in LIST_SUFFIXES:
+        return True
+    return path.is_dir() and not by_pattern and bool(lists_of_splits(path)) and not (is_voc(path) or has_layout(path))
 
 
 def _class_file(root: Path) -> list[str]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from datamodules.annotations.records import SPLIT_WORDS, Listing, Record, split_name
 from datamodules.common.errors import UserError
-from datamodules.decoding.files import subfolders
+from datamodules.decoding.files import only_folder, subfolders
 from datamodules.readers.pairing import pair_files, stems
 from datamodules.readers.patterns import read_pattern
 
@@ -73,11 +73,23 @@ def read_pairs(root: str | Path, images: str | None = None, masks: str | None = 
 # Layouts.
 
 
-def _layout(root: Path) -> list[_Folders]:
+def has_layout(root: Path) -> bool:
+    """Whether a folder, or the only folder in it, has one of the known layouts."""
+    return bool(_find_layout(root))
+
+
+def _find_layout(root: Path) -> list[_Folders]:
     folders = subfolders(root)
     found = _outer_pair(folders) or _inner_pairs(folders) or _named_by_split(folders)
+    inner = only_folder(root)
+    return found or ([] if inner is None else _find_layout(inner))
+
+
+def _layout(root: Path) -> list[_Folders]:
+    found = _find_layout(root)
     if found:
         return found
+    folders = subfolders(root)
     have = ", ".join(f.name for f in folders[:12]) or "no folders"
     raise UserError(
         f"'{root}' is none of the known layouts of images and masks; it holds {have}. Known are images/ + masks/,"

@@ -9,6 +9,8 @@ from pathlib import Path
 from datamodules.common.errors import UserError
 from datamodules.decoding.files import find_images
 from datamodules.readers.lists import read_paths
+from datamodules.readers.places import find_files
+from datamodules.readers.text import read_lines
 
 LISTS = (".csv", ".parquet")
 
@@ -54,8 +56,8 @@ def _find(source: str) -> list[str]:
 
 def _lines(file: Path) -> list[str]:
     """The paths of a text file, relative ones from its own folder."""
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    paths = [str(file.parent / line) for line in lines if line]
-    if missing := next((path for path in paths if not Path(path).is_file()), None):
-        raise UserError(f"--source {file}: there is no file {missing}.")
+    lines = [line for line in read_lines(file) if line]
+    paths, missing = find_files(lines, [str(file.parent)])
+    if missing:
+        raise UserError(f"--source {file}: there is no file {paths[missing[0]]}.")
     return paths

@@ -15,6 +15,8 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from pipelines.run.checkpoints import TRIAL
+
 
 class KeepBest(ModelCheckpoint):
     """Lightning's ModelCheckpoint, but on a tie the later model is kept.
@@ -70,7 +72,12 @@ class SaveLast(Checkpoint):
         self._validates = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over; Lightning puts back what was there before it."""
+        """Try a checkpoint, and take the signals over; Lightning puts back what was there before it.
+
+        Raises:
+            UserError: If a callback's state or a hyper-parameter could not be read back.
+        """
+        trainer.save_checkpoint(TRIAL)  # what could not be read back is refused now, not after hours
         self._signal, self._validates = None, False
         self._seen_step = trainer.global_step  # else the first batch of several accumulated ones would count as a step
         if not self.handle_signals:

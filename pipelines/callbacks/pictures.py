@@ -23,7 +23,7 @@ from pipelines.outputs.drawing import Annotation, annotation_of, drawn, rescaled
 from pipelines.outputs.figures import confusion_matrix_figure, iou_bars, reliability_diagram
 from pipelines.outputs.palettes import Palette
 from pipelines.outputs.panels import Sample, display_size, panels
-from pipelines.outputs.sheets import Picture, image_grid, rgb, save_png, scaled, sheet
+from pipelines.outputs.sheets import Picture, image_grid, is_wrong, rgb, save_png, scaled, sheet
 from pipelines.run.tracking import log_image, log_table
 
 MAX_IMAGES = 32
@@ -70,7 +70,7 @@ class Pictures(Callback):
         self.directory, self.table_rows = directory, table_rows
         self._drawn = False
         self._table: list[dict[str, Any]] = []
-        self._samples: tuple[NDArray[np.uint8], list[str]] | None = None
+        self._samples: list[tuple[NDArray[np.uint8], str, bool]] = []
         self._kept: list[_Kept] = []
         self._validations = 0
         self._epoch = 0  # of the last validation
@@ -96,7 +96,7 @@ class Pictures(Callback):
         self._save(trainer, "train_batch", picture)
 
     def _start(self) -> None:
-        self._table, self._samples, self._kept = [], None, []
+        self._table, self._samples, self._kept = [], [], []
 
     def _collect(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
@@ -104,17 +104,17 @@ class Pictures(Callback):
         names = class_names_of(trainer)
         if outputs and annotation_of(outputs, 0):
             self._keep(trainer, task, outputs, batch, names)
-        elif self._samples is None:
-            some, predictions = _first(batch, MAX_IMAGES), _first(outputs, MAX_IMAGES)
-            self._samples = (as_pictures(some["image"]), task.captions(some, predictions, names))
+        elif places := _places(trainer, batch, MAX_IMAGES, len(self._samples)):
+            some, predictions = (_some(values, places) for values in (batch, outputs))
+            wrong = map(is_wrong, task.rows(some, predictions, names))
+            captions = task.captions(some, predictions, names)
+            self._samples += zip(as_pictures(some["image"]), captions, wrong, strict=True)
         if len(self._table) < self.table_rows:
             self._table += task.rows(batch, outputs, names)[: self.table_rows - len(self._table)]
 
     def _keep(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any, names: list[str]) -> None:
         """Keep those images of a batch that become panels."""
-        wanted = _spread(trainer)
-        places = [i for i, n in enumerate(batch["id"].tolist()) if wanted is None or n in wanted]
-        places = places[: NUM_PANELS - len(self._kept)]
+        places = _places(trainer, batch, NUM_PANELS, len(self._kept))
         if not places:
             return
         some, predictions = ({k: [v[i] for i in places] for k, v in d.items()} for d in (batch, outputs))
@@ -136,8 +136,9 @@ class Pictures(Callback):
     def _draw(self, trainer: pl.Trainer, task: Any, stage: str) -> None:
         if not trainer.is_global_zero:
             return
-        if self._samples is not None:
-            self._save(trainer, f"{stage}_predictions", image_grid(*self._samples))
+        if self._samples:
+            images, captions, wrong = zip(*self._samples, strict=True)
+            self._save(trainer, f"{stage}_predictions", image_grid(np.stack(images), captions, wrong=wrong))
         self._draw_panels(trainer, task, stage)
         for name, picture in _metric_figures(task.eval_metrics, class_names_of(trainer), palette_of(trainer)).items():
             self._save(trainer, f"{stage}_{name}", picture)
@@ -185,13 +186,18 @@ class Pictures(Callback):
         self._draw(trainer, pl_module.taught, "test")
 
 
-def _spread(trainer: pl.Trainer) -> set[int] | None:
-    """Numbers of the images that become panels, of those that rank 0 evaluates; None where the data does not say."""
+def _places(trainer: pl.Trainer, batch: dict[str, Any], count: int, have: int) -> list[int]:
+    """Which images of a batch are shown, of ``count`` from all over those that rank 0 evaluates, ``have`` being kept.
+
+    Neighbors are often of one class, or frames of one video. Where the data does not say what it has, the first ones.
+    """
     records = records_of(trainer, "test" if trainer.testing else "val")
+    numbers = batch["id"].tolist()
     if not records:
-        return None
+        return list(range(len(numbers)))[: count - have]
     mine = range(0, len(records), trainer.world_size)
-    return {mine[i * len(mine) // NUM_PANELS] for i in range(NUM_PANELS)}
+    wanted = {mine[i * len(mine) // count] for i in range(count)}
+    return [i for i, number in enumerate(numbers) if number in wanted][: count - have]
 
 
 def _what_is_kept(task: Any, batch: dict[str, Any], predictions: dict[str, Any], index: int, caption: str) -> _Kept:
@@ -245,9 +251,11 @@ def _pairs(batch: Any, captions: list[str], palette: Palette, names: list[str]) 
     return sheet(tiles, captions[: len(tiles)] if any(captions) else None, columns=3)
 
 
-def _first(values: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The first images of a batch or of predictions: tensors and lists have one entry an image."""
-    return {key: value[:count] for key, value in values.items()}
+def _some(values: Mapping[str, Any], places: list[int]) -> dict[str, Any]:
+    """Some images of a batch or of predictions: tensors and lists have one entry an image."""
+    return {
+        key: value[places] if hasattr(value, "shape") else [value[i] for i in places] for key, value in values.items()
+    }
 
 
 def _array(values: Any) -> NDArray[Any]:

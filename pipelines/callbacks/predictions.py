@@ -31,7 +31,7 @@ from pipelines.outputs.detections import (
 )
 from pipelines.outputs.names import output_names, safe_name
 from pipelines.outputs.rank_files import RankFiles
-from pipelines.outputs.sheets import contact_sheet
+from pipelines.outputs.sheets import contact_sheet, is_wrong
 
 SHEET_IMAGES = 48
 
@@ -225,7 +225,7 @@ class PredictionWriter(Callback):
         columns: dict[str, None] = {}  # by first appearance
         for _, row, *_ in self._rows.merged(ranks):
             columns.update(dict.fromkeys(row))
-        shown: list[tuple[str | Path, str]] = []
+        shown: list[tuple[str | Path, str, bool]] = []
         table = self.directory / "predictions.csv"
         with writing(table), atomic_path(table) as path, open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(columns))
@@ -234,11 +234,12 @@ class PredictionWriter(Callback):
                 writer.writerow(row)
                 picture = self._picture(row["path"], name) if number < SHEET_IMAGES else None
                 if picture is not None:
-                    shown.append((picture, caption))
+                    shown.append((picture, caption, is_wrong(row)))
         if shown:
             sheet = self.directory / "contact_sheet.png"
             with writing(sheet):
-                contact_sheet([picture for picture, _ in shown], [caption for _, caption in shown], sheet)
+                pictures, captions, wrong = map(list, zip(*shown, strict=True))
+                contact_sheet(pictures, captions, sheet, wrong=wrong)
 
     def _picture(self, path: str, name: str | None) -> str | Path | None:
         """The overlay of an image where there is one, else its file; images that live in memory have none."""

@@ -13,16 +13,18 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipelines.config.allowed import ALLOWED, OURS, refusal
 from pipelines.config.errors import Keys, Mistake
 from pipelines.config.renamed import renamed_keys
 from pipelines.config.signatures import (
     arguments_of,
     as_float,
     class_path,
+    class_paths,
     fits,
     is_component,
     is_dict,
@@ -32,8 +34,6 @@ from pipelines.config.signatures import (
     required_of,
     subclasses,
 )
-
-OURS = ("tasks", "datamodules")
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,7 @@ class Names:
             return self._ours(name, last, base, keys)
         is_trusted = name in self.typed or any(name.startswith(f"{prefix}.") for prefix in self.trust)
         if not is_trusted:
-            raise Mistake(
-                keys,
-                f"{_written(keys)} names '{name}', which is none of this project's classes: nothing of it was imported."
-                f" If you know and trust it, add --trust {package.partition('.')[0]}.",
-            )
+            raise Mistake(keys, f"{_written(keys)} {refusal(name)}")
         try:
             found = getattr(importlib.import_module(package), last)
         except (ImportError, AttributeError) as error:
@@ -83,32 +79,20 @@ class Names:
 def classes_in(value: Any, bases: Sequence[type]) -> dict[Keys, type]:
     """The classes of this project that nested values name, by their keys; other names are left out."""
     known = {name: cls for base in bases for name, cls in subclasses(base).items()}
-    last_names = {keys: name.rpartition(".")[2] for keys, name in _class_paths(value)}
+    last_names = {keys: name.rpartition(".")[2] for keys, name in class_paths(value)}
     return {keys: known[last] for keys, last in last_names.items() if last in known}
 
 
 def class_names_in(values: Any) -> list[str]:
     """The classes that nested values name, as they are written."""
-    return [name for _, name in _class_paths(values)]
+    return [name for _, name in class_paths(values)]
 
 
 def packages_of(values: Any) -> list[str]:
-    """The packages, beside ours, of the classes that a user's own config names; its checkpoints name them, too."""
-    packages = {name.partition(".")[0] for name in class_names_in(values) if "." in name}
-    return sorted(packages - set(OURS))
-
-
-def _class_paths(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
-    """All that nested values name as a class, with the keys where they do."""
-    if isinstance(value, list):
-        for i, one in enumerate(value):
-            yield from _class_paths(one, (*keys, i))
-    if not isinstance(value, dict):
-        return
-    if name := class_path(value):
-        yield keys, name
-    for key, below in value.items():
-        yield from _class_paths(below, keys if key == "init_args" else (*keys, str(key)))
+    """The packages of the classes that a user's own config names, beside ours; its checkpoints name them, too."""
+    always = tuple(f"{entry}." for entry in ALLOWED)
+    names = [name for name in class_names_in(values) if "." in name and not name.startswith(always)]
+    return sorted({name.partition(".")[0] for name in names})
 
 
 def make(value: Any, base: type, keys: Keys, names: Names) -> Any:

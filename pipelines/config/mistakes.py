@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
+from pipelines.config.allowed import is_allowed, refusal
 from pipelines.config.errors import Keys, Mistake, Source, UsageError, place_of, with_place
 from pipelines.config.peers import key_of
 from pipelines.config.renamed import renamed_keys
@@ -59,7 +61,9 @@ def explain(error: BaseException, command: str, arguments: dict[str, Any], given
         The message, or None where the error is of another kind.
     """
     if isinstance(error, argparse.ArgumentError):
-        return find_mistake(command, arguments, given) or " ".join(str(error).split())[:500]
+        refused = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
+        text = f"A value {refusal(refused[1])}" if refused else " ".join(str(error).split())[:500]
+        return find_mistake(command, arguments, given) or text
     if not isinstance(error, UsageError):
         return None
     # Lightning and the parser complain of wrong arguments in words of their own.
@@ -85,7 +89,7 @@ def find_mistake(command: str, arguments: dict[str, Any], given: Sequence[Source
             context.classes.update(source.classes)
             continue
         for key in PARTS:
-            if named := class_path(source.values.get(key)):
+            if (named := class_path(source.values.get(key))) and ("." not in named or is_allowed(named)):
                 context.classes[(key,)] = find_class(named, arguments[key]) or arguments[key]
     for source in given:
         if source.classes is not None:
@@ -235,6 +239,9 @@ def _check_nothing_lacks(name: str, cls: type, given: Any, keys: Keys, context: 
 
 
 def _named_class(name: str, base: type, value: Any, keys: Keys, context: Context) -> type:
+    place = (*keys, "class_path") if isinstance(value, dict) else keys
+    if "." in name and not is_allowed(name):
+        raise Mistake(place, f"{_written(keys, context)} {refusal(name)}")
     cls = find_class(name, base)
     if cls is not None:
         return cls
@@ -242,7 +249,6 @@ def _named_class(name: str, base: type, value: Any, keys: Keys, context: Context
     near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}."
     kind = KINDS.get(base.__name__, base.__name__)
-    place = (*keys, "class_path") if isinstance(value, dict) else keys
     raise Mistake(place, f"{_written(keys, context)} names an unknown {kind} '{name}'; {hint}")
 
 

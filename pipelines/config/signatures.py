@@ -9,7 +9,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 
@@ -82,6 +82,19 @@ def class_path(value: Any) -> str | None:
     """The class that a value names, as text or below ``class_path``."""
     name = value.get("class_path") if isinstance(value, dict) else value
     return name if isinstance(name, str) else None
+
+
+def class_paths(value: Any, keys: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """All that nested values name as a class, with the keys where they do."""
+    if isinstance(value, list):
+        for i, one in enumerate(value):
+            yield from class_paths(one, (*keys, i))
+    if not isinstance(value, dict):
+        return
+    if name := class_path(value):
+        yield keys, name
+    for key, below in value.items():
+        yield from class_paths(below, keys if key == "init_args" else (*keys, str(key)))
 
 
 def subclasses(base: type) -> dict[str, type]:

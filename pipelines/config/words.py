@@ -62,6 +62,12 @@ def value_of(words: Sequence[str], name: str) -> str | None:
     return values[-1] if values else None
 
 
+def without(words: Sequence[str], name: str) -> list[str]:
+    """The words without a flag and its value."""
+    taken = {flag.position + i for flag in flags(words) if flag.name == name for i in range(flag.size)}
+    return [word for i, word in enumerate(words) if i not in taken]
+
+
 def asks_for_help(words: Sequence[str]) -> bool:
     """Whether the options are to be shown (``--help``, ``--model.help``) in place of a run."""
     return any(flag.name in HELP or flag.name.endswith(".help") for flag in flags(words))

@@ -6,8 +6,10 @@ import os
 import sys
 import traceback
 
+from pipelines.config.allowed import allowing
 from pipelines.config.ready import complete
 from pipelines.config.reasons import reason_of
+from pipelines.config.words import without
 from pipelines.noisy_student.loop import run
 from pipelines.noisy_student.manifest import StageError
 from pipelines.noisy_student.reading import read_settings
@@ -42,8 +44,9 @@ def main(args: list[str], *, one_generation: bool = False) -> int:
         )
     quieten()
     try:
-        settings = read_settings(complete(["noisy-student", *args]))
-        run(first_generation(settings) if one_generation else settings)
+        with allowing(args):
+            settings = read_settings(complete(["noisy-student", *without(args, "--trust")]))
+            run(first_generation(settings) if one_generation else settings)
     except Exception as error:
         if os.environ.get("PIPELINES_TRACEBACK"):
             traceback.print_exc()

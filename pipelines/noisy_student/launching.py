@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.allowed import trust_flags
 from pipelines.config.carried import packages_of
 from pipelines.noisy_student.manifest import StageError
 from pipelines.noisy_student.settings import Settings, plain, trainer_of
@@ -67,4 +68,4 @@ def trainer_flags(settings: Settings, *more: str) -> list[str]:
     trainer: dict[str, Any] = trainer_of(settings)
     flags = [f"--trainer.{key}={trainer[key]}" for key in (*PLACEMENT, *more) if key in trainer]
     flags += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-    return flags + [f"--trust={package}" for package in packages_of(plain(settings))]
+    return flags + trust_flags(packages_of(plain(settings)))

@@ -9,6 +9,7 @@ from typing import Any
 
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
+from pipelines.config.allowed import check_names
 from pipelines.config.errors import Keys, Mistake, Source, has, place_of, sources
 from pipelines.config.mistakes import Context, check_keys
 from pipelines.config.signatures import find_class
@@ -69,6 +70,7 @@ def _read(args: list[str]) -> tuple[list[Source], dict[str, Any]]:
         found = sources(args[1:])
         if not any(source.file for source in found):
             raise UserError("noisy-student needs a config: --config FILE, for example noisy_student/digits.")
+        check_names(found)
         for source in found:
             check_keys(source.values, HINTS, (), Context(HINTS, classes, "" if source.file else "--"))
             _check_parts(source.values)

@@ -15,6 +15,7 @@ from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.common.files import read_json, write_text
 from pipelines import cli
+from pipelines.config.allowed import trust_flags
 from pipelines.config.carried import packages_of
 from pipelines.noisy_student import evaluation, pseudo_label
 from pipelines.noisy_student.kinds.base import SelectionJob
@@ -47,7 +48,9 @@ def train(directory: Path, settings: Settings, data: DataModule, config: dict[st
     file = directory / "config.yaml"
     write_text(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     place = ["--name", directory.name, "--runs_dir", str(directory.parent)]  # its run directory is 0 in this one
-    run_command(FIT, ["--config", str(file), *place, "--resume", "auto"], settings.launch)
+    run_command(
+        FIT, ["--config", str(file), *place, "--resume", "auto", *trust_flags(packages_of(config))], settings.launch
+    )
     run = runs_of(directory.parent, directory.name)[-1]
     export(run / "checkpoints" / f"{settings.checkpoint}.ckpt", directory / f"{name}.ckpt")
     return {name: f"{name}.ckpt", **evaluate(directory, settings, data, directory / f"{name}.ckpt")}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pipelines.outputs.fonts import families_for
 from pipelines.outputs.sheets import Picture, printable
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ def rendered(figure: Figure, tight: bool = False) -> Picture:
     """Its pixels, with a margin around what is drawn."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    _use_fonts(figure)
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
     with warnings.catch_warnings():
@@ -224,6 +226,18 @@ def rendered(figure: Figure, tight: bool = False) -> Picture:
     rows, columns = np.nonzero((pixels < 255).any(axis=-1))
     drawn = pixels[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     return np.pad(drawn, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)
+
+
+def _use_fonts(figure: Figure) -> None:
+    """Give texts in other scripts fonts that have them."""
+    from matplotlib.text import Text
+
+    for axes in figure.axes:
+        axes.get_xticklabels(), axes.get_yticklabels()  # names at the axes are put in place here, else when drawn
+    for text in figure.findobj(Text):
+        families = families_for(text.get_text())
+        if families:
+            text.set_fontfamily(families)
 
 
 def short(text: str, length: int) -> str:

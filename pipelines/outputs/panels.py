@@ -10,14 +10,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from datamodules.common.batch import IGNORE
+from pipelines.outputs.box_errors import MISSED_COLOR, RIGHT_COLOR, box_error_picture
 from pipelines.outputs.drawing import Annotation, drawn, error_picture, name_of, rescaled, resized
+from pipelines.outputs.fonts import SIZE as FONT_SIZE
+from pipelines.outputs.fonts import font_for
 from pipelines.outputs.palettes import WRONG_COLOR, Palette, color_of
-from pipelines.outputs.sheets import BACKGROUND, FONT_SIZE, GAP, INK, Picture, printable, text_font
+from pipelines.outputs.sheets import BACKGROUND, GAP, INK, Picture, printable
 
 MAX_SIDE = 480  # of a tile in a panel; larger images are reduced to it
 MIN_SIDE = 192  # smaller ones are enlarged by a whole number to about this many pixels
 COLUMNS = ("image", "truth", "prediction", "error")
 LINE = FONT_SIZE + 4
+BOX_ERRORS = {"right": RIGHT_COLOR, "wrong": WRONG_COLOR, "missed": MISSED_COLOR}
 
 
 class Sample(NamedTuple):
@@ -48,7 +52,7 @@ def panels(samples: Sequence[Sample], palette: Palette, class_names: Sequence[st
 
     Args:
         samples: Images with their annotations. Images above 480 pixels a side are reduced, small ones enlarged by a
-            whole number. There is no column for what no sample has: a truth, or an error (of label maps).
+            whole number. There is no column for what no sample has: a truth, or an error.
         palette: uint8 (256, 3).
         class_names: K names.
 
@@ -69,7 +73,7 @@ def _rows(samples: Sequence[Sample], rows: Sequence[dict[str, Picture]]) -> Pict
     width = GAP + len(headers) * (tile + GAP)
     top = Image.new("RGB", (width, GAP + LINE), BACKGROUND)
     for name, left in lefts.items():
-        ImageDraw.Draw(top).text((left, GAP - 2), name, fill=INK, font=text_font())
+        ImageDraw.Draw(top).text((left, GAP - 2), name, fill=INK, font=font_for(name))
     below = GAP + (LINE if any(sample.caption for sample in samples) else 0)
     strips = [_row(row, lefts, width, below, sample.caption) for sample, row in zip(samples, rows, strict=True)]
     return np.concatenate([np.asarray(top), *strips])
@@ -81,7 +85,8 @@ def _row(tiles: dict[str, Picture], lefts: dict[str, int], width: int, below: in
     canvas = Image.new("RGB", (width, height + below), BACKGROUND)
     for name, tile in tiles.items():
         canvas.paste(Image.fromarray(tile), (lefts[name], 0))
-    ImageDraw.Draw(canvas).text((GAP, height + 1), printable(caption), fill=INK, font=text_font())
+    text = printable(caption)
+    ImageDraw.Draw(canvas).text((GAP, height + 1), text, fill=INK, font=font_for(text))
     return np.asarray(canvas)
 
 
@@ -98,24 +103,27 @@ def _tiles(sample: Sample, palette: Palette, class_names: Sequence[str]) -> dict
     tiles["prediction"] = drawn(image, prediction, palette, class_names)
     if sample.truth is not None and "mask" in truth and "mask" in prediction:
         tiles["error"] = error_picture(image, truth["mask"], prediction["mask"])
+    elif sample.truth is not None and "boxes" in truth and "boxes" in prediction:
+        tiles["error"] = box_error_picture(image, truth, prediction)
     return tiles
 
 
 def _legend(samples: Sequence[Sample], palette: Palette, class_names: Sequence[str]) -> list[tuple[Any, str]]:
     """Color and name of each class that occurs, and of what the error pictures show."""
     seen: set[int] = set()
-    has_error = False
+    errors: dict[str, Any] = {}
     for sample in samples:
         seen |= _classes_in(sample.prediction)
         if sample.truth is not None:
             seen |= _classes_in(sample.truth)
-            has_error |= "mask" in sample.truth
+            errors |= {"wrong": WRONG_COLOR} if "mask" in sample.truth else {}
+            errors |= BOX_ERRORS if {"boxes"} <= sample.truth.keys() & sample.prediction.keys() else {}
     marks = []
     for label in sorted(seen):
         color = palette[IGNORE] if label == IGNORE else color_of(palette, label)
         if color.any():  # background has none
             marks.append((tuple(color.tolist()), name_of(label, class_names)))
-    return [*marks, (WRONG_COLOR, "wrong")] if has_error else marks
+    return [*marks, *((color, name) for name, color in errors.items())]
 
 
 def _classes_in(annotation: Annotation) -> set[int]:
@@ -132,7 +140,7 @@ def _classes_in(annotation: Annotation) -> set[int]:
 
 def _legend_strip(legend: Sequence[tuple[Any, str]], width: int) -> Picture:
     """The legend's entries side by side, in as many lines as they need."""
-    font = text_font()
+    font = font_for("".join(name for _, name in legend))
     places, x, y = [], GAP, 0
     for _, name in legend:
         length = int(LINE + 4 + font.getlength(name) + 14)

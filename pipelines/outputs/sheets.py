@@ -5,33 +5,37 @@ torchvision's ``make_grid`` neither enlarges small images nor writes captions.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from datamodules.common.files import atomic_path
+from pipelines.outputs.fonts import SIZE as FONT_SIZE
+from pipelines.outputs.fonts import Font, font_for
 
 Picture = NDArray[np.uint8]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 TILE = 144  # smaller images are enlarged until a tile has about this many pixels, so that they can be seen
 MAX_TILE = 320  # larger ones are reduced to it
 GAP = 8
-FONT_SIZE = 12
 CAPTION_LINES = 3
 BACKGROUND = (255, 255, 255)
 INK = (20, 20, 20)
 EMPTY = (238, 238, 238)
+FRAME = 2  # pixels
+WRONG = (200, 30, 30)  # frame and caption of a wrong prediction
 
 
 def image_grid(
-    images: ArrayLike, captions: Sequence[str] | None = None, columns: int | None = None, max_images: int = 64
+    images: ArrayLike,
+    captions: Sequence[str] | None = None,
+    columns: int | None = None,
+    max_images: int = 64,
+    wrong: Sequence[bool] | None = None,
 ) -> Picture:
     """Put images side by side.
 
@@ -40,6 +44,7 @@ def image_grid(
         captions: One text below each image, wrapped.
         columns: Images in a row; by default about as many as rows.
         max_images: Only so many are shown.
+        wrong: Which images have a red frame and caption, as wrong predictions.
 
     Returns:
         uint8 (H', W', 3). Small images are enlarged by a whole number, without smoothing.
@@ -53,7 +58,7 @@ def image_grid(
     if captions is not None and len(captions) != len(array):
         raise ValueError(f"captions: one per image expected, got {len(captions)} for {len(array)} images")
     tiles = [scaled(rgb(image)) for image in array[:max_images]]
-    return sheet(tiles, captions[:max_images] if captions else None, columns)
+    return sheet(tiles, captions[:max_images] if captions else None, columns, wrong)
 
 
 def contact_sheet(
@@ -62,6 +67,7 @@ def contact_sheet(
     path: str | Path,
     columns: int | None = None,
     tile: int = 176,
+    wrong: Sequence[bool] | None = None,
 ) -> Path:
     """Write a sheet of thumbnails of images of any sizes.
 
@@ -72,6 +78,7 @@ def contact_sheet(
         path: PNG file to write.
         columns: Images in a row; by default about as many as rows.
         tile: Side of a thumbnail in pixels.
+        wrong: Which images have a red frame and caption.
 
     Returns:
         The file.
@@ -82,7 +89,7 @@ def contact_sheet(
     if not images or (captions is not None and len(captions) != len(images)):
         raise ValueError(f"contact sheet: {len(images)} images, {'no' if captions is None else len(captions)} captions")
     tiles = [_thumbnail(_open(image), tile) for image in images]
-    return save_png(sheet(tiles, captions, columns), path)
+    return save_png(sheet(tiles, captions, columns, wrong), path)
 
 
 def _thumbnail(picture: Image.Image | None, side: int) -> Image.Image:
@@ -95,6 +102,11 @@ def _thumbnail(picture: Image.Image | None, side: int) -> Image.Image:
     method = Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS
     canvas.paste(picture.resize(size, method), ((side - size[0]) // 2, (side - size[1]) // 2))
     return canvas
+
+
+def is_wrong(row: Mapping[str, Any]) -> bool:
+    """Whether a task's row says that an image's label is not the true one; no where one of the two is not known."""
+    return "truth" in row and "label" in row and row["truth"] != row["label"]
 
 
 def save_png(array: NDArray[Any], path: str | Path) -> Path:
@@ -111,18 +123,6 @@ def save_png(array: NDArray[Any], path: str | Path) -> Path:
 def printable(text: str) -> str:
     """The text in one line, control characters as question marks."""
     return "".join(char if char.isprintable() else "?" for char in str(text))
-
-
-@functools.cache
-def text_font() -> Font:
-    """The font of all captions, ``FONT_SIZE`` pixels high."""
-    # PIL's own font has ASCII only. Matplotlib's has Latin, Greek and Cyrillic; looked up without importing it.
-    spec = importlib.util.find_spec("matplotlib")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-        if path.is_file():
-            return ImageFont.truetype(path, FONT_SIZE)
-    return ImageFont.load_default(FONT_SIZE)
 
 
 def rgb(image: NDArray[Any]) -> Picture:
@@ -195,13 +195,18 @@ def _fitting(word: str, font: Font, width: int) -> int:
     return 1
 
 
-def sheet(tiles: Sequence[Image.Image], captions: Sequence[str] | None, columns: int | None = None) -> Picture:
-    """Tiles in rows, each with its caption, wrapped, below it: uint8 (H, W, 3)."""
+def sheet(
+    tiles: Sequence[Image.Image],
+    captions: Sequence[str] | None,
+    columns: int | None = None,
+    wrong: Sequence[bool] | None = None,
+) -> Picture:
+    """Tiles in rows, each with its caption, wrapped, below it: uint8 (H, W, 3); those that are wrong in red."""
     count = len(tiles)
     width, height = max(t.width for t in tiles), max(t.height for t in tiles)
     columns = min(count, columns or math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)
-    font = text_font()
+    font = font_for("".join(map(str, captions or ())))
     texts = [_wrapped(str(caption), font, width) for caption in captions] if captions else [[] for _ in tiles]
     line = FONT_SIZE + 3
     below = max(map(len, texts)) * line + (4 if captions else 0)
@@ -209,7 +214,11 @@ def sheet(tiles: Sequence[Image.Image], captions: Sequence[str] | None, columns:
     draw = ImageDraw.Draw(canvas)
     for index, (tile, lines) in enumerate(zip(tiles, texts, strict=True)):
         left, top = GAP + index % columns * (width + GAP), GAP + index // columns * (height + below + GAP)
-        canvas.paste(tile, (left + (width - tile.width) // 2, top + height - tile.height))
+        x, y = left + (width - tile.width) // 2, top + height - tile.height
+        canvas.paste(tile, (x, y))
+        is_wrong = wrong is not None and wrong[index]
+        if is_wrong:
+            draw.rectangle((x - FRAME, y - FRAME, x + tile.width + 1, top + height + 1), outline=WRONG, width=FRAME)
         for number, text in enumerate(lines):
-            draw.text((left, top + height + 2 + number * line), text, fill=INK, font=font)
+            draw.text((left, top + height + 2 + number * line), text, fill=WRONG if is_wrong else INK, font=font)
     return np.asarray(canvas)

@@ -20,11 +20,14 @@ import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from datamodules.common.errors import UserError
+from pipelines.run.plain_values import plain_checkpoint
 from tasks.finite import first_spoiled
 
 _number = itertools.count()
 # A temporary file of another machine cannot be asked whether its writer lives; no save takes this long.
 ORPHAN_SECONDS = 3600.0
+#: In place of a file: a save of which nothing is written.
+TRIAL = "trial.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -39,14 +42,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint; the file of that name is the old or the new one at any time.
 
         Args:
-            checkpoint: What ``torch.save`` accepts.
-            path: The file to write; its directory is made.
+            checkpoint: Tensors, and values that ``plain_checkpoint`` makes plain.
+            path: The file to write; its directory is made. ``TRIAL`` only looks whether it could be read back.
             storage_options: Refused, as by Lightning.
 
         Raises:
             UserError: If it cannot be written (a full disk), naming the file and the free space. An older file of that
-                name is intact.
+                name is intact. Or if it holds what could not be read back.
         """
+        checkpoint = plain_checkpoint(checkpoint)
+        if str(path) == TRIAL:
+            return
         if _is_remote(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return

@@ -49,7 +49,7 @@ def whole_segformer(task: Any, num_outputs: int) -> Segmenter | None:
     adopt_whole_model(task, "decoder_args", "model.architecture: segformer", ("segformer",))
     if "transformers" not in (task.decoder_args or {}):
         return None
-    for key, default in (("backbone", "resnet18"), ("in_chans", 3), ("backbone_args", {}), ("aux_weight", 0.0)):
+    for key, default in (("in_chans", 3), ("backbone_args", {}), ("aux_weight", 0.0)):
         refuse_set(f"model.{key}", getattr(task, key) or default, default)
     refuse_set("model.grad_checkpointing", task.grad_checkpointing, False)
     for key in task.decoder_args.keys() - {"transformers"}:

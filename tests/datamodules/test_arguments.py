@@ -23,8 +23,8 @@ KEYS = {
         *("scene_digits", "repeat_threshold", *DENSE),
     },
     SegmentationData: {
-        *("images", "masks", "mask_format", "colors", "class_values", "ignore_values", "multi_label", "check_masks"),
-        *DENSE,
+        *("images", "masks", "image_root", "mask_format", "colors", "class_values", "ignore_values", "multi_label"),
+        *("check_masks", *DENSE),
     },
 }
 DEFAULTS = {

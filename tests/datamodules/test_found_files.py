@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from datamodules.classification import ClassificationData
 from datamodules.common.errors import UserError
 from datamodules.readers.box_sources import read_boxes
-from datamodules.readers.lists import read_list
+from datamodules.readers.folder import read_folder
+from datamodules.readers.lists import read_list, read_paths
 from datamodules.readers.mask_sources import read_mask_source
 
 WIDTH, HEIGHT = 48, 40
@@ -442,3 +446,263 @@ def test_backslashes_are_tried_as_slashes(tmp_path):
     write(root, {"JPEGImages/d/1.png": PNG})
     (root / "JPEGImages/0.png").unlink()
     assert read_boxes(root).records[0]["path"].endswith("d/1.png")
+
+
+# Folders of classes.
+
+
+def classes(root: Path, *folders: str, names: str = "cat dog") -> Path:
+    return write(root, {f"{f}/{name}/{i}.png": PNG for f in folders for name in names.split() for i in range(2)})
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (["Training", "Testing"], {"train", "test"}),
+        (["seg_train/seg_train", "seg_test/seg_test"], {"train", "test"}),
+        (["train_set", "val_set"], {"train", "val"}),
+        (["TRAIN", "validation"], {"train", "val"}),
+        (["train/images", "valid/images"], {"train", "val"}),
+        (["dataset"], {None}),
+        (["archive/dataset/train", "archive/dataset/val", "__MACOSX/archive"], {"train", "val"}),
+    ],
+)
+def test_split_folders_are_no_classes(tmp_path, folders, splits):
+    listing = read_folder(classes(tmp_path, *folders))
+    assert (listing.class_names, {r["split"] for r in listing.records}) == (["cat", "dog"], splits)
+
+
+def test_splits_in_the_wrong_place_and_others_beside_them(tmp_path):
+    with pytest.raises(UserError, match=r"cat' has the splits train, val in it: put the splits above .*train/cat"):
+        read_folder(classes(tmp_path / "a", "cat", "dog", names="train val"))
+    with pytest.raises(UserError, match=r"has split folders \(seg_test, seg_train\) and others beside them: seg_pred"):
+        read_folder(classes(tmp_path / "b", "seg_train", "seg_test", "seg_pred"))
+
+
+JUNK = ("@eaDir/0.png", "$RECYCLE.BIN/x.png", "__MACOSX/cat/._0.png", "#recycle/0.png", "Thumbs.db", "._0.png")
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_what_systems_leave_is_skipped_everywhere(tmp_path, junk):
+    inside = {f"{folder}/{junk}": PNG for folder in (".", "cat")}
+    listing = read_folder(write(classes(tmp_path / "a", "."), inside))
+    assert (listing.class_names, len(listing.records), listing.notes) == (["cat", "dog"], 4, ())
+    root = yolo(tmp_path / "b", {"data.yaml": YAML, f"images/train/{junk}": PNG, f"images/{junk}": PNG})
+    assert len(read_boxes(root).records) == 4
+    assert len(boxes(write(voc(tmp_path / "c"), {f"JPEGImages/{junk}": PNG, "Annotations/._0.xml": b"\0\5"}))) == 1
+    assert len(boxes(write(voc(tmp_path / "d", folders="train train"), {f"train/{junk}": PNG, junk: PNG}))) == 1
+    coco(tmp_path / "e", name="annotations/instances_train.json", at="images/")
+    assert len(boxes(write(tmp_path / "e", {"annotations/._instances_train.json": b"\0\5"}))) == 2
+    pairs = {f"{folder}/{name}": PNG for folder in ("images", "masks") for name in ("0.png", junk)}
+    assert len(masks(write(tmp_path / "f", pairs)).records) == 1
+    patterns = {"images": "images/{stem}.png", "masks": "masks/{stem}.png"}
+    assert len(masks(tmp_path / "f", **patterns).records) == 1
+
+
+def masks(source: Path | str, **arguments: Any) -> Any:
+    arguments = {"images": None, "masks": None, "class_names": None, "multi_label": False, **arguments}
+    return read_mask_source(str(source), **arguments)
+
+
+def test_files_of_other_suffixes_are_counted(tmp_path):
+    extra = {f"cat/{i}.heic": b"x" for i in range(3)} | {"cat/a": b"x", "dog/notes.txt": "x", "dog/b.TGA": b"x"}
+    listing = read_folder(write(classes(tmp_path, "."), extra))
+    assert len(listing.records) == 4
+    assert "5 file(s) were left out because of their suffix (3 .heic, 1 without a suffix, 1 .tga)" in listing.notes[0]
+    with pytest.raises(UserError, match=r"owl' holds no image files. .* 1 file\(s\) were left out .*1 .heic"):
+        read_folder(write(tmp_path, {"owl/0.heic": b"x"}))
+    with pytest.raises(UserError, match=r"holds no image files .* 1 file\(s\) were left out .*1 .heic"):
+        read_boxes(write(tmp_path / "y", {"images/train/0.heic": b"x", "data.yaml": YAML}))
+
+
+def test_links_give_each_picture_once(tmp_path):
+    root = classes(tmp_path, ".")
+    (root / "cat/again.png").symlink_to(root / "cat/0.png")
+    (root / "cat/back").symlink_to(root)
+    (root / "dog/more").symlink_to(root / "dog")
+    write(tmp_path.parent / f"{tmp_path.name}_else", {"9.png": PNG})
+    for name in ("a.png", "b.png"):
+        (root / "dog" / name).symlink_to(tmp_path.parent / f"{tmp_path.name}_else" / "9.png")
+    names = [Path(r["path"]).name for r in read_folder(root).records if r["label"] == 1]
+    assert sorted(names) == ["0.png", "1.png", "a.png"]
+
+
+def test_one_folder_too_many_in_other_readers(tmp_path):
+    yolo(tmp_path / "a" / "archive", {"data.yaml": YAML})
+    voc(tmp_path / "b" / "x" / "y")
+    coco(tmp_path / "c" / "set", name="annotations/instances_train.json", at="train/")
+    assert [len(boxes(tmp_path / name)) for name in "abc"] == [4, 1, 2]
+    write(tmp_path / "d", {f"set/{folder}/0.png": PNG for folder in ("images", "masks")})
+    assert len(masks(tmp_path / "d").records) == 1
+
+
+# Lists.
+
+ROWS = {"dup": "a.png,x\na.png,x\n", "contra": "a.png,x\n./a.png,y\n", "splits": "a.png,x\nb.png,y\nb.png,y\n"}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_an_image_stands_in_one_row(tmp_path, rows):
+    write(tmp_path, {"a.png": PNG, "b.png": PNG, "l.csv": "path,label\n" + rows})
+    with pytest.raises(UserError, match=r"1 row\(s\) name an image that .*:\n.*l.csv, line \d: '.*png' stands in"):
+        read_list(tmp_path / "l.csv")
+    write(tmp_path, {"m.csv": "path,mask\n" + rows.replace(",x", ",a.png").replace(",y", ",b.png")})
+    with pytest.raises(UserError, match=r"another row has:\n.*m.csv, line"):
+        masks(tmp_path / "m.csv")
+    with pytest.raises(UserError, match="another row has"):
+        read_paths(tmp_path / "l.csv")
+
+
+def lists(root: Path, suffix: str = "csv", head: str = "path,label\n", line: str = "im/{0}.png,{1}\n") -> Path:
+    files: dict[str, str | bytes] = {f"im/{i}.png": PNG for i in range(6)}
+    for number, split in enumerate(("train", "val", "test")):
+        rows = "".join(line.format(i, "ab"[i % 2]) for i in (2 * number, 2 * number + 1))
+        files[f"{split}.{suffix}"] = head + rows
+    return write(root, files)
+
+
+@pytest.mark.parametrize("source", ["", "{split}.csv"])
+def test_a_list_for_each_split(tmp_path, source):
+    listing = read_list(f"{lists(tmp_path)}/{source}")
+    assert [r["split"] for r in listing.records] == ["train"] * 2 + ["val"] * 2 + ["test"] * 2
+    assert ([r["label"] for r in listing.records], listing.class_names) == ([0, 1] * 3, ["a", "b"])
+    data = ClassificationData(source=f"{tmp_path}/{source}", image_size=32)
+    assert len(data.list_records().records) == 6
+
+
+@pytest.mark.parametrize("line", ["im/{0}.png {1}\n", "im/{0}\t{1}\n", "./im\\{0}.png,{1}\r\n", "set/im/{0} {1}\n"])
+def test_text_files_of_names(tmp_path, line):
+    listing = read_list(lists(tmp_path, "txt", "", line))
+    assert ([r["label"] for r in listing.records], listing.class_names) == ([0, 1] * 3, ["a", "b"])
+    assert listing.records[0]["path"].endswith("/im/0.png")
+
+
+def test_text_files_without_classes_and_of_masks(tmp_path):
+    files = {f"images/{c}/{i} x.png": PNG for c in ("apple pie", "soup") for i in range(2)}
+    write(tmp_path, files | {"meta/train.txt": "apple pie/0 x.png\nsoup/1 x.png\n", "meta/test.txt": "soup/0 x.png\n"})
+    listing = read_list(tmp_path / "meta")
+    assert ([r["label"] for r in listing.records], listing.class_names) == ([0, 1, 1], ["apple pie", "soup"])
+    rooted = read_list(write(tmp_path, {"l.txt": "soup/0 x.png"}) / "l.txt", image_root=tmp_path / "images")
+    assert rooted.class_names == ["soup"]
+    with pytest.raises(UserError, match=r"l.txt, line 1: '0 x.png' names no class"):
+        read_list(write(tmp_path, {"l.txt": "0 x.png"}) / "l.txt", image_root=tmp_path / "images/soup")
+    with pytest.raises(UserError, match=r"l.txt, line 2: 1 parts, where line 1 has 2"):
+        read_list(write(tmp_path, {"l.txt": "a.png x\nb.png"}) / "l.txt")
+    pair = write(tmp_path / "m", {"i/a b.png": PNG, "m/a b.png": PNG, "train.txt": "i/a b.png m/a b.png\n"})
+    record = masks(pair).records[0]
+    assert (record["path"], record["mask"]) == (f"{pair}/i/a b.png", f"{pair}/m/a b.png")
+    assert record["split"] == "train"
+
+
+def test_image_root_and_backslashes_in_lists(tmp_path):
+    write(tmp_path, {"pix/a/0.png": PNG, "lists/l.csv": "path,label\na\\0.png,x\n"})
+    write(tmp_path, {"lists/m.csv": "path,mask\na\\0.png,a/0.png\n"})
+    (record,) = read_list(tmp_path / "lists/l.csv", image_root=tmp_path / "pix").records
+    assert record["path"] == f"{tmp_path}/pix/a/0.png"
+    (record,) = masks(tmp_path / "lists/m.csv", image_root=str(tmp_path / "pix")).records
+    assert record["path"] == record["mask"] == f"{tmp_path}/pix/a/0.png"
+    with pytest.raises(UserError, match=r"image_root is set, but data.source .* is neither a list nor COCO's"):
+        masks(write(tmp_path / "f", {"images/0.png": PNG, "masks/0.png": PNG}), image_root="x")
+    with pytest.raises(UserError, match=r"l.csv, line 2: image 'a\\0.png' does not exist"):
+        read_list(tmp_path / "lists/l.csv")
+
+
+def test_lists_that_do_not_go_together(tmp_path):
+    lists(tmp_path)
+    write(tmp_path, {"val.csv": "path,kind\nim/0.png,a\n"})
+    with pytest.raises(UserError, match=r"train.csv' has the columns path, label, but '.*val.csv' has path, kind"):
+        read_list(tmp_path)
+    with pytest.raises(UserError, match=r"'.*/x_{split}.csv' matches no file"):
+        read_list(f"{tmp_path}/x_{{split}}.csv")
+    (tmp_path / "test.csv").unlink()
+    write(tmp_path, {"val.csv": "path,label,split\nim/0.png,a,train\n", "train.csv": "path,label,split\nim/1.png,a,\n"})
+    with pytest.raises(UserError, match=r"val.csv, line 2: split is 'train', but the list is that of val"):
+        read_list(tmp_path)
+    with pytest.raises(UserError, match=r"train.csv' and '.*train.txt' are both of the train split"):
+        read_list(write(tmp_path, {"train.txt": "im/0.png a"}))
+
+
+CELLS = {
+    '["cat", "dog"]': [1, 1],
+    "['dog']": [0, 1],
+    "cat;dog": [1, 1],
+    "cat|dog": [1, 1],
+    "cat, dog": [1, 1],
+    "[]": [0, 0],
+    "dog": [0, 1],
+}
+
+
+@pytest.mark.parametrize(("cell", "label"), CELLS.items(), ids=CELLS)
+def test_several_labels_in_a_cell(tmp_path, cell, label):
+    quoted = '"' + cell.replace('"', '""') + '"'
+    other = "cat;dog" if ";" in cell or "|" in cell else "cat,dog"
+    write(tmp_path, {"a.png": PNG, "b.png": PNG, "l.csv": f'path,labels\na.png,{quoted}\nb.png,"{other}"\n'})
+    listing = read_list(tmp_path / "l.csv")
+    assert (listing.class_names, [r["label"] for r in listing.records]) == (["cat", "dog"], [label, [1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "message"),
+    [
+        ("label", ["cat;dog", "cat"], "line 2: the label is 'cat;dog', which holds several classes.*separated by ; or"),
+        ("label", ["cat", "cat|dog"], "line 3: the label is 'cat|dog'"),
+        ("label", ["cat,dog", "cat", "dog"], "line 2: the label is 'cat,dog'"),
+        ("label", ["a,b", "b,c", "c,a"], "line 2: the label is 'a,b'"),
+        ("label", ["['cat']", "dog"], "line 2: the label is .*'cat'.*, which holds several"),
+        (
+            "labels",
+            ["haze primary", "primary", "haze"],
+            "line 2: the labels are 'haze primary'; blanks do not",
+        ),
+        ("labels", ["['cat' 'dog']", "cat"], "line 2: the labels are .* which is no list; classes are separated by"),
+        ("labels", ["[cat, dog]", "cat"], "line 2: the labels are '.cat, dog.', which is no list"),
+        ("labels", ["{'cat': 1}", "cat"], "line 2: the labels are .* which is no list"),
+    ],
+)
+def test_cells_that_are_not_clear_are_refused(tmp_path, column, cells, message):
+    rows = "".join(f'{i}.png,"{cell}"\n' for i, cell in enumerate(cells))
+    write(tmp_path, {f"{i}.png": PNG for i in range(3)} | {"l.csv": f"path,{column}\n{rows}"})
+    with pytest.raises(UserError, match=message):
+        read_list(tmp_path / "l.csv")
+
+
+@pytest.mark.parametrize(
+    ("column", "cells"),
+    [
+        ("label", ["great white shark, man-eater", "hammerhead, hammerhead shark"]),
+        ("label", ["Brussels, Belgium", "Ghent, Belgium"]),
+        ("label", ["red car", "red bus", "car"]),
+        ("labels", ["traffic light", "bus"]),
+    ],
+)
+def test_names_with_commas_and_blanks_stay_whole(tmp_path, column, cells):
+    rows = "".join(f'{i}.png,"{cell}"\n' for i, cell in enumerate(cells))
+    write(tmp_path, {f"{i}.png": PNG for i in range(3)} | {"l.csv": f"path,{column}\n{rows}"})
+    assert read_list(tmp_path / "l.csv").class_names == sorted(cells)
+
+
+def test_a_list_in_a_cell_of_one_label(tmp_path):
+    write(tmp_path, {"a.png": PNG})
+    pq.write_table(pa.table({"path": ["a.png"], "label": [["cat", "dog"]]}), tmp_path / "l.parquet")
+    with pytest.raises(UserError, match=r"row 1: the label is \['cat', 'dog'\]; one class is needed"):
+        read_list(tmp_path / "l.parquet")
+
+
+def test_classes_without_a_training_image(tmp_path):
+    rows = "".join(f"{i}.png,{'c' if i == 7 else 'ab'[i % 2]},{'val' if i > 5 else 'train'}\n" for i in range(8))
+    write(tmp_path, {f"{i}.png": png(i) for i in range(8)} | {"l.csv": "path,label,split\n" + rows})
+    with pytest.raises(UserError, match=r"No training image has the class\(es\) \['c'\].*7.png' \(val\)"):
+        ClassificationData(source=str(tmp_path / "l.csv"), image_size=32).setup("fit")
+    data = ClassificationData(source=str(tmp_path / "l.csv"), image_size=32)
+    data.setup("validate")  # of a checkpoint, which may know the class
+    assert len(data.records["val"]) == 2
+    np.savez(
+        tmp_path / "l.npz", images=np.zeros((3, 4, 4), np.uint8), labels=[0, 1, 2], split=["train", "train", "val"]
+    )
+    with pytest.raises(UserError, match=r"No training image has the class\(es\) \['2'\]"):
+        ClassificationData(source=str(tmp_path / "l.npz")).setup("fit")
+    several = "path,labels,split\n0.png,a,train\n1.png,a;b,val\n"
+    data = ClassificationData(source=str(write(tmp_path, {"m.csv": several}) / "m.csv"), image_size=32, batch_size=1)
+    with pytest.warns(UserWarning, match=r"The training images have no label of 1 of 2 classes: \['b'\]"):
+        data.setup("fit")

@@ -344,7 +344,7 @@ def test_coco_annotations_that_are_no_masks_are_refused(tmp_path, annotation, me
 def test_sources_that_are_none_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"data.source 'nowhere' does not exist"):
         read_mask_source("nowhere", None, None, None, multi_label=False)
-    file = tmp_path / "list.txt"
+    file = tmp_path / "list.xlsx"
     file.touch()
     with pytest.raises(ValueError, match=r"is neither a folder nor a COCO .json file"):
         read_mask_source(str(file), None, None, None, multi_label=False)

@@ -343,8 +343,8 @@ def test_a_plain_function_is_a_command_and_returns_its_result(folder: Path, caps
     command = Command("count", count)
     words = ["--ckpt_path", "runs/a/0/checkpoints/last.ckpt", "--times", "3", "--trainer.accelerator=cpu"]
     assert cli.run(command, words) == 6
-    assert cli.execute(command, [*words, "--time=3"]) == 2
-    assert "unknown flag --time; did you mean --times?" in capsys.readouterr().err
+    assert cli.execute(command, [*words, "--timess=3"]) == 2
+    assert "unknown flag --timess; did you mean --times?" in capsys.readouterr().err
     for wrong, message in (
         ("--data.batchsize=3", "unknown flag --data.batchsize; did you mean --data.batch_size?"),
         ("--data.batch_size=x", "--data.batch_size is 'x'; it must be a whole number."),

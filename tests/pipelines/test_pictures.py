@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipelines.callbacks import pictures as callback
 from pipelines.callbacks.originals import Original, palette_of
-from pipelines.outputs import figures, sheets
+from pipelines.outputs import figures, fonts, sheets
 from pipelines.outputs.drawing import overlay
 from pipelines.outputs.palettes import WRONG_COLOR, class_palette
 
@@ -52,7 +52,7 @@ def test_grid_layout_and_limit() -> None:
     assert sheets.image_grid(images, max_images=2).shape[:2] == (step + sheets.GAP, 2 * step + sheets.GAP)
     with_text = sheets.image_grid(images, ["dog 0.98"] * 10, columns=5)
     assert with_text.shape[0] > 2 * step + sheets.GAP
-    below = with_text[step : step + sheets.FONT_SIZE + 4]
+    below = with_text[step : step + fonts.SIZE + 4]
     assert (below < 100).any()  # ink
 
 
@@ -205,7 +205,7 @@ def test_the_numbers_of_a_confusion_matrix_stand_in_their_cells(monkeypatch: pyt
 
 
 def test_captions_have_three_lines_at_most() -> None:
-    lines = sheets._wrapped("one two three four five", sheets.text_font(), 40)
+    lines = sheets._wrapped("one two three four five", fonts.font_for(""), 40)
     assert len(lines) == sheets.CAPTION_LINES
     assert lines[:2] == ["one", "two"]
     assert lines[2].endswith("...")
@@ -346,7 +346,7 @@ def test_panels_over_the_epochs(tmp_path: Path, logged: list[tuple[str, int, tup
     assert np.array_equal(latest, np.asarray(Image.open(tmp_path / "val_panels/epoch_0005.png")))
     assert latest.shape[1] == sheets.GAP + 4 * (120 + sheets.GAP)
     assert 8 * 480 < latest.shape[0] < 8 * (480 + 40)
-    top, left = sheets.GAP + sheets.FONT_SIZE + 4, sheets.GAP
+    top, left = sheets.GAP + fonts.SIZE + 4, sheets.GAP
     first = latest[top : top + 480, left : left + 120]
     assert (first == 90).all()  # the picture, without the letterbox
     error = latest[top : top + 480, left + 3 * (120 + sheets.GAP) :][:, :120]
@@ -389,7 +389,7 @@ def test_panels_show_files_in_their_own_pixels(tmp_path: Path, logged: list[Any]
     watcher.on_validation_batch_end(trainer, task, outputs, batch, 0)
     assert watcher._kept[0].original.canvas is None
     watcher.on_validation_end(trainer, task)
-    top, left = sheets.GAP + sheets.FONT_SIZE + 4, sheets.GAP
+    top, left = sheets.GAP + fonts.SIZE + 4, sheets.GAP
     tile = np.asarray(Image.open(tmp_path / "val_panels.png"))[top : top + 480, left : left + 120]
     assert (tile[:, :60] == 40).all()
     assert (tile[:, 60:] == 200).all()
@@ -416,11 +416,13 @@ def test_classification_has_its_grid(tmp_path: Path, logged: list[Any]) -> None:
     task = SimpleNamespace(
         eval_metrics=SimpleNamespace(confusion=torch.eye(2, dtype=torch.int64), per_class=lambda: {"f1": [1.0, 1.0]}),
         captions=lambda batch, outputs, names: [f"{x:.1f}" for x in outputs["probabilities"][:, 0].tolist()],
+        rows=lambda batch, outputs, names: [{"truth": names[i % 2], "label": "a"} for i, _ in enumerate(batch["id"])],
     )
     task.taught = task
     watcher, trainer = callback.Pictures(tmp_path, 0), stub_trainer(names=names)
     images = torch.randint(0, 255, (40, 3, 8, 8), dtype=torch.uint8)
     batch = {"image": images, "label": torch.zeros(40, dtype=torch.int64), "path": ["x"] * 40}
+    batch["id"] = torch.arange(40)
     outputs = {"logits": torch.zeros(40, 2), "probabilities": torch.full((40, 2), 0.5)}
     watcher.on_validation_start(trainer, task)
     watcher.on_validation_batch_end(trainer, task, outputs, batch, 0)
@@ -428,8 +430,11 @@ def test_classification_has_its_grid(tmp_path: Path, logged: list[Any]) -> None:
     assert not logged  # only at the end
     watcher.on_train_end(trainer, task)
     assert [key for key, *_ in logged] == ["val_predictions", "val_confusion_matrix"]
-    expected = sheets.image_grid(callback.as_pictures(images[:32]), ["0.5"] * 32)
+    expected = sheets.image_grid(callback.as_pictures(images[:32]), ["0.5"] * 32, wrong=[False, True] * 16)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "val_predictions.png")), expected)
+    red = (expected == sheets.WRONG).all(-1)
+    assert not red[:, : expected.shape[1] // 7].any(), "the first column is right"  # six columns
+    assert red[:, expected.shape[1] // 5 : expected.shape[1] // 3].any()
 
 
 def test_the_table_has_the_first_rows_only(tmp_path: Path, logged: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,8 +473,59 @@ def test_colors_of_the_data_are_those_of_its_pictures() -> None:
 def test_panels_come_from_all_over_the_split() -> None:
     records = {"val": [{}] * 80, "test": [{}] * 5}
     trainer: Any = SimpleNamespace(testing=False, world_size=2, datamodule=SimpleNamespace(records=records))
-    assert sorted(callback._spread(trainer) or ()) == list(range(0, 80, 10))
+    batch = {"id": torch.arange(80)}
+    assert callback._places(trainer, batch, 8, 0) == list(range(0, 80, 10))
+    assert callback._places(trainer, batch, 8, 7) == [0]  # seven are there already
     trainer.testing = True
-    assert callback._spread(trainer) == {0, 2, 4}  # all that rank 0 has
+    assert callback._places(trainer, batch, 8, 0) == [0, 2, 4]  # all that rank 0 has
     trainer.datamodule.records = {}
-    assert callback._spread(trainer) is None
+    assert callback._places(trainer, batch, 8, 0) == list(range(8))
+
+
+# Fonts.
+
+
+@pytest.fixture
+def cat_font(tmp_path: Path) -> Path:
+    """A font that has one character, the Chinese one for a cat, as a full square."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    pen = TTGlyphPen(None)
+    for point in ((0, 0), (0, 700), (700, 700), (700, 0)):
+        (pen.moveTo if point == (0, 0) else pen.lineTo)(point)
+    pen.closePath()
+    square = pen.glyph()
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder([".notdef", "cat"])
+    font.setupCharacterMap({ord("猫"): "cat"})
+    font.setupGlyf({".notdef": square, "cat": square})
+    font.setupHorizontalMetrics({".notdef": (800, 0), "cat": (800, 0)})
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": "Cat", "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(tmp_path / "cat.ttf")
+    return tmp_path / "cat.ttf"
+
+
+def test_names_in_other_scripts_are_written_with_the_machines_fonts(
+    cat_font: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fonts._path_for.cache_clear()
+    monkeypatch.setattr(fonts, "_missing", set())
+    monkeypatch.setattr(fonts, "system_fonts", lambda: [str(cat_font)])
+    assert fonts.font_for("cats, café, κάτα").getname()[0] == "DejaVu Sans"
+    assert fonts.font_for("猫").getname()[0] == "Cat"
+    assert fonts.families_for("plain") == []
+    assert fonts.families_for("猫") == ["DejaVu Sans", "Cat"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with_cat = figures.confusion_matrix_figure([[1, 0], [0, 1]], ["猫", "dog"])
+    assert capsys.readouterr().err == ""
+    assert fonts.font_for("犬 and 猫").getname()[0] == "Cat"  # most of it
+    assert "warning: no font of this machine has 犬: " in capsys.readouterr().err
+    assert figures.confusion_matrix_figure([[1, 0], [0, 1]], ["猫", "犬"]).shape
+    assert capsys.readouterr().err == ""  # said once
+    assert (with_cat < 100).all(-1).sum() > 100
+    fonts._path_for.cache_clear()

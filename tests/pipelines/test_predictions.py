@@ -176,7 +176,7 @@ def test_predict_writes_masks_overlays_and_table(tmp_path: Path, source: Any) ->
 
 def test_only_the_first_images_are_on_the_contact_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sheets: list[Any] = []
-    monkeypatch.setattr(predictions, "contact_sheet", lambda *sheet: sheets.append(sheet))
+    monkeypatch.setattr(predictions, "contact_sheet", lambda *sheet, wrong: sheets.append((*sheet, any(wrong))))
     paths = []
     for i in range(predictions.SHEET_IMAGES + 2):
         paths.append(str(tmp_path / f"{i:02d}.png"))
@@ -185,7 +185,7 @@ def test_only_the_first_images_are_on_the_contact_sheet(tmp_path: Path, monkeypa
     batch = batch_of(paths, list(range(len(paths))), canvas, [(2, 2)] * len(paths))
     predict(tmp_path / "out", stub_trainer(paths, NAMES, fn="test"), [batch], [masks])
     first = paths[: predictions.SHEET_IMAGES]
-    assert sheets == [(first, [f"no {i}" for i in range(len(first))], tmp_path / "out/contact_sheet.png")]
+    assert sheets == [(first, [f"no {i}" for i in range(len(first))], tmp_path / "out/contact_sheet.png", False)]
 
 
 def test_a_writer_starts_anew_with_each_prediction(tmp_path: Path) -> None:
@@ -373,7 +373,7 @@ def test_no_more_than_a_line_a_rank_is_held(tmp_path: Path, monkeypatch: pytest.
 def test_frames_of_the_contact_sheet_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """48 frames of a video in 4K would be 1.2 GB."""
     sheets: list[list[Any]] = []
-    monkeypatch.setattr(predictions, "contact_sheet", lambda images, captions, path: sheets.append(images))
+    monkeypatch.setattr(predictions, "contact_sheet", lambda images, captions, path, wrong: sheets.append(images))
     frames = [f"clip.mp4#{i:06d}" for i in range(3)]
     batch = batch_of(frames, [0, 1, 2], np.zeros((3, 8, 8, 3), np.uint8), [(8, 8)] * 3)
     predict(tmp_path / "out", stub_trainer(frames, NAMES, fn="test"), [batch], [[np.zeros((8, 8), np.uint8)] * 3])

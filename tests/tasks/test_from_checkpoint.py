@@ -11,6 +11,7 @@ import torch
 
 from tasks import Classification, Detection, Segmentation
 from tasks.base import Task
+from tasks.noisy_student import NoisyStudent
 
 
 def make(kind: str, backbone: str = "test_resnet", **arguments: Any) -> Task:
@@ -53,8 +54,9 @@ KINDS = ("classifier", "detector", "segmenter")
 
 @pytest.mark.parametrize(
     ("source", "target", "backbone"),
-    [(source, target, "test_resnet") for source in KINDS for target in KINDS]
-    + [("classifier", "segmenter", "test_vit"), ("segmenter", "detector", "test_vit")],
+    [(kind, kind, "test_resnet") for kind in KINDS]
+    + [(source, target, "test_resnet") for source, target in zip(KINDS, [*KINDS[1:], KINDS[0]], strict=True)]
+    + [("classifier", "segmenter", "test_vit")],
 )
 def test_any_task_starts_from_any_task_of_the_same_backbone(checkpoint, caplog, source, target, backbone):
     path, given = checkpoint(source, backbone)
@@ -77,6 +79,16 @@ def test_any_task_starts_from_any_task_of_the_same_backbone(checkpoint, caplog, 
         assert len(fitting) >= len(given) - 2 - 2  # all but the last layer
         assert all(torch.equal(ours[name], given[name]) for name in fitting)
         assert "5 classes there, 3 here" in line
+
+
+def test_a_noisy_student_starts_from_a_checkpoint(checkpoint):
+    path, given = checkpoint("segmenter")
+    model = NoisyStudent(make("classifier", pretrained=path))
+    model.configure_model()
+    assert all(
+        torch.equal(value, given[f"network.net.encoder.pyramid.net.model.{name}"])
+        for name, value in backbone_of(model.student).items()
+    )
 
 
 def test_another_size_and_number_of_channels(checkpoint):

@@ -52,8 +52,8 @@ class Pixels(Dense):
     SOFT_FILES = True
     KEY = "mask"
     SOURCE_ARGUMENTS = (
-        *("source", "images", "masks", "mask_format", "colors", "class_values", "ignore_values", "num_scenes"),
-        *("val_fraction", "test_fraction", "split_seed", "split_file"),
+        *("source", "images", "masks", "image_root", "mask_format", "colors", "class_values", "ignore_values"),
+        *("num_scenes", "val_fraction", "test_fraction", "split_seed", "split_file"),
     )
 
     # What is refused.

@@ -249,7 +249,6 @@ def _whole_model(
 ) -> RTDETR:
     """A pretrained model with its own backbone; of the arguments it takes ``queries`` and ``denoising``."""
     for key, value, default in (
-        ("backbone", backbone.name, "resnet18"),
         ("in_chans", backbone.in_chans, 3),
         ("backbone_args", backbone.backbone_args or {}, {}),
         ("drop_path_rate", backbone.drop_path_rate, 0.0),
