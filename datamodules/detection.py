@@ -9,16 +9,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_warn
 
-from datamodules.annotations.boxes import check_boxes, check_sizes
-from datamodules.annotations.objects import repeat_factors, require_masks, select_classes
+from datamodules.annotations.boxes import check_boxes, check_sizes, fractions_note
+from datamodules.annotations.instance_masks import check_masks
+from datamodules.annotations.objects import absent_classes, repeat_factors, require_masks, select_classes
 from datamodules.annotations.records import Listing, Record
 from datamodules.arguments import refuse_set
 from datamodules.base import DataModule
-from datamodules.common.errors import UserError
+from datamodules.common.errors import UserError, bullets
 from datamodules.dense import DenseData
 from datamodules.loaders import RecordDataset
 from datamodules.readers.box_sources import Format, find_format, read_boxes
@@ -172,27 +171,24 @@ class DetectionData(DenseData):
         """Compare the images' sizes with the annotations', and check each box, see ``check_boxes``."""
         if self.source == "digits":
             return records
-        records, report = check_boxes(check_sizes(records), self.check_boxes, len(self.class_names or ()))
+        records = check_sizes(records)
+        if note := fractions_note(records):
+            rank_zero_warn(note)
+        records, report = check_boxes(records, self.check_boxes, len(self.class_names or ()))
         if report.counts:
             shown = "".join(f"\n  {example}" for example in report.examples)
             rank_zero_warn(f"data.check_boxes: {self.check_boxes}: {report}.{shown}")
         if self.masks:
             require_masks(records)
+            records, wrong = check_masks(records, self.check_boxes, "data.check_boxes")
+            if wrong:
+                rank_zero_warn(f"data.check_boxes: {self.check_boxes}: {len(wrong):,} masks dropped:{bullets(wrong)}")
         single = [r["labels"][r["iscrowd"] == 0] for r in records if r["split"] == "train"]
-        if single:
-            self._check_present(single)
-        return records
-
-    def _check_present(self, labels: list[NDArray[np.int64]]) -> None:
-        """Say which classes the training images do not hold; without any object there is nothing to learn."""
-        names = self.class_names or []
-        present = np.unique(np.concatenate(labels))
-        absent = [name for i, name in enumerate(names) if i not in present]
-        if len(absent) == len(names):
-            raise UserError(f"None of the {len(labels)} training images of '{self.source}' has an object to learn.")
+        absent = absent_classes(single, self.class_names or [], self.source)
         if absent:
-            count = f"{len(absent)} of {len(names)} classes"
+            count = f"{len(absent)} of {len(self.class_names or ())} classes"
             rank_zero_warn(f"The training images hold no object of {count}: {absent[:20]}.")
+        return records
 
     # What the loaders take.
 

@@ -15,6 +15,7 @@ from datamodules.annotations.mask_checks import MaskCheck, check_all_masks, chec
 from datamodules.annotations.mask_formats import MaskSettings, Settled, class_palette, settle_format
 from datamodules.annotations.mask_records import decode_mask
 from datamodules.annotations.masks import MaskFormat
+from datamodules.annotations.palettes import check_palettes
 from datamodules.annotations.records import Listing, Record
 from datamodules.annotations.soft_masks import read_with_soft_mask
 from datamodules.arguments import refuse_set
@@ -174,6 +175,13 @@ class SegmentationData(DenseData):
             own = record["mask"] if by_class else [record["mask"]]
             paths += [path for path in own if path is not None]
         settled = settle_format(self._settings, paths, listing.class_names, by_class=by_class)
+        if (
+            self.check_masks
+            and self.mask_format == "auto"
+            and settled.fmt.kind == "index"
+            and self.class_values is None
+        ):
+            check_palettes(paths)
         self.mask_format = settled.fmt.kind
         return settled
 

@@ -173,6 +173,21 @@ def _describe(record: Record, i: int) -> str:
     )
 
 
+def fractions_note(records: Sequence[Record]) -> str | None:
+    """A sentence if all boxes lie within one pixel of the corner, as fractions of the images' sizes do; else None."""
+    boxes = [record["boxes"] for record in records if len(record["boxes"])]
+    if not boxes or min(min(r["height"], r["width"]) for r in records) <= 2:
+        return None
+    every = np.concatenate(boxes)
+    if not ((every >= 0) & (every <= 1)).all():
+        return None
+    return (
+        f"All {len(every):,} boxes lie between 0 and 1, as in '{records[0]['annotation_file']}': they look like"
+        " fractions of the images' sizes, but are read as pixels. Multiply x and width by the image's width,"
+        " y and height by its height."
+    )
+
+
 def check_sizes(records: Sequence[Record]) -> list[Record]:
     """Compare ``height`` and ``width`` of the annotations with the image files, and fill in what is 0.
 

@@ -2,14 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.annotations.records import Record
+from datamodules.annotations.boxes import Policy
+from datamodules.annotations.records import Record, take_objects
 from datamodules.common import rle
-from datamodules.common.errors import UserError
+from datamodules.common.errors import UserError, bullets
 
 MAX_OBJECTS = 32_767  # what int16 numbers
+_THICK = 2.0  # pixels from which a polygon surely covers the middle of one
+
+
+def check_masks(records: Sequence[Record], policy: Policy, setting: str) -> tuple[list[Record], list[str]]:
+    """Look at every mask before training: whether it can be drawn, and has a pixel.
+
+    Args:
+        records: With ``segmentation`` and the images' real sizes.
+        policy: What is done with others: ``error`` refuses them, ``fix`` and ``drop`` leave the objects out.
+        setting: Where the user sets the policy, for the message.
+
+    Returns:
+        The records, those that lost objects as new dicts, and what was wrong, one line an object.
+
+    Raises:
+        UserError: Under ``error``, if there are any; the first ten are listed.
+    """
+    with ThreadPoolExecutor(8) as pool:
+        wrong = list(pool.map(_wrong_masks, records))
+    lines = [f"{_where(record, i)} {own[i]}" for record, own in zip(records, wrong, strict=True) for i in own]
+    if lines and policy == "error":
+        raise UserError(
+            f"{len(lines):,} masks cannot be learned:{bullets(lines)}\nDraw them again; or set {setting} to drop, to"
+            " leave these objects out."
+        )
+    out = []
+    for record, own in zip(records, wrong, strict=True):
+        kept = np.array([i for i in range(len(record["boxes"])) if i not in own], np.int64)
+        out.append(take_objects(record, kept) if own else record)
+    return out, lines
+
+
+def _wrong_masks(record: Record) -> dict[int, str]:
+    """What is wrong with masks of a record, by the object's place."""
+    found = {}
+    for i, shape in enumerate(record["segmentation"] or ()):
+        if shape is None or not _may_be_wrong(shape, record["height"], record["width"]):
+            continue
+        try:
+            if not rle.area(rle.verified(shape, record["height"], record["width"])):
+                found[i] = "its mask has no pixel in the image"
+        except ValueError as error:
+            found[i] = str(error)
+    return found
+
+
+def _may_be_wrong(shape: Any, height: int, width: int) -> bool:
+    """Whether a mask must be drawn to know that it is right; one thick polygon inside the image need not be."""
+    if not isinstance(shape, list) or len(shape) != 1 or not isinstance(shape[0], list) or len(shape[0]) % 2:
+        return True
+    try:
+        x, y = np.array(shape[0], np.float64).reshape(-1, 2).T
+    except (TypeError, ValueError):
+        return True
+    inside = bool((x >= 0).all() and (y >= 0).all() and (x <= width).all() and (y <= height).all())  # not for NaN
+    area = abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
+    return not inside or area < _THICK * float(max(np.ptp(x), np.ptp(y))) or area < _THICK**2
 
 
 def masks_of(record: Record, height: int, width: int) -> npt.NDArray[np.int16]:
@@ -47,11 +109,10 @@ def masks_of(record: Record, height: int, width: int) -> npt.NDArray[np.int16]:
             raise UserError(f"{_where(record, i)} {error}.") from error
     layers = [np.zeros(height * width, np.int16)]  # column by column, as run lengths count
     for i, counts in enumerate(rle.decode_counts(compressed)):
-        if counts.sum() != height * width or (counts < 0).any():
-            raise UserError(
-                f"{_where(record, i)} its compressed run lengths are damaged: they sum to {counts.sum()}, the image has"
-                f" {height * width} pixels. Write the mask again."
-            )
+        try:
+            rle.check_counts(counts, height, width)
+        except UserError as error:
+            raise UserError(f"{_where(record, i)} {error}.") from error
         edges = np.cumsum(counts)
         lengths = counts[1::2]
         ends = np.cumsum(lengths)

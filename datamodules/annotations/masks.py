@@ -27,6 +27,7 @@ _UNKNOWN = 254  # what a table gives for a value that it does not know
 _LISTED = 10
 _FOREGROUND = (1, 255, 65535)
 _HALF = 128  # a JPEG's grey from which a pixel is foreground
+_BLACK, _FLAT, _COLORED, _FEW = 12, 6, 48, 8  # greys near black, in a flat part, between channels; pixels of noise
 
 
 class MaskError(UserError):
@@ -165,8 +166,7 @@ def _read_rgb(stored: Stored, fmt: MaskFormat, name: str) -> Mask:
 def _read_binary(stored: Stored, fmt: MaskFormat, name: str) -> Mask:
     pixels = stored.pixels
     if stored.lossy:
-        grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.ndim == 3 else pixels
-        return np.asarray(grey >= _HALF, np.uint8)
+        return _threshold(pixels, name)
     if pixels.ndim == 3:
         raise MaskError(
             f"{name}: a binary mask is black and white, but this is a picture of colors.",
@@ -185,6 +185,29 @@ def _read_binary(stored: Stored, fmt: MaskFormat, name: str) -> Mask:
     for raw in ignored:
         mask[pixels == raw] = IGNORE
     return mask
+
+
+def _threshold(pixels: npt.NDArray[np.uint8], name: str) -> Mask:
+    """A JPEG of black and white as background and foreground.
+
+    Its noise lies along edges; a flat part that is neither black nor white, or a color, is a class of its own.
+
+    Raises:
+        MaskError: If there are such parts.
+    """
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.ndim == 3 else pixels
+    kernel = np.ones((3, 3), np.uint8)
+    is_flat = cv2.subtract(cv2.dilate(grey, kernel), cv2.erode(grey, kernel)) <= _FLAT
+    other = is_flat & (grey >= _BLACK) & (grey <= 255 - _BLACK)
+    if pixels.ndim == 3:
+        other |= cv2.subtract(pixels.max(2), pixels.min(2)) > _COLORED
+    if other.sum() > max(_FEW, other.size // 200):
+        seen = "colors" if pixels.ndim == 3 else f"values such as {int(np.median(grey[other]))}"
+        raise MaskError(
+            f"{name}: a JPEG is taken for a mask of black and white only, but this one has {seen}.",
+            "JPEG changes the values of a mask: make the masks again as PNG.",
+        )
+    return np.asarray(grey >= _HALF, np.uint8)
 
 
 @lru_cache(maxsize=8)

@@ -54,6 +54,26 @@ def require_masks(records: Sequence[Record]) -> None:
         )
 
 
+def absent_classes(labels: Sequence[npt.NDArray[np.int64]], names: Sequence[str], source: str) -> list[str]:
+    """Classes that no training image holds; none where there are no training images.
+
+    Args:
+        labels: The classes of each training image's objects, int64 (N,).
+        names: The K classes.
+        source: ``data.source``, for the message.
+
+    Raises:
+        UserError: If no image holds any object: there is nothing to learn.
+    """
+    if not labels:
+        return []
+    present = np.unique(np.concatenate(labels))
+    absent = [name for i, name in enumerate(names) if i not in present]
+    if len(absent) == len(names):
+        raise UserError(f"None of the {len(labels)} training images of '{source}' has an object to learn.")
+    return absent
+
+
 def repeat_factors(labels: Sequence[npt.NDArray[np.int64]], num_classes: int, threshold: float) -> list[float]:
     """How much more often than an image of frequent classes each image is to be seen.
 

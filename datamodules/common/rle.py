@@ -49,6 +49,31 @@ def from_segmentation(segmentation: Any, height: int, width: int) -> dict[str, A
     raise UserError(f"'segmentation' is {segmentation!r:.60}; it must be a list of polygons, or size and counts")
 
 
+def verified(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """``from_segmentation``, compressed run lengths being examined too.
+
+    Raises:
+        UserError: As ``from_segmentation``, or if compressed run lengths do not sum to the image's pixels.
+    """
+    rle = from_segmentation(segmentation, height, width)
+    if isinstance(segmentation, dict):
+        check_counts(decode_counts([rle["counts"]])[0], height, width)
+    return rle
+
+
+def check_counts(counts: npt.NDArray[np.int64], height: int, width: int) -> None:
+    """Refuse run lengths that were decoded from a damaged string.
+
+    Raises:
+        UserError: If one is negative, or they do not sum to the image's pixels.
+    """
+    if counts.sum() != height * width or (counts < 0).any():
+        raise UserError(
+            f"its compressed run lengths are damaged: they sum to {counts.sum()}, the image has {height * width}"
+            " pixels. Write the mask again"
+        )
+
+
 def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     from faster_coco_eval.core import mask as library
 

@@ -113,7 +113,7 @@ def _run(record: Record, i: int, mask: Any, size: tuple[int, int]) -> tuple[byte
             " train a detector on the boxes."
         )
     try:
-        run = rle.from_segmentation(mask, *size)
+        run = rle.verified(mask, *size)
         return run["counts"], float(rle.area(run))
     except Exception as error:  # whatever the compiled code makes of a damaged mask
         raise UserError(f"{where} its segmentation cannot be read ({error}).") from error

@@ -187,7 +187,7 @@ def mask_box(a: Any) -> Sequence[float]:
     if isinstance(mask, dict):
         from faster_coco_eval.core import mask as library  # a compiled library, which few files need
 
-        return list(library.toBbox(rle.from_segmentation(mask, *mask["size"])))
+        return list(library.toBbox(rle.verified(mask, *mask["size"])))
     points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in mask]).astype(np.float64)
     return [*points.min(0).tolist(), *np.ptp(points, axis=0).tolist()]
 
@@ -240,7 +240,7 @@ def mask_area(file: Path, a: Any, size: tuple[int, int]) -> float:
         UserError: If the mask is damaged.
     """
     try:
-        return float(rle.area(rle.from_segmentation(a["segmentation"], *size)))
+        return float(rle.area(rle.verified(mask_of(a), *size)))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"'{file}': annotation {a.get('id')}: {error}.") from error
 

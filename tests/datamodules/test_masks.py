@@ -530,8 +530,10 @@ def test_pillow_keeps_a_limit_of_its_own():
 @pytest.mark.parametrize(("grey", "class_"), [(127, 0), (128, 1)])
 def test_a_jpeg_is_thresholded_at_half(tmp_path, grey, class_):
     file = tmp_path / "a.jpg"
-    Image.new("L", (16, 16), grey).save(file, quality=100)
-    assert (read_mask(file, binary_format()) == class_).all()
+    edge = np.full((64, 64), 255, np.uint8)
+    edge[:, :32], edge[:8, 32] = 0, grey  # a few pixels; a flat part of it would be a class of its own
+    Image.fromarray(edge).save(file, quality=100)
+    assert (read_mask(file, binary_format())[:6, 32] == class_).all()
 
 
 def test_half_of_the_values_may_be_missing(tmp_path):

@@ -144,7 +144,15 @@ def test_the_same_command_repeats_nothing(world, capfd):
     shown = ["--trainer.log_every_n_steps", "7", "--trainer.enable_model_summary", "true"]
     assert in_child(lambda: loop(world / "whole", world / "loop.yaml", *shown)) == 0
     assert {p: p.stat().st_mtime_ns for p in (world / "whole").rglob("*.ckpt")} == before
-    assert capfd.readouterr().out.count("done before") == len(STAGES)
+    said = capfd.readouterr().out
+    assert said.count("done before") == len(STAGES)
+    assert re.search(r"^accuracy on \d+ test images, .*, intervals of 95 %$", said, re.MULTILINE)
+    assert re.search(
+        r"^  gain +[+-]0\.\d{4}  \[[+-]\d\.\d{4}, .*the last student over the teacher$", said, re.MULTILINE
+    )
+    used = re.findall(r"^use it: .* predict --ckpt_path (.*) --source PICTURES$", said, re.MULTILINE)
+    assert len(used) == 1
+    assert Path(used[0]).is_file()
 
 
 def test_fit_with_the_loops_config_runs_one_generation_that_the_loop_takes_as_it_is(world, capfd):

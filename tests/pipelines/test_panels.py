@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from datamodules.readers.digits import digit_scene
-from pipelines.outputs import drawing, label_maps, palettes, panels
+from pipelines.outputs import box_errors, drawing, label_maps, palettes, panels
 from pipelines.outputs.sheets import FONT_SIZE, GAP
 
 NAMES = ["background", *(str(k) for k in range(10))]
@@ -213,7 +213,26 @@ def test_panels_without_truth_and_of_any_size() -> None:
     assert panels.panel(np.zeros((30, 30, 3), np.uint8), several, several, palette, ["a", "b"]).ndim == 3
     boxes = {"boxes": np.array([[2, 2, 9, 9.0]]), "labels": np.array([1])}
     with_boxes = panels.panel(np.zeros((30, 30, 3), np.uint8), boxes, boxes, palette, ["a", "two\nlines\0"])
-    assert with_boxes.shape[1] == GAP + 3 * (180 + GAP)  # boxes have no error picture
+    assert with_boxes.shape[1] == GAP + 4 * (180 + GAP)
+
+
+def test_boxes_are_right_wrong_or_missed() -> None:
+    boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 60, 20], [0, 0, 0, 0]], np.float32)
+    truth = {"boxes": boxes, "labels": np.array([0, 1, 0, -1]), "iscrowd": np.array([0, 0, 1, 0], np.uint8)}
+    guessed = np.array([[0, 0, 10, 9], [1, 0, 10, 10], [20, 0, 30, 10], [45, 5, 50, 10]], np.float32)
+    prediction = {"boxes": guessed, "labels": np.array([0, 0, 0, 0]), "scores": np.array([0.5, 0.9, 0.8, 0.7])}
+    found, right = box_errors.right_boxes(truth, prediction)
+    assert found.tolist() == [True, False, False, False]
+    assert right.tolist() == [False, True, False, False]  # the best one; the other is a second box, or of another class
+    picture = box_errors.box_error_picture(np.zeros((24, 64, 3), np.uint8), truth, prediction)
+    assert tuple(picture[8, 4]) == palettes.WRONG_COLOR
+    assert tuple(picture[9, 4]) == box_errors.RIGHT_COLOR
+    assert tuple(picture[0, 25]) == palettes.WRONG_COLOR  # over the missed object of the other class
+    assert len(np.unique(picture[:, 38:])) == 1  # a crowd need not be found, and what is in it is not wrong
+    nothing = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
+    missed = box_errors.box_error_picture(np.zeros((24, 64, 3), np.uint8), truth, nothing)
+    assert tuple(missed[0, 25]) == box_errors.MISSED_COLOR
+    assert [each.tolist() for each in box_errors.right_boxes(nothing, prediction)] == [[], [False] * 4]
 
 
 def test_objects_of_wide_images_are_drawn_to_their_right_edge() -> None:
