@@ -115,7 +115,7 @@ def check_training(trainer: RunTrainer, model: TaskHooks, datamodule: pl.Lightni
     """
     monitors = [getattr(callback, "monitor", None) for callback in trainer.callbacks]
     plan = TrainingPlan(
-        batch_size=getattr(datamodule, "batch_size", None),
+        batch_size=getattr(datamodule, "train_batch", None),
         has_validation=_has_validation(datamodule),
         has_end=trainer.max_epochs != -1 or trainer.max_steps != -1,
         monitors=[monitor for monitor in monitors if isinstance(monitor, str)],
