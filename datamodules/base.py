@@ -19,6 +19,7 @@ from datamodules.cache import DecodedCache, readable_images
 from datamodules.collate import collate
 from datamodules.common.errors import UserError
 from datamodules.decoding.video import is_frame
+from datamodules.leaks import check_splits
 from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, available_cores, make_loader
 from datamodules.memory import choose_cache, read_whole
 from datamodules.readers.pictures import find_pictures
@@ -43,6 +44,7 @@ class DataModule(LightningDataModule, ABC):
     cache: Cache
     cache_dir: str | None
     on_corrupt: Literal["error", "skip"]
+    duplicates: Literal["error", "warn"] = "error"
     seed: int | None
     class_names: list[str] | None = None
     #: The training augmentation's settings.
@@ -137,6 +139,7 @@ class DataModule(LightningDataModule, ABC):
         if not self.records["train"] and stage in ("fit", "probe"):
             raise UserError("The training split holds no images.")
         if stage == "fit":
+            check_splits(self.records, self.duplicates)
             self._train_sampler()  # a set that is smaller than one global batch is refused here, not an hour later
             self._resolve_cache()  # and so are settings that do not go together
             self.make_transform(train=True)
