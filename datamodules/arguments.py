@@ -21,9 +21,10 @@ class Loading:
     """How batches are loaded.
 
     Args:
-        batch_size: Images a device and step.
-        eval_batch_size: The same in validation, test and prediction; ``batch_size`` by default, and for dense tasks 1
-            with tiles or where ``native`` pictures differ in size.
+        batch_size: Images a device and step; by default 32 (classification) or 8 (detection, segmentation), halved
+            (down to 4) while an epoch of the training images has fewer than 8 steps.
+        eval_batch_size: The same in validation, test and prediction; by default ``batch_size``, or 32 or 8, and for
+            dense tasks 1 with tiles or where ``native`` pictures differ in size.
         num_workers: Loader processes a device; the cores shared among the devices, at most 8, by default.
         cache: ``decoded`` keeps decoded images on disk, ``tensor`` a whole set of whole images in memory; ``auto``
             takes ``tensor`` for small sets whose augmentation has a batched form, else ``none``.
@@ -33,7 +34,7 @@ class Loading:
         seed: Seed of order and augmentation; the run's ``seed_everything`` by default.
     """
 
-    batch_size: int = 32
+    batch_size: int | None = None
     eval_batch_size: int | None = None
     num_workers: int | None = None
     cache: Cache = "auto"

@@ -6,25 +6,31 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
-from torch.utils.data import DataLoader
 
 from datamodules.annotations.records import Listing
 from datamodules.arguments import Cache
 from datamodules.cache import DecodedCache, readable_images
-from datamodules.collate import collate
 from datamodules.common.errors import UserError
 from datamodules.decoding.video import is_frame
 from datamodules.leaks import check_splits
-from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, available_cores, make_loader
+from datamodules.loaders import (
+    Record,
+    RecordDataset,
+    TensorLoader,
+    TrainLoader,
+    available_cores,
+    empty_batch,
+    make_loader,
+)
 from datamodules.memory import choose_cache, read_whole
 from datamodules.readers.pictures import find_pictures
-from datamodules.samplers import EvalSampler, TrainSampler
-from datamodules.splits import split_digest
+from datamodules.samplers import EvalSampler, TrainSampler, choose_batch
+from datamodules.splits import require_split, split_digest
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.batched import batch_transform
 from datamodules.transforms.pipeline import Transform
@@ -38,7 +44,7 @@ class DataModule(LightningDataModule, ABC):
     """
 
     # What the machinery asks of every datamodule; those that read files take these as arguments (`arguments.Loading`).
-    batch_size: int
+    batch_size: int | None
     eval_batch_size: int | None
     num_workers: int | None
     cache: Cache
@@ -47,6 +53,8 @@ class DataModule(LightningDataModule, ABC):
     duplicates: Literal["error", "warn"] = "error"
     seed: int | None
     class_names: list[str] | None = None
+    #: The batch size by default, where there are images enough.
+    most_images: ClassVar[int] = 32
     #: The training augmentation's settings.
     augment: Augment
 
@@ -62,6 +70,7 @@ class DataModule(LightningDataModule, ABC):
         self.skipped: list[tuple[str, str]] = []
         self.records: dict[str, list[Record]] = {}
         self._decoded: dict[str, DecodedCache] = {}
+        self._settled_batch: int | None = None
         self._train_loader: TrainLoader | TensorLoader | None = None
         self._restored: dict[str, int] | None = None
 
@@ -136,6 +145,7 @@ class DataModule(LightningDataModule, ABC):
         self.records = {s: [r for r in records if r["split"] == s] for s in ("train", "val", "test")}
         if self.hide_labels is not None:  # before any class is counted: hidden labels must not count
             self.records["train"], self.records["pool"] = self.hide_labels(self.records["train"])
+        self._settle_batch()
         if not self.records["train"] and stage in ("fit", "probe"):
             raise UserError("The training split holds no images.")
         if stage == "fit":
@@ -143,9 +153,9 @@ class DataModule(LightningDataModule, ABC):
             self._train_sampler()  # a set that is smaller than one global batch is refused here, not an hour later
             self._resolve_cache()  # and so are settings that do not go together
             self.make_transform(train=True)
-        for split, command in (("val", "validate"), ("test", "test")):
-            if stage == command:
-                self._require(split)
+        evaluated = {"validate": "val", "test": "test"}
+        if stage in evaluated:
+            require_split(self.records, evaluated[stage])
 
     @cached_property
     def split_digest(self) -> str:
@@ -176,8 +186,8 @@ class DataModule(LightningDataModule, ABC):
         sampler = self._train_sampler()
         loader: TrainLoader | TensorLoader
         if self._resolve_cache() == "tensor":
-            augment = batch_transform(self.augment, self.canvas())
-            loader = TensorLoader(self._whole_split("train"), sampler, augment, self.run_seed())
+            transform = batch_transform(self.augment, self.canvas())
+            loader = TensorLoader(self._whole_split("train"), sampler, transform, self.run_seed())
         else:
             loader = self._loader("train", sampler, train=True)
         if self._restored is not None:
@@ -195,7 +205,7 @@ class DataModule(LightningDataModule, ABC):
         Raises:
             UserError: If there is no test split.
         """
-        self._require("test")
+        require_split(self.records, "test")
         return self._eval_loader("test")
 
     def train_features_dataloader(self) -> Any:
@@ -208,23 +218,26 @@ class DataModule(LightningDataModule, ABC):
             return self._eval_loader("predict")
         return self._eval_loader("test" if self.records["test"] else "val")
 
-    # The machinery.
-
-    def _require(self, split: str) -> None:
-        if not self.records[split]:
-            have = ", ".join(f"{name} ({len(records)} images)" for name, records in self.records.items() if records)
-            raise UserError(
-                f"The data has no {split} split; it has {have}. Add one, or set data.{split}_fraction before training."
-            )
-
     @abstractmethod
     def canvas(self) -> tuple[int, int]:
         """Height and width of the images of a batch."""
 
     @property
+    def train_batch(self) -> int:
+        """Images a device and step in training; where it is chosen from the data, known after ``setup``."""
+        return self.batch_size or self._settled_batch or self.most_images
+
+    @property
     def eval_batch(self) -> int:
         """Images a device and step in validation, test and prediction."""
-        return self.eval_batch_size or self.batch_size
+        return self.eval_batch_size or self.batch_size or self.most_images
+
+    def _settle_batch(self) -> None:
+        """Choose the batch size that was left out: few images in large batches would be few steps."""
+        images = len(self.records["train"])
+        self._settled_batch = choose_batch(self.most_images, images // self._rank()[1])
+        if self.batch_size is None and self._settled_batch < self.most_images:
+            self.chosen["data.batch_size"] = f"{self._settled_batch}, since there are {images} training images"
 
     def run_seed(self) -> int:
         """``data.seed``, or the run's ``seed_everything``, which Lightning keeps in the environment."""
@@ -237,7 +250,7 @@ class DataModule(LightningDataModule, ABC):
         rank, world_size = self._rank()
         return TrainSampler(
             len(self.records["train"]),
-            self.batch_size,
+            self.train_batch,
             weights=self.sample_weights(),
             seed=self.run_seed(),
             rank=rank,
@@ -250,20 +263,12 @@ class DataModule(LightningDataModule, ABC):
             return []
         sampler = EvalSampler(len(self.records[split]), self.eval_batch, *self._rank())
         if not len(sampler):
-            return self._empty_batch(split)
+            return empty_batch(
+                RecordDataset(self.records[split][:1], self.make_reader(), self.make_transform(train=False))
+            )
         if split != "predict" and self._resolve_cache() == "tensor":
             return TensorLoader(self._whole_split(split), sampler)
         return self._loader(split, sampler, train=False)
-
-    def _empty_batch(self, split: str) -> Any:
-        """One batch of no images, for a rank that gets none.
-
-        Without a batch Lightning leaves the epoch out on that rank, and the others wait for it in ``compute`` for ever
-        (``skip`` in https://github.com/Lightning-AI/pytorch-lightning/blob/master/src/lightning/pytorch/loops/evaluation_loop.py).
-        """
-        dataset = RecordDataset(self.records[split][:1], self.make_reader(), self.make_transform(train=False))
-        batch = {key: value[:0] for key, value in collate([dataset[0, -1, 0]]).items()}
-        return DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
 
     def _loader(self, split: str, sampler: TrainSampler | EvalSampler, *, train: bool) -> Any:
         read = self.make_reader()
@@ -285,17 +290,14 @@ class DataModule(LightningDataModule, ABC):
         if self.num_workers is not None:
             return self.num_workers
         local = self.trainer.num_devices if self.trainer is not None else 1
-        return 0 if num_images <= self.batch_size else min(8, max(1, available_cores() // local))
+        return 0 if num_images <= self.train_batch else min(8, max(1, available_cores() // local))
 
     def _resolve_cache(self) -> Cache:
         """The cache in use; see ``choose_cache``."""
         return choose_cache(self.cache, self.augment, self.canvas(), self.records["train"])
 
     def _whole_split(self, split: str) -> dict[str, Any]:
-        dataset = RecordDataset(self.records[split], self.make_reader(), self.make_transform(train=False))
-        return read_whole(dataset, self._decode_workers(split))
-
-    def _decode_workers(self, split: str) -> int:
-        """Workers pay for themselves only where files are decoded, and many of them."""
-        first = self.records[split][0]["image"]
-        return self._resolve_num_workers(len(self.records[split])) if isinstance(first, str) else 0
+        records = self.records[split]
+        # Workers pay for themselves only where files are decoded, and many of them.
+        workers = self._resolve_num_workers(len(records)) if isinstance(records[0]["image"], str) else 0
+        return read_whole(RecordDataset(records, self.make_reader(), self.make_transform(train=False)), workers)

@@ -36,9 +36,9 @@ class DenseData(Pixels, Splits, Loading, DataModule):
     resize: Literal["letterbox", "stretch", "native"] = "letterbox"
     tile: int | tuple[int, int] | None = None
     tile_overlap: float = 0.25
-    batch_size: int = 16
 
     _side = 256  # of the canvas for files, by default
+    most_images = 8
 
     def _check_shared(self) -> None:
         """Refuse values out of range, and values that would have no effect."""

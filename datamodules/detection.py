@@ -223,7 +223,7 @@ class DetectionData(DenseData):
             [self.make_transform(train=True, canvas=canvas) for canvas in augment.canvases() or [self.canvas()]],
             augment,
             weights=self.sample_weights(),
-            global_batch=self.batch_size * world_size,
+            global_batch=self.train_batch * world_size,
             mixed_passes=self._mixed_passes(),
             seed=self.run_seed(),
             stream=split,

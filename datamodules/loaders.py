@@ -200,3 +200,13 @@ def make_loader(
         timeout=timeout if num_workers > 0 else 0,
         worker_init_fn=_init_worker,
     )
+
+
+def empty_batch(dataset: RecordDataset) -> Any:
+    """One batch of no images, for a rank that gets none; its keys are those of the data set's first sample.
+
+    Without a batch Lightning leaves the epoch out on that rank, and the others wait for it in ``compute`` for ever
+    (``skip`` in https://github.com/Lightning-AI/pytorch-lightning/blob/master/src/lightning/pytorch/loops/evaluation_loop.py).
+    """
+    batch = {key: value[:0] for key, value in collate([dataset[0, -1, 0]]).items()}
+    return DataLoader([batch], batch_size=None)  # type: ignore[arg-type]

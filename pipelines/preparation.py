@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from datamodules.common.errors import UserError
 from pipelines.callbacks.checkpoints import KeepBest, SaveLast
+from pipelines.callbacks.curves import Curves
 from pipelines.callbacks.overview import decides_best, doubts
 from pipelines.callbacks.pictures import Pictures
 from pipelines.callbacks.run_files import RunFiles
@@ -33,6 +34,7 @@ from pipelines.run.directory import (
     write_data_files,
     write_environment,
 )
+from pipelines.run.masking import masked
 from pipelines.run.metrics_file import MetricsCSV
 from pipelines.run.student import task_config
 from pipelines.run.tracking import Wandb, wandb_logger
@@ -113,7 +115,7 @@ def check_training(trainer: RunTrainer, model: TaskHooks, datamodule: pl.Lightni
     """
     monitors = [getattr(callback, "monitor", None) for callback in trainer.callbacks]
     plan = TrainingPlan(
-        batch_size=getattr(datamodule, "batch_size", None),
+        batch_size=getattr(datamodule, "train_batch", None),
         has_validation=_has_validation(datamodule),
         has_end=trainer.max_epochs != -1 or trainer.max_steps != -1,
         monitors=[monitor for monitor in monitors if isinstance(monitor, str)],
@@ -183,7 +185,7 @@ def start_run(
     write_data_files(directory, datamodule)
     resumes_at = None if checkpoint is None or run is None else global_step_of(checkpoint)
     _open_loggers(trainer, directory, config or dict(model.hparams), resumes_at)
-    trainer.callbacks.append(Pictures(directory / "pictures", trainer.wandb.table_rows))
+    trainer.callbacks += [Pictures(directory / "pictures", trainer.wandb.table_rows), Curves(directory)]
     return files
 
 
@@ -212,7 +214,7 @@ def _resolved_config(trainer: RunTrainer, model: Any, datamodule: Any) -> dict[s
     if trainer.config is None:
         return None
     resolved = datamodule.resolved() if hasattr(datamodule, "resolved") else {}
-    return run_config(trainer.config, dict(model.hparams), resolved)
+    return dict(masked(run_config(trainer.config, dict(model.hparams), resolved)))
 
 
 def _add_checkpoints(

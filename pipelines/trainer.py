@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
 from pipelines.callbacks.predictions import PredictionWriter
 from pipelines.defaults import (
@@ -29,6 +29,7 @@ from pipelines.outputs.detections import BoxFormat
 from pipelines.preparation import RunTrainer, check_training, prepare, print_metrics, start_evaluation, start_run
 from pipelines.run.compatibility import check_data, check_fits
 from pipelines.run.directory import find_checkpoint, find_resume, task_name
+from pipelines.run.lock import only_writer
 from pipelines.run.tracking import Wandb
 from tasks.hooks import TaskHooks
 
@@ -167,29 +168,39 @@ class Trainer(RunTrainer):
             The run directory on rank 0.
         """
         check_start(model, ckpt_path, resume)
+        with ExitStack() as locks:
+            run, checkpoint = self._start_of(ckpt_path, resume, locks)
+            prepare(self, model, datamodule, "fit", weights_follow=checkpoint is not None)
+            check_training(self, model, datamodule)
+            if checkpoint is not None:
+                check_fits(checkpoint, model.taught)
+                if run is not None:
+                    check_data(checkpoint, datamodule)
+            start = None if checkpoint is None else str(checkpoint)
+            if self.fast_dev_run or getattr(self, "barebones", False):
+                super().fit(model, train_dataloaders, val_dataloaders, datamodule, start)
+                return None
+            with self.one_command():
+                files = start_run(self, model, datamodule, run, checkpoint)
+                if run is None and self.run_dir is not None:
+                    locks.enter_context(only_writer(self.run_dir))
+                if checkpoint is not None:
+                    rank_zero_info(f"Continuing from {checkpoint}.")
+                super().fit(model, train_dataloaders, val_dataloaders, datamodule, start)
+                for logger in self.loggers:
+                    logger.finalize("success")
+                files.summary(self)
+        return self.run_dir
+
+    def _start_of(self, ckpt_path: str | None, resume: str | None, locks: ExitStack) -> tuple[Path | None, Path | None]:
+        """The run that is continued, which no other process may write into meanwhile, and what training starts from."""
         task = task_name(self.config)
         run, checkpoint = find_resume(self.runs_dir, self.run_name, resume, task)
+        if run is not None and rank_zero_only.rank == 0 and locks.enter_context(only_writer(run)):
+            run, checkpoint = find_resume(self.runs_dir, self.run_name, resume, task)  # its last holder may have saved
         if ckpt_path is not None:
             checkpoint = find_checkpoint(self.runs_dir, self.run_name, ckpt_path, task)
-        prepare(self, model, datamodule, "fit", weights_follow=checkpoint is not None)
-        check_training(self, model, datamodule)
-        if checkpoint is not None:
-            check_fits(checkpoint, model.taught)
-            if run is not None:
-                check_data(checkpoint, datamodule)
-        start = None if checkpoint is None else str(checkpoint)
-        if self.fast_dev_run or getattr(self, "barebones", False):
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, start)
-            return None
-        with self.one_command():
-            files = start_run(self, model, datamodule, run, checkpoint)
-            if checkpoint is not None:
-                rank_zero_info(f"Continuing from {checkpoint}.")
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, start)
-            for logger in self.loggers:
-                logger.finalize("success")
-            files.summary(self)
-        return self.run_dir
+        return run, checkpoint
 
     def validate(  # type: ignore[override]
         self,

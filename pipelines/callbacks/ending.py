@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import math
 import shlex
 import signal
 import sys
@@ -16,8 +14,9 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException  # type: ign
 
 from pipelines.config.carried import packages_of
 from pipelines.listing import PROGRAM
+from pipelines.outputs.curves import Row, best_row, read_rows
 
-MAX_METRICS = 12
+MAX_METRICS = 20
 
 
 def why_stopped(trainer: Any, exception: BaseException | None = None) -> str:
@@ -36,8 +35,8 @@ def why_stopped(trainer: Any, exception: BaseException | None = None) -> str:
     if trainer.should_stop:
         return "a callback asked to stop"
     if 0 <= trainer.max_steps <= trainer.global_step:
-        return f"all {trainer.max_steps} steps are done"
-    return f"all {trainer.max_epochs} epochs are done"
+        return f"trainer.max_steps ({trainer.max_steps}) is reached"
+    return f"trainer.max_epochs ({trainer.max_epochs}) is reached"
 
 
 def metric_lines(file: Path, monitor: str, mode: str) -> list[str]:
@@ -48,33 +47,23 @@ def metric_lines(file: Path, monitor: str, mode: str) -> list[str]:
         monitor: The metric that decides; of equal values the later one is the best, as for ``best.ckpt``.
         mode: ``max`` or ``min``.
     """
-    rows = []
-    if file.is_file():
-        with open(file, newline="", encoding="utf-8") as lines:
-            rows = [row for row in csv.DictReader(lines) if any(row[k] for k in row if k.startswith("val/"))]
+    rows = [row for row in read_rows(file) if any(key.startswith("val/") for key in row)]
     if not rows:
         return []
-    sign = 1 if mode == "max" else -1
-    known = [row for row in rows if math.isfinite(_value(row, monitor))]
-    shown = {"last": rows[-1]}
-    if known:
-        shown = {"best": max(reversed(known), key=lambda row: sign * _value(row, monitor)), **shown}
-    names = sorted((k for k in rows[-1] if k.startswith("val/")), key=lambda name: (name != monitor, name))
+    best = best_row(rows, monitor, mode)
+    shown = {"last": rows[-1]} if best is None else {"best": best, "last": rows[-1]}
+    found = dict.fromkeys(key for row in shown.values() for key in row if key.startswith("val/"))
+    names = sorted(found, key=lambda name: (name != monitor, name))
     width = max(map(len, names[:MAX_METRICS]))
-    titles = [f"{what} (epoch {int(row['epoch']) + 1})" for what, row in shown.items()]
+    titles = [f"{what} (epoch {row['epoch'] + 1:.0f})" for what, row in shown.items()]
     head = " " * width + "".join(f"{title:>18}" for title in titles)
-    lines_of = [f"{name:<{width}}" + "".join(f"{_text(row, name):>18}" for row in shown.values()) for name in names]
+    lines = [f"{name:<{width}}" + "".join(f"{_text(row, name):>18}" for row in shown.values()) for name in names]
     more = [f"and {len(names) - MAX_METRICS} more in {file}"] if len(names) > MAX_METRICS else []
-    return [head, *lines_of[:MAX_METRICS], *more]
+    return [head, *lines[:MAX_METRICS], *more]
 
 
-def _value(row: Mapping[str, Any], name: str) -> float:
-    return float(row.get(name) or "nan")
-
-
-def _text(row: Mapping[str, Any], name: str) -> str:
-    value = _value(row, name)
-    return f"{value:.4f}" if math.isfinite(value) else "undefined"
+def _text(row: Row, name: str) -> str:
+    return f"{row[name]:.4f}" if name in row else "undefined"
 
 
 def next_commands(trainer: Any, checkpoint: Path, config: Mapping[str, Any]) -> list[str]:

@@ -54,7 +54,7 @@ def write_page(file: Path, page: Path) -> None:
     if sheet.is_file():
         parts += [
             f"<h2>Labels most likely wrong (seed {report['seeds'][0]})</h2>",
-            "<p>Taught by the teacher, believed least by the last student"
+            "<p>Taught by the teacher, contradicted by the last student"
             f"{'.' if report['unit'] == 'labels' else '; left the taught one, right the student.'}</p>",
             _img(np.asarray(Image.open(sheet))),
         ]

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from datamodules.base import DataModule
 from datamodules.common.files import read_json, write_json
 from datamodules.unlabeled import pool_records
+from pipelines.callbacks.ending import command_line
 from pipelines.noisy_student.data_stage import read_truth
 from pipelines.noisy_student.kinds.base import Kind
 from pipelines.noisy_student.kinds.of_data import kind_of
-from pipelines.noisy_student.manifest import digest_of_values, say
+from pipelines.noisy_student.manifest import digest_of_values
 from pipelines.noisy_student.page import write_page
 from pipelines.noisy_student.results import REPORT, SeedRun
 from pipelines.noisy_student.settings import Settings
@@ -24,6 +25,7 @@ from pipelines.outputs.sheets import contact_sheet
 from pipelines.statistics import Sampled, interval, sampled
 
 SUSPECTS = 40  # on the sheet
+SHEET = "suspects.png"
 WHAT = {
     "teacher": "labels only, the first net",
     "last": "noisy student of each seed's last generation",
@@ -70,8 +72,30 @@ def write_report(root: Path, settings: Settings, data: DataModule, runs: list[Se
     write_json(root / "report.json", report)
     write_page(root / "report.json", root / "report.html")
     _to_wandb(root, settings, report)
-    for row in [*report["rows"], *report["differences"]]:
-        say(f"{row['name']:<20} {row['mean']:+.4f}  [{row['low']:+.4f}, {row['high']:+.4f}]")
+    print("\n".join(["", *summary(report), "", *_use(runs, report["metric"])]), flush=True)
+
+
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """The table of what the models reached and of the differences, with the metric's name."""
+    seeds = f"{len(report['seeds'])} seeds" if len(report["seeds"]) > 1 else "one seed"
+    head = f"{report['metric']} on {report['images']:,} {report['split']} images, {seeds}, intervals of 95 %"
+    rows = [(row, "") for row in report["rows"]] + [(row, "+") for row in report["differences"]]
+    width = max(len(row["name"]) for row, _ in rows)
+    lines = []
+    for row, sign in rows:
+        mean, low, high = (f"{row[key]:{sign}.4f}" for key in ("mean", "low", "high"))
+        lines.append(f"  {row['name']:<{width}}  {mean:>7}  [{low}, {high}]  {row['what']}")
+    return [head, *lines[: len(report["rows"])], "differences", *lines[len(report["rows"]) :]]
+
+
+def _use(runs: Sequence[SeedRun], metric: str) -> list[str]:
+    """How to use the last student, that of the seed which is best on validation."""
+    best = max(runs, key=lambda run: run.last.score)
+    checkpoint = best.last.outputs["student"].path
+    near = checkpoint.relative_to(Path.cwd()) if checkpoint.is_relative_to(Path.cwd()) else checkpoint
+    of_seed = f", of {len(runs)} seeds the best on validation" if len(runs) > 1 else ""
+    words = ["predict", "--ckpt_path", str(near), "--source", "PICTURES"]
+    return [f"use it: {command_line(words)}", f"({metric} {best.last.score:.4f} on validation{of_seed})"]
 
 
 def _scores(kind: Kind, runs: list[SeedRun], split: str, truths: Sequence[Sequence[Any]]) -> dict[str, Any]:
@@ -122,11 +146,14 @@ def _what(name: str) -> str:
 
 
 def _doubtful(root: Path, kind: Kind, data: DataModule, run: SeedRun, truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """Taught labels that the last student believes least, the most doubtful first; and a sheet of them."""
+    """Taught labels with which the last student disagrees, the most doubtful first; and a sheet, if there are any."""
     selected, relabeled = run.selections[-1]["selected"].path, run.relabeled["labels"].path
     pool = pool_records(run.data["pool"].path)
     doubtful = kind.doubtful(selected, relabeled, pool, truth, data, SUSPECTS)
-    contact_sheet(doubtful.pictures, doubtful.captions, root / "suspects.png", tile=kind.TILE)
+    sheet = root / SHEET
+    sheet.unlink(missing_ok=True)
+    if doubtful.pictures:
+        contact_sheet(doubtful.pictures, doubtful.captions, sheet, tile=kind.TILE)
     return doubtful.found
 
 
@@ -157,6 +184,7 @@ def _to_wandb(root: Path, settings: Settings, report: dict[str, Any]) -> None:
     columns = ["name", "what", "mean", "sd", "low", "high", "t_low", "t_high"]
     table = [[row[c] for c in columns] for row in [*report["rows"], *report["differences"]]]
     log_table([logger], "noisy_student/report", columns, table, 0)
-    log_image([logger], "noisy_student/suspects", root / "suspects.png", 0)
+    if (root / SHEET).is_file():
+        log_image([logger], "noisy_student/suspects", root / SHEET, 0)
     logger.finish()
     marker.write_text(told)

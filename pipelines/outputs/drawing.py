@@ -14,6 +14,7 @@ mask   uint8 (H, W) or (K, H, W)  class of each pixel, or 0 / 1 of classes that 
 boxes  float32 (N, 4)             x1 y1 x2 y2, pixel edges
 labels int64 (N,)                 class of each box; those below 0 are padding
 scores float32 (N,)               of a prediction
+iscrowd uint8 (N,)                1: a group of objects, which need not be found
 masks  bool or uint8 (N, H, W)    the boxes' objects; or int16 (L, H, W), object numbers 1..N as in a batch
 ====== ========================== =======================================================================
 """
@@ -35,7 +36,7 @@ from pipelines.outputs.palettes import IGNORE_COLOR, WRONG_COLOR, Palette, color
 from pipelines.outputs.sheets import BACKGROUND, INK, Picture, printable, rgb
 
 Annotation = dict[str, NDArray[Any]]
-KEYS = ("mask", "boxes", "labels", "scores", "masks")
+KEYS = ("mask", "boxes", "labels", "scores", "masks", "iscrowd")
 ALPHA = 0.55
 MAX_TAGS = 40  # boxes in an image up to which each has its name and score; more tags would hide what they name
 

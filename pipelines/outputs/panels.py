@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from datamodules.common.batch import IGNORE
+from pipelines.outputs.box_errors import MISSED_COLOR, RIGHT_COLOR, box_error_picture
 from pipelines.outputs.drawing import Annotation, drawn, error_picture, name_of, rescaled, resized
 from pipelines.outputs.fonts import SIZE as FONT_SIZE
 from pipelines.outputs.fonts import font_for
@@ -20,6 +21,7 @@ MAX_SIDE = 480  # of a tile in a panel; larger images are reduced to it
 MIN_SIDE = 192  # smaller ones are enlarged by a whole number to about this many pixels
 COLUMNS = ("image", "truth", "prediction", "error")
 LINE = FONT_SIZE + 4
+BOX_ERRORS = {"right": RIGHT_COLOR, "wrong": WRONG_COLOR, "missed": MISSED_COLOR}
 
 
 class Sample(NamedTuple):
@@ -38,19 +40,12 @@ def display_size(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def panel(
-    image: NDArray[Any], truth: Annotation | None, prediction: Annotation, palette: Palette, class_names: Sequence[str]
-) -> Picture:
-    """One image as a panel; see ``panels``."""
-    return panels([Sample(image, truth, prediction)], palette, class_names)
-
-
 def panels(samples: Sequence[Sample], palette: Palette, class_names: Sequence[str]) -> Picture:
     """Image, truth, prediction and error side by side, one row a sample, above a legend of the classes that occur.
 
     Args:
         samples: Images with their annotations. Images above 480 pixels a side are reduced, small ones enlarged by a
-            whole number. There is no column for what no sample has: a truth, or an error (of label maps).
+            whole number. There is no column for what no sample has: a truth, or an error.
         palette: uint8 (256, 3).
         class_names: K names.
 
@@ -101,24 +96,27 @@ def _tiles(sample: Sample, palette: Palette, class_names: Sequence[str]) -> dict
     tiles["prediction"] = drawn(image, prediction, palette, class_names)
     if sample.truth is not None and "mask" in truth and "mask" in prediction:
         tiles["error"] = error_picture(image, truth["mask"], prediction["mask"])
+    elif sample.truth is not None and "boxes" in truth and "boxes" in prediction:
+        tiles["error"] = box_error_picture(image, truth, prediction)
     return tiles
 
 
 def _legend(samples: Sequence[Sample], palette: Palette, class_names: Sequence[str]) -> list[tuple[Any, str]]:
     """Color and name of each class that occurs, and of what the error pictures show."""
     seen: set[int] = set()
-    has_error = False
+    errors: dict[str, Any] = {}
     for sample in samples:
         seen |= _classes_in(sample.prediction)
         if sample.truth is not None:
             seen |= _classes_in(sample.truth)
-            has_error |= "mask" in sample.truth
+            errors |= {"wrong": WRONG_COLOR} if "mask" in sample.truth else {}
+            errors |= BOX_ERRORS if {"boxes"} <= sample.truth.keys() & sample.prediction.keys() else {}
     marks = []
     for label in sorted(seen):
         color = palette[IGNORE] if label == IGNORE else color_of(palette, label)
         if color.any():  # background has none
             marks.append((tuple(color.tolist()), name_of(label, class_names)))
-    return [*marks, (WRONG_COLOR, "wrong")] if has_error else marks
+    return [*marks, *((color, name) for name, color in errors.items())]
 
 
 def _classes_in(annotation: Annotation) -> set[int]:

@@ -19,6 +19,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from datamodules.common.errors import UserError, examples
 from datamodules.common.files import atomic_path, read_json, write_json, write_text
 from pipelines.run.checkpoints import newest_good_checkpoint
+from pipelines.run.masking import masked_words
 
 PACKAGES = [
     "torch",
@@ -220,7 +221,7 @@ def write_environment(directory: Path) -> None:
             continue
     commands.append(
         {
-            "command": sys.argv,
+            "command": masked_words(sys.argv),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "git": _git_revision(),

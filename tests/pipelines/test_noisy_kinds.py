@@ -202,7 +202,7 @@ def test_images_whose_taught_class_the_student_believes_least_come_first(tmp_pat
     student = written("student.parquet", [[0.7, 0.3], [0.9, 0.1], [0.2, 0.8]], paths)
     pool = [{"path": path, "image": path} for path in paths]
     truth = {"class_names": ["ant", "bee"], "pool": [0, 0, -1]}
-    doubtful = IMAGES.doubtful(taught, student, pool, truth, None, 2)
+    doubtful = IMAGES.doubtful(taught, student, pool, truth, None, 3)  # they agree on the first one
     assert [(one["path"], one["taught"], one["student"], one["truth"]) for one in doubtful.found] == [
         ("digits#2", "bee", "ant", "ant"),
         ("digits#3", "ant", "bee", None),

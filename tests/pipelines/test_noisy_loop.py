@@ -144,7 +144,15 @@ def test_the_same_command_repeats_nothing(world, capfd):
     shown = ["--trainer.log_every_n_steps", "7", "--trainer.enable_model_summary", "true"]
     assert in_child(lambda: loop(world / "whole", world / "loop.yaml", *shown)) == 0
     assert {p: p.stat().st_mtime_ns for p in (world / "whole").rglob("*.ckpt")} == before
-    assert capfd.readouterr().out.count("done before") == len(STAGES)
+    said = capfd.readouterr().out
+    assert said.count("done before") == len(STAGES)
+    assert re.search(r"^accuracy on \d+ test images, .*, intervals of 95 %$", said, re.MULTILINE)
+    assert re.search(
+        r"^  gain +[+-]0\.\d{4}  \[[+-]\d\.\d{4}, .*the last student over the teacher$", said, re.MULTILINE
+    )
+    used = re.findall(r"^use it: .* predict --ckpt_path (.*) --source PICTURES$", said, re.MULTILINE)
+    assert len(used) == 1
+    assert Path(used[0]).is_file()
 
 
 def test_fit_with_the_loops_config_runs_one_generation_that_the_loop_takes_as_it_is(world, capfd):
@@ -444,6 +452,7 @@ def test_each_generation_of_each_seed_draws_anew():
         ({"data": {"batch_size": 10}}, 10),
         ({"data": {"batch_size": 10}, "ratio": 2, "trainer": {"devices": 2}}, 2),
         ({"ratio": 200}, 1),
+        ({"data": {"batch_size": None}}, 12),  # 8 at once, with 64 labeled images
     ],
 )
 def test_an_epoch_is_one_pass_over_the_selected_images(tmp_path, student, steps):
@@ -451,7 +460,8 @@ def test_an_epoch_is_one_pass_over_the_selected_images(tmp_path, student, steps)
     selected = {"account": manifest.Output(tmp_path / "selection.json", "")}
     settings = Settings(data={}, teacher=TeacherSettings(), students=[], launch=["srun"], trainer={"devices": 1})
     part = StudentSettings(model={}, **student)
-    assert steps_per_epoch(settings, ClassificationData(batch_size=4), part, selected) == steps
+    data = ClassificationData(batch_size=None if "batch_size" in part.data and not part.data["batch_size"] else 4)
+    assert steps_per_epoch(settings, data, part, selected, labeled=64) == steps
 
 
 def test_a_checkpoints_digest_is_of_its_weights_and_of_nothing_else(tmp_path):

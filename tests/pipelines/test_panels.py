@@ -10,11 +10,15 @@ import torch
 from PIL import Image
 
 from datamodules.readers.digits import digit_scene
-from pipelines.outputs import drawing, label_maps, palettes, panels
+from pipelines.outputs import box_errors, drawing, label_maps, palettes, panels
 from pipelines.outputs.sheets import FONT_SIZE, GAP
 
 NAMES = ["background", *(str(k) for k in range(10))]
 TOP = GAP + FONT_SIZE + 4  # of the first tile in a panel
+
+
+def panel(image, truth, prediction, palette, names):
+    return panels.panels([panels.Sample(image, truth, prediction)], palette, names)
 
 
 def read(path: Path) -> np.ndarray:
@@ -70,7 +74,7 @@ def test_detectors_may_have_more_classes_than_there_are_colors() -> None:
     assert palettes.color_of(palette, 254).tolist() == palette[254].tolist()
     assert palettes.color_of(palette, 299).tolist() == palette[44].tolist()  # those of the first ones again
     found = {"boxes": np.array([[2.0, 2, 20, 20]]), "labels": np.array([299]), "masks": np.ones((1, 30, 30), bool)}
-    picture = panels.panel(np.zeros((30, 30, 3), np.uint8), None, found, palette, names)
+    picture = panel(np.zeros((30, 30, 3), np.uint8), None, found, palette, names)
     assert (picture == palette[44]).all(axis=2).sum() > 50
 
 
@@ -181,7 +185,7 @@ def test_panel_shows_truth_prediction_and_error() -> None:
     truth[20:60, 20:60] = prediction[20:60, 40:80] = 4
     truth[90:] = 255
     palette = palettes.class_palette(NAMES)
-    picture = panels.panel(image, {"mask": truth}, {"mask": prediction}, palette, NAMES)
+    picture = panel(image, {"mask": truth}, {"mask": prediction}, palette, NAMES)
     assert picture.shape == (TOP + 100 + GAP + FONT_SIZE + 4 + GAP, GAP + 4 * (150 + GAP), 3)
     shown, true, predicted, error = (
         picture[TOP : TOP + 100, left : left + 150] for left in range(GAP, 4 * (150 + GAP), 150 + GAP)
@@ -210,10 +214,29 @@ def test_panels_without_truth_and_of_any_size() -> None:
     assert [panels.display_size(m.shape)[0] for m in masks] == heights
     assert picture.shape == (TOP + sum(heights) + 3 * (FONT_SIZE + 4 + GAP), GAP + 2 * (480 + GAP), 3)
     several = {"mask": np.ones((2, 30, 30), np.uint8)}
-    assert panels.panel(np.zeros((30, 30, 3), np.uint8), several, several, palette, ["a", "b"]).ndim == 3
+    assert panel(np.zeros((30, 30, 3), np.uint8), several, several, palette, ["a", "b"]).ndim == 3
     boxes = {"boxes": np.array([[2, 2, 9, 9.0]]), "labels": np.array([1])}
-    with_boxes = panels.panel(np.zeros((30, 30, 3), np.uint8), boxes, boxes, palette, ["a", "two\nlines\0"])
-    assert with_boxes.shape[1] == GAP + 3 * (180 + GAP)  # boxes have no error picture
+    with_boxes = panel(np.zeros((30, 30, 3), np.uint8), boxes, boxes, palette, ["a", "two\nlines\0"])
+    assert with_boxes.shape[1] == GAP + 4 * (180 + GAP)
+
+
+def test_boxes_are_right_wrong_or_missed() -> None:
+    boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 60, 20], [0, 0, 0, 0]], np.float32)
+    truth = {"boxes": boxes, "labels": np.array([0, 1, 0, -1]), "iscrowd": np.array([0, 0, 1, 0], np.uint8)}
+    guessed = np.array([[0, 0, 10, 9], [1, 0, 10, 10], [20, 0, 30, 10], [45, 5, 50, 10]], np.float32)
+    prediction = {"boxes": guessed, "labels": np.array([0, 0, 0, 0]), "scores": np.array([0.5, 0.9, 0.8, 0.7])}
+    found, right = box_errors.right_boxes(truth, prediction)
+    assert found.tolist() == [True, False, False, False]
+    assert right.tolist() == [False, True, False, False]  # the best one; the other is a second box, or of another class
+    picture = box_errors.box_error_picture(np.zeros((24, 64, 3), np.uint8), truth, prediction)
+    assert tuple(picture[8, 4]) == palettes.WRONG_COLOR
+    assert tuple(picture[9, 4]) == box_errors.RIGHT_COLOR
+    assert tuple(picture[0, 25]) == palettes.WRONG_COLOR  # over the missed object of the other class
+    assert len(np.unique(picture[:, 38:])) == 1  # a crowd need not be found, and what is in it is not wrong
+    nothing = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
+    missed = box_errors.box_error_picture(np.zeros((24, 64, 3), np.uint8), truth, nothing)
+    assert tuple(missed[0, 25]) == box_errors.MISSED_COLOR
+    assert [each.tolist() for each in box_errors.right_boxes(nothing, prediction)] == [[], [False] * 4]
 
 
 def test_objects_of_wide_images_are_drawn_to_their_right_edge() -> None:

@@ -187,7 +187,11 @@ class KillInValidation(Callback):
 
 
 @pytest.mark.parametrize(
-    ("disturber", "status"), [("SignalBeforeValidation", 128 + signal.SIGTERM), ("KillInValidation", -signal.SIGKILL)]
+    ("disturber", "status"),
+    [
+        ("SignalBeforeValidation", 128 + signal.SIGTERM),
+        pytest.param("KillInValidation", -signal.SIGKILL, marks=pytest.mark.slow),
+    ],
 )
 def test_a_validation_inside_an_epoch_is_done_once(tmp_path, source, undisturbed, disturber, status):
     config = tmp_path / "config.yaml"

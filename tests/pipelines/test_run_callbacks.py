@@ -17,11 +17,12 @@ import yaml
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from pipelines.callbacks import checkpoints, progress
+from pipelines.callbacks import checkpoints, curves, progress
 from pipelines.callbacks.checkpoints import KeepBest, SaveLast
 from pipelines.callbacks.ending import why_stopped
 from pipelines.callbacks.progress import ProgressBar
 from pipelines.callbacks.run_files import RunFiles
+from pipelines.outputs.curves import best_row, read_rows
 from pipelines.run.checkpoints import TRIAL
 
 # Checkpoints.
@@ -204,7 +205,7 @@ def test_the_summary_says_why_it_ended_what_was_reached_and_what_comes_next(
     best, last = (f"{run}/checkpoints/{name}.ckpt" for name in ("best", "last"))
     program = "python -m pipelines"
     assert lines == [
-        "trained 3 epochs, 120 steps, 1:30; all 3 epochs are done",
+        "trained 3 epochs, 120 steps, 1:30; trainer.max_epochs (3) is reached",
         "reached best (epoch 2) last (epoch 3)",  # of equal ones the later one
         "val/accuracy 0.7500 0.5000",
         "val/auc 0.4000 undefined",
@@ -237,8 +238,8 @@ def test_why_a_training_ended() -> None:
     timer._offset = 2.0  # type: ignore[attr-defined]
     assert why(callbacks=[timer]) == "trainer.max_time is over"
     assert why() == "a callback asked to stop"
-    assert why(should_stop=False, max_steps=7) == "all 7 steps are done"
-    assert why(should_stop=False) == "all 5 epochs are done"
+    assert why(should_stop=False, max_steps=7) == "trainer.max_steps (7) is reached"
+    assert why(should_stop=False) == "trainer.max_epochs (5) is reached"
     assert why(KeyboardInterrupt()) == "stopped by Ctrl-C"
     assert why(SIGTERMException(143)) == "stopped by SIGTERM"
 
@@ -269,6 +270,34 @@ def test_results_of_older_weights_are_set_aside_once_a_run_goes_on(tmp_path: Pat
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     older = [f"older_results/{name}" for name in ("predict/x.png", "test.json", "test_panels.png")]
     assert left == ["metrics.csv", *older, "pictures/val_panels.png"]
+
+
+def test_curves_are_drawn_from_the_metrics_as_often_as_time_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(curves, "curves_figure", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(curves, "save_png", lambda picture, path: path)
+    clock = Clock()
+    monkeypatch.setattr(curves, "time", clock)
+    trainer = trainer_of(num_training_batches=4, accumulate_grad_batches=2)
+    module: Any = SimpleNamespace(taught=SimpleNamespace(monitor="val/f1", mode="max"))
+    watcher = curves.Curves(tmp_path)
+    watcher.on_train_epoch_end(trainer, module)
+    (tmp_path / "metrics.csv").write_text("step,epoch,train/loss,val/f1\n1,0,2.0,0.5\n3,1,nan,0.75\n")
+    rows = read_rows(tmp_path / "metrics.csv")
+    assert rows == [
+        {"step": 1, "epoch": 0, "train/loss": 2.0, "val/f1": 0.5},
+        {"step": 3, "epoch": 1, "val/f1": 0.75},
+    ]
+    watcher.on_train_epoch_end(trainer, module)
+    assert drawn == [(rows, "val/f1", "max", 2)]
+    clock.now, watcher._next = 5, 10  # drawing took long
+    watcher.on_train_epoch_end(trainer, module)
+    assert len(drawn) == 1
+    watcher.on_train_end(trainer, module)
+    assert len(drawn) == 2
+    assert best_row([*rows, {"step": 5, "val/f1": 0.75}, {"step": 7}], "val/f1", "max") == {"step": 5, "val/f1": 0.75}
 
 
 # What is seen while a command runs.

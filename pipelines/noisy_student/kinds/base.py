@@ -240,7 +240,7 @@ class Kind(ABC):
         data: Any,
         count: int,
     ) -> Doubtful:
-        """Taught labels that the last student believes least.
+        """Taught labels with which the last student disagrees, those first that it believes least.
 
         Args:
             selected: What was taught.

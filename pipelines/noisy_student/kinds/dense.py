@@ -36,6 +36,9 @@ class Agreement:
     counts: dict[str, int] = field(default_factory=dict)
 
 
+AGREE = 0.9  # from this agreement on the student does not contradict the label
+
+
 class Dense(Kind):
     """A kind whose images have many labels each.
 
@@ -63,12 +66,13 @@ class Dense(Kind):
         data: Any,
         count: int,
     ) -> Doubtful:
-        """Images whose taught labels and those of the last student agree least; pictures show both side by side."""
+        """Images whose taught labels and those of the last student differ, the most different first, side by side."""
         names = list(truth["class_names"])
         palette = class_palette(names, getattr(data, "class_colors", None))
         image_of = {record["path"]: record["image"] for record in pool}
         every = self.agreements(selected, relabeled, names)
-        least = sorted(every, key=lambda one: (one.agreement, one.path))[:count]
+        others = [one for one in every if one.agreement < AGREE]
+        least = sorted(others, key=lambda one: (one.agreement, one.path))[:count]
         pictures = []
         for one in least:
             image = read_image(image_of.get(one.path, one.path))

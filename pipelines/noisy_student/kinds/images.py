@@ -127,7 +127,7 @@ class Images(Kind):
         data: Any,
         count: int,
     ) -> Doubtful:
-        """Images whose taught class the last student finds least probable."""
+        """Images in which the last student sees another class than was taught, the least probable ones first."""
         names = truth["class_names"]
         taught, student = read_labels(selected, names), read_labels(relabeled, names)
         row_of = {path: i for i, path in enumerate(student.paths)}
@@ -138,7 +138,8 @@ class Images(Kind):
 
         image_of = {record["path"]: record["image"] for record in pool}
         doubtful = Doubtful([], [], [])
-        for path in sorted(label_of, key=lambda path: (probability(path), path))[:count]:
+        others = [path for path, label in label_of.items() if int(student.classes[row_of[path]]) != label]
+        for path in sorted(others, key=lambda path: (probability(path), path))[:count]:
             known = truth["pool"][row_of[path]]
             found = {
                 "path": path,
