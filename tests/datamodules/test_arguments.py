@@ -29,9 +29,9 @@ KEYS = {
     },
 }
 DEFAULTS = {
-    ClassificationData: {"batch_size": 32, "resize": "crop", "interpolation": "bicubic"},
-    DetectionData: {"batch_size": 16, "resize": "letterbox", "interpolation": "bilinear"},
-    SegmentationData: {"batch_size": 16, "resize": "native", "interpolation": "bilinear"},
+    ClassificationData: {"batch_size": None, "resize": "crop", "interpolation": "bicubic"},
+    DetectionData: {"batch_size": None, "resize": "letterbox", "interpolation": "bilinear"},
+    SegmentationData: {"batch_size": None, "resize": "native", "interpolation": "bilinear"},
 }
 
 
