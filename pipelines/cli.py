@@ -49,6 +49,8 @@ COMMANDS = {
     "predict": Command("predict", Trainer.predict),
 }
 
+LARGEST_SEED = 2**32 - 1  # numpy's
+
 
 class CLI(LightningCLI):
     """LightningCLI for one command; only its public hooks are used.
@@ -105,6 +107,9 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the given words; Lightning's own warns of ``sys.argv``, which differs from them on purpose."""
         self.config = parser.parse_args(args)
+        seed = self.config["seed_everything"]
+        if not isinstance(seed, bool) and not 0 <= seed <= LARGEST_SEED:
+            raise UsageError(f"seed_everything is {seed}; it must lie between 0 and {LARGEST_SEED}.")
 
     def instantiate_classes(self) -> None:
         """Make the task, the datamodule and the trainer; what a constructor refuses is a mistake in the config."""
