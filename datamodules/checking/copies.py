@@ -39,17 +39,19 @@ def exact_findings(records: Sequence[Record], looks: Sequence[Look]) -> list[Fin
 
 
 def _of_copies(group: Sequence[Record]) -> Iterable[Finding]:
-    splits = {record["split"] for record in group}
-    evaluated = splits.intersection(_EVALUATED)
     kind = "duplicate"
-    if len(splits - {POOL}) > 1:
-        kind = "duplicate-split"
-    elif evaluated and POOL in splits:
-        kind = "duplicate-pool"
+    if _is_leak(group):
+        kind = "duplicate-split" if len({record["split"] for record in group} - {POOL}) > 1 else "duplicate-pool"
     yield _together(kind, "the same file as", group)
     labels = {repr(record["label"]) for record in group if "label" in record}
     if len(labels) > 1:
         yield _together("contradiction", "another label than", group)
+
+
+def _is_leak(group: Sequence[Record]) -> bool:
+    """Whether an evaluated picture of the group is anywhere else; training pictures may be in the pool."""
+    splits = {record["split"] for record in group}
+    return len(splits) > 1 and not splits.isdisjoint(_EVALUATED)
 
 
 def _together(kind: str, verb: str, group: Sequence[Record]) -> Finding:
@@ -90,8 +92,7 @@ def near_findings(records: Sequence[Record], looks: Sequence[Look]) -> list[Find
     for place in np.unique(np.concatenate([first, second])).tolist():
         groups[int(component[place])].append(records[places[place]])
     return [
-        _together("near-split" if len({r["split"] for r in group}) > 1 else "near", "nearly the same as", group)
-        for group in groups.values()
+        _together("near-split" if _is_leak(group) else "near", "nearly the same as", group) for group in groups.values()
     ]
 
 

@@ -71,8 +71,8 @@ KINDS: dict[str, Kind] = {
     "duplicate-pool": Kind("error", "an evaluated picture that is in the unlabeled pool"),
     "contradiction": Kind("error", "the same file with different labels"),
     "duplicate": Kind("warning", "the same file more than once in one split, or in training and pool"),
-    "near-split": Kind("warning", "nearly the same picture in two splits"),
-    "near": Kind("note", "nearly the same picture in one split"),
+    "near-split": Kind("warning", "an evaluated picture that is nearly the same elsewhere"),
+    "near": Kind("note", "nearly the same picture in one split, or in training and pool"),
     "group-split": Kind("error", "a group (patient, scene, video) in two splits"),
     # Labels.
     "label": Kind("warning", "a label that the checkpoint contradicts"),

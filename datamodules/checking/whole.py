@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.annotations.records import Record
 from datamodules.checking.boxes import box_findings, object_mask_findings
@@ -24,12 +25,13 @@ SPLITS = ("train", "val", "test")
 
 
 class Checked(NamedTuple):
-    """What was looked at, and what was found."""
+    """What was looked at, and what was found; ``read_mask`` is None where there are no masks of a class a pixel."""
 
     records: list[Record]
     pool: list[Record]
     class_names: list[str]
     findings: list[Finding]
+    read_mask: Callable[[Record], NDArray[np.uint8]] | None = None
 
 
 def check(data: Any, pool: str | None = None, max_detections: int | None = None, told: Told | None = None) -> Checked:
@@ -60,7 +62,8 @@ def check(data: Any, pool: str | None = None, max_detections: int | None = None,
     found += exact_findings(everything, looks) + near_findings(everything, looks)
     if not any(finding.severity == "error" for finding in found):
         found += _refusals(data)
-    return Checked(records, unlabeled, list(own.class_names or ()), found)
+    read_mask = own.make_mask_reader() if records and "mask" in records[0] else None
+    return Checked(records, unlabeled, list(own.class_names or ()), found, read_mask)
 
 
 def _about(what: str, told: Told | None) -> Callable[[int, int], None] | None:

@@ -6,19 +6,27 @@ import argparse
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytorch_lightning as pl
 
+from datamodules.annotations.records import Record
 from datamodules.checking.findings import SEVERITIES, Finding
 from datamodules.checking.whole import Checked
 from datamodules.checking.whole import check as check_all
 from datamodules.common.errors import UserError
+from datamodules.decoding.images import read_image
 from pipelines import cli
 from pipelines.command import Command
 from pipelines.listing import PROGRAM
+from pipelines.outputs.check_page import write_page
+from pipelines.outputs.drawing import overlay
 from pipelines.outputs.findings import counted, table, write_findings
+from pipelines.outputs.palettes import default_palette
+from pipelines.outputs.sheets import Picture
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
 
@@ -84,7 +92,7 @@ def check(
         model: The task; only its settings are looked at.
         datamodule: The data.
         fail_on: The exit status is 1 where there is a finding as bad as this, or worse.
-        output: Folder for ``check.json``.
+        output: Folder for ``check.json`` and ``check.html``, the page with pictures.
         pool: Unlabeled images (a folder, a pattern, a list), in which there must be no evaluated ones.
 
     Returns:
@@ -99,10 +107,12 @@ def check(
     write_findings(
         checked.findings, folder / "check.json", source=source, images=_images(checked), classes=checked.class_names
     )
-    print(f"{source}: {_described(checked)}")
+    described = _described(checked)
+    write_page(folder / "check.html", source, described, checked.findings, partial(_drawn, checked, _by_path(checked)))
+    print(f"{source}: {described}")
     if checked.findings:
         print("\n".join(table(checked.findings)))
-    print(f"{counted(checked.findings)}: {folder / 'check.json'}", flush=True)
+    print(f"{counted(checked.findings)}: {folder / 'check.html'}", flush=True)
     _fail(checked.findings, fail_on)
     return checked
 
@@ -112,6 +122,24 @@ def _images(checked: Checked) -> dict[str, int]:
     splits = Counter(str(record["split"] or "unsplit") for record in [*checked.records, *checked.pool])
     order = ("train", "val", "test", "pool", "unsplit")
     return {split: splits[split] for split in order if splits[split]}
+
+
+def _by_path(checked: Checked) -> dict[str, Record]:
+    return {record["path"]: record for record in [*checked.pool, *checked.records]}
+
+
+def _drawn(checked: Checked, by_path: dict[str, Record], path: str) -> Picture:
+    """An image with its mask of classes, where it has one that can be read."""
+    record = by_path[path]
+    image = np.asarray(read_image(record["image"]))
+    if checked.read_mask is None or "mask" not in record:
+        return image
+    try:
+        mask = checked.read_mask(record)
+        layers = mask if mask.ndim == 2 else np.ascontiguousarray(mask.transpose(2, 0, 1))
+        return overlay(image, layers, default_palette(len(checked.class_names), background=mask.ndim == 2))
+    except (OSError, ValueError):
+        return image
 
 
 def _described(checked: Checked) -> str:
