@@ -32,7 +32,8 @@ def shared_memory_doubts(datamodule: Any) -> list[str]:
         return []
     return [
         f"{SHARED} has {free / 2**20:.0f} MiB free, but {workers} loader processes hold about {needed / 2**20:.0f} MiB"
-        " of images ready there: give the container more (docker --shm-size 8g), or lower data.num_workers; 0 needs none."
+        " of images ready there: give the container more (docker --shm-size 8g), or lower data.num_workers; 0 needs"
+        " none."
     ]
 
 
