@@ -68,12 +68,14 @@ class Splits:
         test_fraction: The same for a test split.
         split_seed: Seed of the held-out images; of whole images they are stratified by class.
         split_file: ``split.json`` of an earlier run: its splits are used again.
+        duplicates: ``error`` refuses to train where a file, or the same bytes, are in two splits; ``warn`` says so.
     """
 
     val_fraction: float = 0.1
     test_fraction: float = 0.0
     split_seed: int = 0
     split_file: str | None = None
+    duplicates: Literal["error", "warn"] = "error"
 
     def _check_splits(self) -> None:
         for key in ("val_fraction", "test_fraction"):

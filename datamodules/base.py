@@ -17,6 +17,7 @@ from datamodules.arguments import Cache
 from datamodules.cache import DecodedCache, readable_images, reduced_side, said_of_cache
 from datamodules.common.errors import UserError
 from datamodules.decoding.video import is_frame
+from datamodules.leaks import check_splits
 from datamodules.loaders import (
     Record,
     RecordDataset,
@@ -49,6 +50,7 @@ class DataModule(LightningDataModule, ABC):
     cache: Cache
     cache_dir: str | None
     on_corrupt: Literal["error", "skip"]
+    duplicates: Literal["error", "warn"] = "error"
     seed: int | None
     class_names: list[str] | None = None
     #: The batch size by default, where there are images enough.
@@ -114,8 +116,7 @@ class DataModule(LightningDataModule, ABC):
         """Read and check the data; a second call does nothing.
 
         Raises:
-            UserError: If the data is not where the config says.
-            UserError: If the data is not usable, naming the file or the setting.
+            UserError: If the data is not where the config says, or not usable; file or setting is named.
         """
         self.evaluates = stage in ("validate", "test", "predict")
         if self.predict_source is not None:
@@ -127,11 +128,10 @@ class DataModule(LightningDataModule, ABC):
         paths = find_pictures(source)
         if paths == self._listed:
             return  # checked already
-        found: list[Record] = [{"image": path, "path": path} for path in paths]
+        found = [{"image": path, "path": path} for path in paths]
         self.records["predict"], self.skipped = readable_images(found, self.on_corrupt)
         if self.skipped:
-            path, reason = self.skipped[0]
-            rank_zero_warn(f"{len(self.skipped)} unreadable image(s) are left out; the first is {path}: {reason}")
+            rank_zero_warn(f"{len(self.skipped)} unreadable images are left out; first {': '.join(self.skipped[0])}")
         self._listed = paths
 
     def _setup_splits(self, stage: str | None) -> None:
@@ -147,11 +147,12 @@ class DataModule(LightningDataModule, ABC):
         if not self.records["train"] and stage in ("fit", "probe"):
             raise UserError("The training split holds no images.")
         if stage == "fit":
+            check_splits(self.records, self.duplicates)
             self._train_sampler()  # a set that is smaller than one global batch is refused here, not an hour later
             self.chosen |= said_of_cache(self._resolve_cache(), self.canvas())  # refuses what does not go together
             self.make_transform(train=True)
-        if evaluated := {"validate": "val", "test": "test"}.get(str(stage)):
-            require_split(self.records, evaluated)
+        if split := {"validate": "val", "test": "test"}.get(stage or ""):
+            require_split(self.records, split)
 
     @cached_property
     def split_digest(self) -> str:
@@ -210,9 +211,8 @@ class DataModule(LightningDataModule, ABC):
 
     def predict_dataloader(self) -> Any:
         """The images of ``predict_source``, or else of the test split (or the validation split without one)."""
-        if self.predict_source is not None:
-            return self._eval_loader("predict")
-        return self._eval_loader("test" if self.records["test"] else "val")
+        own = "test" if self.predict_source is None and self.records["test"] else "val"
+        return self._eval_loader(own if self.predict_source is None else "predict")
 
     @abstractmethod
     def canvas(self) -> tuple[int, int]:
