@@ -141,7 +141,7 @@ def torchvision_step(data: MarkedBoxes, make: Callable[[], Detection]) -> Callab
     net = torchvision_detector(task).train()
     if task.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(net, task.optim, data.batch_size)
+    optimizer = build_optimizer(net, task.optim, data.train_batch)
 
     def step(batch: Batch) -> None:
         images, targets = as_lists(batch, offset=task.detector == "faster_rcnn")

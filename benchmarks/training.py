@@ -114,7 +114,7 @@ def make_bare(task: Task, data: DataModule) -> tuple[BareNet, torch.optim.Optimi
     """The task's own network and optimizer without the task."""
     assert task.network is not None
     net = BareNet(task.network, task.get_buffer("mean"), task.get_buffer("std")).train()
-    return net, build_optimizer(task.network, task.optim, data.batch_size)
+    return net, build_optimizer(task.network, task.optim, data.train_batch)
 
 
 LossOf = Callable[[Tensor, Batch], Tensor]

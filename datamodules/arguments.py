@@ -12,7 +12,7 @@ from typing import Literal
 
 from datamodules.common.errors import UserError
 
-Cache = Literal["auto", "none", "decoded", "tensor"]
+Cache = Literal["auto", "none", "decoded", "resized", "tensor"]
 Interpolation = Literal["bilinear", "bicubic", "area", "nearest"]
 
 
@@ -21,19 +21,22 @@ class Loading:
     """How batches are loaded.
 
     Args:
-        batch_size: Images a device and step.
-        eval_batch_size: The same in validation, test and prediction; ``batch_size`` by default, and for dense tasks 1
-            with tiles or where ``native`` pictures differ in size.
+        batch_size: Images a device and step; by default 32 (classification) or 8 (detection, segmentation), halved
+            (down to 4) while an epoch of the training images has fewer than 8 steps.
+        eval_batch_size: The same in validation, test and prediction; by default ``batch_size``, or 32 or 8, and for
+            dense tasks 1 with tiles or where ``native`` pictures differ in size.
         num_workers: Loader processes a device; the cores shared among the devices, at most 8, by default.
-        cache: ``decoded`` keeps decoded images on disk, ``tensor`` a whole set of whole images in memory; ``auto``
-            takes ``tensor`` for small sets whose augmentation has a batched form, else ``none``.
+        cache: ``decoded`` keeps decoded images on disk; ``resized`` those of training alone, reduced once to a shorter
+            side of twice ``image_size``, for large photographs (whole images and boxes); ``tensor`` keeps a whole set
+            of whole images in memory. ``auto`` takes ``tensor`` for small sets whose augmentation has a batched form,
+            else ``none``.
         cache_dir: Folder of the decoded images; one of the user's own (``~/.cache/pipelines/decoded``) by default.
         on_corrupt: ``error`` refuses unreadable files, naming them; ``skip`` decodes all files first and leaves the
             bad ones out, counted and listed.
         seed: Seed of order and augmentation; the run's ``seed_everything`` by default.
     """
 
-    batch_size: int = 32
+    batch_size: int | None = None
     eval_batch_size: int | None = None
     num_workers: int | None = None
     cache: Cache = "auto"
@@ -65,12 +68,14 @@ class Splits:
         test_fraction: The same for a test split.
         split_seed: Seed of the held-out images; of whole images they are stratified by class.
         split_file: ``split.json`` of an earlier run: its splits are used again.
+        duplicates: ``error`` refuses to train where a file, or the same bytes, are in two splits; ``warn`` says so.
     """
 
     val_fraction: float = 0.1
     test_fraction: float = 0.0
     split_seed: int = 0
     split_file: str | None = None
+    duplicates: Literal["error", "warn"] = "error"
 
     def _check_splits(self) -> None:
         for key in ("val_fraction", "test_fraction"):
@@ -107,3 +112,15 @@ def refuse_set(data: object, keys: Iterable[str], reason: str) -> None:
     for key in keys:
         if getattr(data, key) is not None:
             raise UserError(f"data.{key} is set, but {reason}")
+
+
+def refuse_resized(data: Loading, reason: str) -> None:
+    """Refuse ``cache: resized`` where something is read in the pictures' own size.
+
+    Raises:
+        UserError: With the reason.
+    """
+    if data.cache == "resized":
+        raise UserError(
+            f"data.cache is 'resized', but {reason}, in the pictures' own size: use data.cache: decoded or none."
+        )

@@ -6,24 +6,31 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
-from torch.utils.data import DataLoader
 
 from datamodules.annotations.records import Listing
 from datamodules.arguments import Cache
-from datamodules.cache import DecodedCache, readable_images
-from datamodules.collate import collate
+from datamodules.cache import DecodedCache, readable_images, reduced_side, said_of_cache
 from datamodules.common.errors import UserError
 from datamodules.decoding.video import is_frame
-from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, available_cores, make_loader
+from datamodules.leaks import check_splits
+from datamodules.loaders import (
+    Record,
+    RecordDataset,
+    TensorLoader,
+    TrainLoader,
+    available_cores,
+    empty_batch,
+    make_loader,
+)
 from datamodules.memory import choose_cache, read_whole
 from datamodules.readers.pictures import find_pictures
-from datamodules.samplers import EvalSampler, TrainSampler
-from datamodules.splits import split_digest
+from datamodules.samplers import EvalSampler, TrainSampler, choose_batch
+from datamodules.splits import require_split, split_digest
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.batched import batch_transform
 from datamodules.transforms.pipeline import Transform
@@ -37,14 +44,17 @@ class DataModule(LightningDataModule, ABC):
     """
 
     # What the machinery asks of every datamodule; those that read files take these as arguments (`arguments.Loading`).
-    batch_size: int
+    batch_size: int | None
     eval_batch_size: int | None
     num_workers: int | None
     cache: Cache
     cache_dir: str | None
     on_corrupt: Literal["error", "skip"]
+    duplicates: Literal["error", "warn"] = "error"
     seed: int | None
     class_names: list[str] | None = None
+    #: The batch size by default, where there are images enough.
+    most_images: ClassVar[int] = 32
     #: The training augmentation's settings.
     augment: Augment
 
@@ -60,6 +70,7 @@ class DataModule(LightningDataModule, ABC):
         self.skipped: list[tuple[str, str]] = []
         self.records: dict[str, list[Record]] = {}
         self._decoded: dict[str, DecodedCache] = {}
+        self._settled_batch: int | None = None
         self._train_loader: TrainLoader | TensorLoader | None = None
         self._restored: dict[str, int] | None = None
 
@@ -105,8 +116,7 @@ class DataModule(LightningDataModule, ABC):
         """Read and check the data; a second call does nothing.
 
         Raises:
-            UserError: If the data is not where the config says.
-            UserError: If the data is not usable, naming the file or the setting.
+            UserError: If the data is not where the config says, or not usable; file or setting is named.
         """
         self.evaluates = stage in ("validate", "test", "predict")
         if self.predict_source is not None:
@@ -118,11 +128,10 @@ class DataModule(LightningDataModule, ABC):
         paths = find_pictures(source)
         if paths == self._listed:
             return  # checked already
-        found: list[Record] = [{"image": path, "path": path} for path in paths]
+        found = [{"image": path, "path": path} for path in paths]
         self.records["predict"], self.skipped = readable_images(found, self.on_corrupt)
         if self.skipped:
-            path, reason = self.skipped[0]
-            rank_zero_warn(f"{len(self.skipped)} unreadable image(s) are left out; the first is {path}: {reason}")
+            rank_zero_warn(f"{len(self.skipped)} unreadable images are left out; first {': '.join(self.skipped[0])}")
         self._listed = paths
 
     def _setup_splits(self, stage: str | None) -> None:
@@ -134,15 +143,16 @@ class DataModule(LightningDataModule, ABC):
         self.records = {s: [r for r in records if r["split"] == s] for s in ("train", "val", "test")}
         if self.hide_labels is not None:  # before any class is counted: hidden labels must not count
             self.records["train"], self.records["pool"] = self.hide_labels(self.records["train"])
+        self._settle_batch()
         if not self.records["train"] and stage in ("fit", "probe"):
             raise UserError("The training split holds no images.")
         if stage == "fit":
+            check_splits(self.records, self.duplicates)
             self._train_sampler()  # a set that is smaller than one global batch is refused here, not an hour later
-            self._resolve_cache()  # and so are settings that do not go together
+            self.chosen |= said_of_cache(self._resolve_cache(), self.canvas())  # refuses what does not go together
             self.make_transform(train=True)
-        for split, command in (("val", "validate"), ("test", "test")):
-            if stage == command:
-                self._require(split)
+        if split := {"validate": "val", "test": "test"}.get(stage or ""):
+            require_split(self.records, split)
 
     @cached_property
     def split_digest(self) -> str:
@@ -173,8 +183,8 @@ class DataModule(LightningDataModule, ABC):
         sampler = self._train_sampler()
         loader: TrainLoader | TensorLoader
         if self._resolve_cache() == "tensor":
-            augment = batch_transform(self.augment, self.canvas())
-            loader = TensorLoader(self._whole_split("train"), sampler, augment, self.run_seed())
+            transform = batch_transform(self.augment, self.canvas())
+            loader = TensorLoader(self._whole_split("train"), sampler, transform, self.run_seed())
         else:
             loader = self._loader("train", sampler, train=True)
         if self._restored is not None:
@@ -192,7 +202,7 @@ class DataModule(LightningDataModule, ABC):
         Raises:
             UserError: If there is no test split.
         """
-        self._require("test")
+        require_split(self.records, "test")
         return self._eval_loader("test")
 
     def train_features_dataloader(self) -> Any:
@@ -201,27 +211,29 @@ class DataModule(LightningDataModule, ABC):
 
     def predict_dataloader(self) -> Any:
         """The images of ``predict_source``, or else of the test split (or the validation split without one)."""
-        if self.predict_source is not None:
-            return self._eval_loader("predict")
-        return self._eval_loader("test" if self.records["test"] else "val")
-
-    # The machinery.
-
-    def _require(self, split: str) -> None:
-        if not self.records[split]:
-            have = ", ".join(f"{name} ({len(records)} images)" for name, records in self.records.items() if records)
-            raise UserError(
-                f"The data has no {split} split; it has {have}. Add one, or set data.{split}_fraction before training."
-            )
+        own = "test" if self.predict_source is None and self.records["test"] else "val"
+        return self._eval_loader(own if self.predict_source is None else "predict")
 
     @abstractmethod
     def canvas(self) -> tuple[int, int]:
         """Height and width of the images of a batch."""
 
     @property
+    def train_batch(self) -> int:
+        """Images a device and step in training; where it is chosen from the data, known after ``setup``."""
+        return self.batch_size or self._settled_batch or self.most_images
+
+    @property
     def eval_batch(self) -> int:
         """Images a device and step in validation, test and prediction."""
-        return self.eval_batch_size or self.batch_size
+        return self.eval_batch_size or self.batch_size or self.most_images
+
+    def _settle_batch(self) -> None:
+        """Choose the batch size that was left out: few images in large batches would be few steps."""
+        images = len(self.records["train"])
+        self._settled_batch = choose_batch(self.most_images, images // self._rank()[1])
+        if self.batch_size is None and self._settled_batch < self.most_images:
+            self.chosen["data.batch_size"] = f"{self._settled_batch}, since there are {images} training images"
 
     def run_seed(self) -> int:
         """``data.seed``, or the run's ``seed_everything``, which Lightning keeps in the environment."""
@@ -234,7 +246,7 @@ class DataModule(LightningDataModule, ABC):
         rank, world_size = self._rank()
         return TrainSampler(
             len(self.records["train"]),
-            self.batch_size,
+            self.train_batch,
             weights=self.sample_weights(),
             seed=self.run_seed(),
             rank=rank,
@@ -247,30 +259,23 @@ class DataModule(LightningDataModule, ABC):
             return []
         sampler = EvalSampler(len(self.records[split]), self.eval_batch, *self._rank())
         if not len(sampler):
-            return self._empty_batch(split)
+            first = self.records[split][:1]
+            return empty_batch(RecordDataset(first, self.make_reader(), self.make_transform(train=False)))
         if split != "predict" and self._resolve_cache() == "tensor":
             return TensorLoader(self._whole_split(split), sampler)
         return self._loader(split, sampler, train=False)
 
-    def _empty_batch(self, split: str) -> Any:
-        """One batch of no images, for a rank that gets none.
-
-        Without a batch Lightning leaves the epoch out on that rank, and the others wait for it in ``compute`` for ever
-        (``skip`` in https://github.com/Lightning-AI/pytorch-lightning/blob/master/src/lightning/pytorch/loops/evaluation_loop.py).
-        """
-        dataset = RecordDataset(self.records[split][:1], self.make_reader(), self.make_transform(train=False))
-        batch = {key: value[:0] for key, value in collate([dataset[0, -1, 0]]).items()}
-        return DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
-
     def _loader(self, split: str, sampler: TrainSampler | EvalSampler, *, train: bool) -> Any:
         read = self.make_reader()
-        if split != "predict" and self._resolve_cache() == "decoded":
+        cache = self._resolve_cache()
+        if (train and cache == "resized") or (split != "predict" and cache == "decoded"):
+            side = reduced_side(cache, self.canvas())
             if split not in self._decoded:
-                self._decoded[split] = DecodedCache.build(self.records[split], read, self.cache_dir)
+                self._decoded[split] = DecodedCache.build(self.records[split], read, self.cache_dir, side)
             read = self._decoded[split].read
         dataset = self.make_dataset(split, read, train=train)
-        workers = self._loader_workers(split)
-        return make_loader(dataset, sampler, num_workers=workers, pin_memory=torch.cuda.is_available())
+        pin = torch.cuda.is_available()
+        return make_loader(dataset, sampler, num_workers=self._loader_workers(split), pin_memory=pin)
 
     def _loader_workers(self, split: str) -> int:
         records = self.records[split]
@@ -282,7 +287,7 @@ class DataModule(LightningDataModule, ABC):
         if self.num_workers is not None:
             return self.num_workers
         local = self.trainer.num_devices if self.trainer is not None else 1
-        return 0 if num_images <= self.batch_size else min(8, max(1, available_cores() // local))
+        return 0 if num_images <= self.train_batch else min(8, max(1, available_cores() // local))
 
     def _resolve_cache(self) -> Cache:
         """The cache in use; see ``choose_cache``."""
@@ -290,9 +295,6 @@ class DataModule(LightningDataModule, ABC):
 
     def _whole_split(self, split: str) -> dict[str, Any]:
         dataset = RecordDataset(self.records[split], self.make_reader(), self.make_transform(train=False))
-        return read_whole(dataset, self._decode_workers(split))
-
-    def _decode_workers(self, split: str) -> int:
-        """Workers pay for themselves only where files are decoded, and many of them."""
-        first = self.records[split][0]["image"]
-        return self._resolve_num_workers(len(self.records[split])) if isinstance(first, str) else 0
+        # Workers pay for themselves only where files are decoded, and many of them.
+        is_file = isinstance(self.records[split][0]["image"], str)
+        return read_whole(dataset, self._resolve_num_workers(len(dataset)) if is_file else 0)

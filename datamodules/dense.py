@@ -36,9 +36,9 @@ class DenseData(Pixels, Splits, Loading, DataModule):
     resize: Literal["letterbox", "stretch", "native"] = "letterbox"
     tile: int | tuple[int, int] | None = None
     tile_overlap: float = 0.25
-    batch_size: int = 16
 
     _side = 256  # of the canvas for files, by default
+    most_images = 8
 
     def _check_shared(self) -> None:
         """Refuse values out of range, and values that would have no effect."""
@@ -136,4 +136,4 @@ class DenseData(Pixels, Splits, Loading, DataModule):
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     def _resolve_cache(self) -> Cache:
-        return "decoded" if self.cache == "decoded" else "none"
+        return self.cache if self.cache in ("decoded", "resized") else "none"

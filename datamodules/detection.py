@@ -15,7 +15,7 @@ from datamodules.annotations.boxes import check_boxes, check_sizes, fractions_no
 from datamodules.annotations.instance_masks import check_masks
 from datamodules.annotations.objects import absent_classes, repeat_factors, require_masks, select_classes
 from datamodules.annotations.records import Listing, Record
-from datamodules.arguments import refuse_set
+from datamodules.arguments import refuse_resized, refuse_set
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError, bullets
 from datamodules.dense import DenseData
@@ -23,6 +23,7 @@ from datamodules.loaders import RecordDataset
 from datamodules.readers.box_sources import Format, find_format, read_boxes
 from datamodules.readers.digits import MAX_DIGITS
 from datamodules.readers.samples import read_objects
+from datamodules.readers.tables import SPLIT_FIELD
 from datamodules.splits import hold_out
 from datamodules.transforms.augment import DetectionAugment
 from datamodules.transforms.mixing import MixedDataset
@@ -40,11 +41,12 @@ class DetectionData(DenseData):
 
     Args:
         source: ``digits`` (embedded scenes), a COCO ``.json`` file or a folder with ``annotations/*.json``, a folder of
-            Pascal VOC's XML files, or YOLO's ``data.yaml`` or a folder with ``labels/``.
-        format: ``coco``, ``voc`` or ``yolo``; by default what the files look like.
-        image_root: Where file names of a COCO file start; by default where the images are found.
-        class_names: The classes in their order. COCO's are chosen by it, and boxes of the others left out; for VOC and
-            YOLO it names all that occur. By default those of the source.
+            Pascal VOC's XML files, YOLO's ``data.yaml`` or a folder with ``labels/``, a ``.csv`` list of boxes, or what
+            LabelMe, CreateML, VIA, Label Studio and CVAT write; see docs/data.md.
+        format: Which of them; by default what the files look like.
+        image_root: Where file names start; by default where the images are found. VOC and YOLO have none.
+        class_names: The classes in their order. COCO's are chosen by it, and boxes of the others left out; for other
+            formats it names all that occur. By default those of the source.
         class_ids: The classes' numbers in the source, which predictions are written with: COCO's category ids. By
             default those of the source, or 0 to K - 1.
         voc_one_based: Whether VOC's coordinates count pixels from 1, as its own files do, or from 0.
@@ -62,7 +64,7 @@ class DetectionData(DenseData):
             times as often.
     """
 
-    format: Literal["coco", "voc", "yolo"] | None = None
+    format: Format | None = None
     image_root: str | None = None
     class_ids: list[int] | None = None
     voc_one_based: bool = True
@@ -86,6 +88,8 @@ class DetectionData(DenseData):
                 f"data.augment.copy_paste is {self.augment.copy_paste}, but data.masks is false: objects are cropped by"
                 " their masks. Set data.masks: true, or leave it out."
             )
+        if self.masks or self.resize == "native":
+            refuse_resized(self, "data.masks is true" if self.masks else "data.resize is 'native'")
         self._check_shared()
 
     def _check_classes(self) -> None:
@@ -131,7 +135,7 @@ class DetectionData(DenseData):
             records = self._split_scenes(self._scene_records(self.scene_digits or MAX_DIGITS))
             return Listing(records, self.class_names)
         path = Path(self.source)
-        if not path.exists():
+        if SPLIT_FIELD not in self.source and not path.exists():
             raise UserError(
                 f"data.source '{self.source}' does not exist (looked in {Path.cwd()}). Put or link the images there, or"
                 " set --data.source to a folder in the layout of COCO, VOC or YOLO, a COCO .json or a YOLO .yaml file."
@@ -164,8 +168,8 @@ class DetectionData(DenseData):
             if is_set and format != "voc":
                 reason = f"data.source '{self.source}' is read as {format}; leave it out."
                 raise UserError(f"data.{key} is set, but {reason}")
-        if format != "coco":
-            refuse_set(self, ["image_root"], f"data.source '{self.source}' is read as {format}, not coco.")
+        if format in ("voc", "yolo"):
+            refuse_set(self, ["image_root"], f"data.source '{self.source}' is read as {format}, which needs none.")
 
     def check_annotations(self, records: list[Record]) -> list[Record]:
         """Compare the images' sizes with the annotations', and check each box, see ``check_boxes``."""
@@ -221,7 +225,7 @@ class DetectionData(DenseData):
             [self.make_transform(train=True, canvas=canvas) for canvas in augment.canvases() or [self.canvas()]],
             augment,
             weights=self.sample_weights(),
-            global_batch=self.batch_size * world_size,
+            global_batch=self.train_batch * world_size,
             mixed_passes=self._mixed_passes(),
             seed=self.run_seed(),
             stream=split,

@@ -70,10 +70,18 @@ class RecordDataset(Dataset[Record]):
         return sample
 
 
+def _end_at_the_second(number: int, frame: Any) -> None:
+    """Ignore a SIGTERM that the whole job got; the next one is the training process's, which ends its workers by it."""
+    signal.signal(number, signal.SIG_DFL)
+
+
 def _init_worker(_: int) -> None:
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the training process saves, then ends these
+    # Ctrl-C, and what a cluster sends to the whole job, reach all: the training process saves, then ends these.
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_at_the_second)
     cv2.setNumThreads(0)  # one process a core already; OpenCV's own threads would fight over them
     torch.set_num_threads(1)
 
@@ -200,3 +208,13 @@ def make_loader(
         timeout=timeout if num_workers > 0 else 0,
         worker_init_fn=_init_worker,
     )
+
+
+def empty_batch(dataset: RecordDataset) -> Any:
+    """One batch of no images, for a rank that gets none; its keys are those of the data set's first sample.
+
+    Without a batch Lightning leaves the epoch out on that rank, and the others wait for it in ``compute`` for ever
+    (``skip`` in https://github.com/Lightning-AI/pytorch-lightning/blob/master/src/lightning/pytorch/loops/evaluation_loop.py).
+    """
+    batch = {key: value[:0] for key, value in collate([dataset[0, -1, 0]]).items()}
+    return DataLoader([batch], batch_size=None)  # type: ignore[arg-type]

@@ -15,6 +15,8 @@ from torch.utils.data import Sampler
 
 from datamodules.common.errors import UserError
 
+LEAST_STEPS, LEAST_BATCH = 8, 4
+
 Key = tuple[int, int, int]
 """``(index, pass, position)`` of one draw; pass is -1 in evaluation, where nothing is random."""
 
@@ -23,6 +25,18 @@ def key_seed(seed: int, stream: str, *key: int) -> int:
     """A 32-bit seed that depends on the run's seed, the stream's name and the numbers of ``key``."""
     words = [seed & 0xFFFFFFFF, zlib.crc32(stream.encode()), *key]
     return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def choose_batch(most: int, images: int) -> int:
+    """The batch size for ``images`` images a device: ``most``, halved (to 4) while an epoch has fewer than 8 steps.
+
+    Measured on 16 pictures (docs/recipes.md): batches of 4 in place of 8 are worth 5 points of mean IoU in the same
+    time. Batch norm needs a few images.
+    """
+    batch = most
+    while batch > LEAST_BATCH and images < LEAST_STEPS * batch:
+        batch //= 2
+    return max(1, min(batch, images))
 
 
 class TrainSampler(Sampler[list[Key]]):

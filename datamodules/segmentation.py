@@ -12,13 +12,14 @@ import numpy.typing as npt
 from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.annotations.mask_checks import MaskCheck, check_all_masks, check_records, median_frequency, report
+from datamodules.annotations.mask_files import Mask
 from datamodules.annotations.mask_formats import MaskSettings, Settled, class_palette, settle_format
 from datamodules.annotations.mask_records import decode_mask
 from datamodules.annotations.masks import MaskFormat
 from datamodules.annotations.palettes import check_palettes
 from datamodules.annotations.records import Listing, Record
 from datamodules.annotations.soft_masks import read_with_soft_mask
-from datamodules.arguments import refuse_set
+from datamodules.arguments import refuse_resized, refuse_set
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.dense import DenseData
@@ -109,6 +110,7 @@ class SegmentationData(DenseData):
                 raise UserError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
             if self.multi_label or self.mask_format != "auto":
                 raise UserError("data.multi_label and data.mask_format are for files; leave them out for the digits.")
+        refuse_resized(self, "masks are read from their files")
         self._check_shared()
 
     # Listing and checking.
@@ -175,12 +177,7 @@ class SegmentationData(DenseData):
             own = record["mask"] if by_class else [record["mask"]]
             paths += [path for path in own if path is not None]
         settled = settle_format(self._settings, paths, listing.class_names, by_class=by_class)
-        if (
-            self.check_masks
-            and self.mask_format == "auto"
-            and settled.fmt.kind == "index"
-            and self.class_values is None
-        ):
+        if self.check_masks and (self.mask_format, settled.fmt.kind, self.class_values) == ("auto", "index", None):
             check_palettes(paths)
         self.mask_format = settled.fmt.kind
         return settled
@@ -198,6 +195,14 @@ class SegmentationData(DenseData):
             multi_label=self.multi_label,
         )
         return partial(read_with_soft_mask, read=read) if self._has_soft_masks() else read
+
+    def make_mask_reader(self) -> Callable[[Record], Mask]:
+        """Decodes a mask alone: uint8 (H, W), or (H, W, K) for several classes a pixel."""
+        if self.source == "digits":
+            read = self.make_reader()
+            return lambda record: read(record)["mask"]
+        classes = len(self.class_names or ())
+        return partial(decode_mask, fmt=self._format, num_classes=classes, multi_label=self.multi_label)
 
     def make_transform(self, *, train: bool) -> Transform:
         """The training or the evaluation transform."""
@@ -221,12 +226,10 @@ class SegmentationData(DenseData):
     @cached_property
     def _train_checks(self) -> list[MaskCheck]:
         """Pixel counts of each training mask; read now where ``check_masks`` did not."""
-        records, width = self.records["train"], len(self.class_names or ())
+        records = self.records["train"]
         if all(r["path"] in self._checks for r in records):
             return [self._checks[r["path"]] for r in records]
-        read = self.make_reader()
-        decode = partial(decode_mask, fmt=self._format, num_classes=width, multi_label=self.multi_label)
-        checks = check_all_masks(records, (lambda r: read(r)["mask"]) if self.source == "digits" else decode, width)
+        checks = check_all_masks(records, self.make_mask_reader(), len(self.class_names or ()))
         report([c.error for c in checks if c.error is not None], len(records))
         return checks
 

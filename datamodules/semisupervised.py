@@ -69,9 +69,7 @@ class SemiSupervised(DataModule):
         self.labeled, self.unlabeled = labeled, unlabeled
         self.ratio, self.steps_per_epoch = ratio, steps_per_epoch
         self._hiding = hiding
-        if unlabeled is not None:
-            unlabeled.batch_size = ratio * labeled.batch_size
-        elif pool is not None or any(hiding.values()):
+        if unlabeled is None and (pool is not None or any(hiding.values())):
             self.unlabeled = UnlabeledImages(labeled, pool, strong, ratio)
         self.source = getattr(labeled, "source", type(labeled).__name__)
 
@@ -112,6 +110,7 @@ class SemiSupervised(DataModule):
         if unlabeled.class_names is None:
             # In the order of the labeled classes, whatever the order in the file.
             unlabeled.class_names = copy.copy(self.class_names)
+        unlabeled.batch_size = self.ratio * self.labeled.train_batch
         unlabeled.setup(stage)
         mine, theirs = self.labeled.spec(), unlabeled.spec()
         for key in ("num_classes", "in_chans", "image_size"):
@@ -145,6 +144,11 @@ class SemiSupervised(DataModule):
     def canvas(self) -> tuple[int, int]:
         """Height and width of a batch."""
         return self.labeled.canvas()
+
+    @property
+    def train_batch(self) -> int:
+        """Labeled images a device and step."""
+        return self.labeled.train_batch
 
     def spec(self) -> dict[str, Any]:
         """What the model takes from the data, and whether unlabeled images come as two views."""

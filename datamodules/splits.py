@@ -144,3 +144,16 @@ def split_digest(records: Mapping[str, list[Record]]) -> str:
     top = common_folder(path for _, path in paths)
     names = sorted((split, path.removeprefix(top)) for split, path in paths)
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+
+
+def require_split(records: dict[str, list[Record]], split: str) -> None:
+    """Refuse data without a split, naming those that it has.
+
+    Raises:
+        UserError: There is no image in it.
+    """
+    if not records[split]:
+        have = ", ".join(f"{name} ({len(found)} images)" for name, found in records.items() if found)
+        raise UserError(
+            f"The data has no {split} split; it has {have}. Add one, or set data.{split}_fraction before training."
+        )

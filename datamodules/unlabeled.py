@@ -36,9 +36,10 @@ class UnlabeledImages(DataModule):
 
     def __init__(self, labeled: DataModule, source: str | None, strong: Augment | None, ratio: int) -> None:
         super().__init__()
-        self.batch_size, self.eval_batch_size = ratio * labeled.batch_size, None
+        self.batch_size, self.eval_batch_size = None, None  # ratio times the labeled ones', once that is known
         self.num_workers, self.on_corrupt = labeled.num_workers, labeled.on_corrupt
-        self.cache, self.cache_dir = "none" if labeled.cache != "decoded" else "decoded", labeled.cache_dir
+        self.cache = labeled.cache if labeled.cache in ("decoded", "resized") else "none"
+        self.cache_dir = labeled.cache_dir
         self.seed = None
         self.augment = labeled.augment  # that of the weak view
         self.labeled, self.source, self.ratio = labeled, source, ratio
@@ -54,10 +55,10 @@ class UnlabeledImages(DataModule):
         """
         records = [*self.hidden, *([] if self.source is None else pool_records(self.source))]
         world_size = self._rank()[1]
-        if len(records) < self.batch_size * world_size:
+        if len(records) < self.train_batch * world_size:
             raise UserError(
                 f"There are {len(records)} unlabeled images, but a step takes data.ratio x batch_size x devices ="
-                f" {self.ratio} x {self.labeled.batch_size} x {world_size} of them. Lower data.ratio or"
+                f" {self.ratio} x {self.labeled.train_batch} x {world_size} of them. Lower data.ratio or"
                 " data.labeled.batch_size."
             )
         return Listing([{**record, "split": "train"} for record in records], list(self.labeled.class_names or ()))

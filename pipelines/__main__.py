@@ -92,6 +92,10 @@ def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
         from pipelines.commands.convert import main as convert
 
         return convert
+    if command == "check":
+        from pipelines.commands.check import main as check
+
+        return check
     if command == "noisy-student":
         from pipelines.noisy_student.command import main as noisy_student
 

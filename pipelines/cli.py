@@ -36,6 +36,7 @@ from pipelines.config.ready import complete
 from pipelines.config.reasons import is_about_arguments, reason_of
 from pipelines.config.words import asks_for_help, flags
 from pipelines.listing import PROGRAM
+from pipelines.orphans import end_with_the_launcher
 from pipelines.quiet import quieten
 from pipelines.run.loading import Loaded, read_carried
 from pipelines.run.tracking import WandbRun
@@ -48,6 +49,8 @@ COMMANDS = {
     "test": Command("test", Trainer.test),
     "predict": Command("predict", Trainer.predict),
 }
+
+LARGEST_SEED = 2**32 - 1  # numpy's
 
 
 class CLI(LightningCLI):
@@ -105,6 +108,9 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the given words; Lightning's own warns of ``sys.argv``, which differs from them on purpose."""
         self.config = parser.parse_args(args)
+        seed = self.config["seed_everything"]
+        if not isinstance(seed, bool) and not 0 <= seed <= LARGEST_SEED:
+            raise UsageError(f"seed_everything is {seed}; it must lie between 0 and {LARGEST_SEED}.")
 
     def instantiate_classes(self) -> None:
         """Make the task, the datamodule and the trainer; what a constructor refuses is a mistake in the config."""
@@ -168,6 +174,7 @@ def execute(command: Command, words: list[str]) -> int:
         signal that ended a training.
     """
     quieten()
+    end_with_the_launcher()
     try:
         with allowing(words):
             return _run_and_report(command, words)

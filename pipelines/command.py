@@ -148,7 +148,9 @@ def _changes_of(changing: Sequence[Flag]) -> list[tuple[str, Any]]:
 def _of_configs(configs: Mapping[str, Any]) -> list[str]:
     """What configs say of the machine, as flags; name, seed, precision, task and data are the run's."""
     trainer = {key: value for key, value in (configs.get("trainer") or {}).items() if key != "precision"}
-    return [f"--trainer.{key}={json.dumps(value)}" for key, value in trainer.items()]
+    # Text as it is: a key that takes text of any kind, as ``accelerator``, would keep the quotes.
+    written = {key: value if isinstance(value, str) else json.dumps(value) for key, value in trainer.items()}
+    return [f"--trainer.{key}={value}" for key, value in written.items()]
 
 
 @rank_zero_only

@@ -92,9 +92,9 @@ def check_prediction(
         )
 
 
-def with_own_callbacks(given: list[Callback] | Callback | None, *, progress_bar: bool, summary: bool) -> list[Callback]:
+def with_own_callbacks(given: list[Callback], *, progress_bar: bool, summary: bool) -> list[Callback]:
     """The given callbacks, and our progress bar and summary unless there is one or none is wanted."""
-    callbacks = [given] if isinstance(given, Callback) else list(given or [])
+    callbacks = list(given)
     has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     if progress_bar and not has_bar:
         callbacks.append(OwnProgressBar())

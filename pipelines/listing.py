@@ -19,6 +19,7 @@ COMMANDS = {
     "probe": "train scikit-learn's logistic regression on frozen features",
     "pseudo-label": "label a pool of images with a trained teacher, for noisy student",
     "noisy-student": "train teacher and students over generations, and report what the unlabeled images were worth",
+    "check": "look for what is wrong with a data set: files, annotations, classes, splits",
     "convert": "convert boxes and masks between COCO JSON, VOC XML and YOLO text",
     "list": "show commands, tasks, datamodules and ready configs; `list backbones PATTERN` network names",
 }

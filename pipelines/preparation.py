@@ -13,19 +13,22 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
-from datamodules.common.errors import UserError
+from datamodules.common.errors import UserError, examples
+from pipelines.advice import shared_memory_doubts
 from pipelines.callbacks.checkpoints import KeepBest, SaveLast
 from pipelines.callbacks.curves import Curves
 from pipelines.callbacks.overview import decides_best, doubts
 from pipelines.callbacks.pictures import Pictures
 from pipelines.callbacks.run_files import RunFiles
 from pipelines.callbacks.student import WriteStudent
+from pipelines.config.values import differences
 from pipelines.run.checkpoints import global_step_of
 from pipelines.run.compatibility import check_data, check_fits
 from pipelines.run.directory import (
     checkpoint_config,
     find_checkpoint,
     new_run,
+    newest_config,
     run_config,
     run_of_checkpoint,
     task_name,
@@ -34,6 +37,7 @@ from pipelines.run.directory import (
     write_data_files,
     write_environment,
 )
+from pipelines.run.masking import masked
 from pipelines.run.metrics_file import MetricsCSV
 from pipelines.run.student import task_config
 from pipelines.run.tracking import Wandb, wandb_logger
@@ -112,15 +116,18 @@ def check_training(trainer: RunTrainer, model: TaskHooks, datamodule: pl.Lightni
     Raises:
         UserError: Naming the setting that does not fit.
     """
+    if trainer.limit_train_batches == 0:
+        raise UserError("trainer.limit_train_batches is 0: nothing would be trained. Set it to 1 or more.")
     monitors = [getattr(callback, "monitor", None) for callback in trainer.callbacks]
     plan = TrainingPlan(
-        batch_size=getattr(datamodule, "batch_size", None),
+        batch_size=getattr(datamodule, "train_batch", None),
         has_validation=_has_validation(datamodule),
         has_end=trainer.max_epochs != -1 or trainer.max_steps != -1,
         monitors=[monitor for monitor in monitors if isinstance(monitor, str)],
     )
     model.check_training(plan)
-    for doubt in doubts(model.taught, datamodule) if rank_zero_only.rank == 0 else []:
+    said = [*doubts(model.taught, datamodule), *shared_memory_doubts(datamodule)]
+    for doubt in said if rank_zero_only.rank == 0 else []:
         print(f"warning: {doubt}", file=sys.stderr, flush=True)
 
 
@@ -179,6 +186,8 @@ def start_run(
     if directory is None:
         return files
     if config is not None:
+        if run is not None:
+            _say_what_changed(directory, config)
         files.config_file = write_config(directory, config)
     write_environment(directory)
     write_data_files(directory, datamodule)
@@ -186,6 +195,18 @@ def start_run(
     _open_loggers(trainer, directory, config or dict(model.hparams), resumes_at)
     trainer.callbacks += [Pictures(directory / "pictures", trainer.wandb.table_rows), Curves(directory)]
     return files
+
+
+def _say_what_changed(directory: Path, config: dict[str, Any]) -> None:
+    """One line where a run is continued with other settings; the config of now is the truth."""
+    before = newest_config(directory)
+    changed = [
+        f"{key} {now!r} (before {then!r})"
+        for part in ("model", "data", "trainer", "seed_everything")
+        for key, now, then in differences(config.get(part), before.get(part), part)
+    ]
+    if changed:
+        rank_zero_info(f"The run goes on with changed settings: {examples(changed, 12)}.")
 
 
 @rank_zero_only
@@ -213,7 +234,7 @@ def _resolved_config(trainer: RunTrainer, model: Any, datamodule: Any) -> dict[s
     if trainer.config is None:
         return None
     resolved = datamodule.resolved() if hasattr(datamodule, "resolved") else {}
-    return run_config(trainer.config, dict(model.hparams), resolved)
+    return dict(masked(run_config(trainer.config, dict(model.hparams), resolved)))
 
 
 def _add_checkpoints(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_info
 
+from pipelines.advice import with_advice
 from pipelines.callbacks.predictions import PredictionWriter
 from pipelines.defaults import (
     as_loggers,
@@ -25,10 +26,19 @@ from pipelines.defaults import (
 )
 from pipelines.epoch_loop import EpochLoop
 from pipelines.hardware import AveragedWeights, Precision, resolve_precision
+from pipelines.lightning_parts import check_parts
 from pipelines.outputs.detections import BoxFormat
-from pipelines.preparation import RunTrainer, check_training, prepare, print_metrics, start_evaluation, start_run
-from pipelines.run.compatibility import check_data, check_fits
-from pipelines.run.directory import find_checkpoint, find_resume, task_name
+from pipelines.preparation import (
+    RunTrainer,
+    check_training,
+    prepare,
+    print_metrics,
+    start_evaluation,
+    start_run,
+)
+from pipelines.resuming import resumes_nothing, start_of
+from pipelines.run.compatibility import check_fits, check_optimizer
+from pipelines.run.lock import only_writer
 from pipelines.run.tracking import Wandb
 from tasks.hooks import TaskHooks
 
@@ -47,9 +57,9 @@ class Trainer(RunTrainer):
         max_skipped_steps: An optimizer step whose loss or gradient is NaN or infinite is skipped; so many in a row end
             the run. 0 does not look.
         wandb: Weights & Biases.
-        callbacks: Further Lightning callbacks; with a ModelCheckpoint among them, ours are left out.
+        callbacks: Further Lightning callbacks; a ModelCheckpoint writes beside ``best.ckpt`` and ``last.ckpt``.
         logger: Further Lightning loggers; ``false`` leaves only ``metrics.csv``.
-        enable_checkpointing: ``false`` writes no checkpoints.
+        enable_checkpointing: ``false`` writes neither ``best.ckpt`` nor ``last.ckpt``.
         enable_progress_bar: Show a progress bar.
         log_every_n_steps: Optimizer steps between two rows of training losses; the only syncs with the device.
         deterministic: Only algorithms that give the same result each time; see Lightning.
@@ -85,8 +95,10 @@ class Trainer(RunTrainer):
             log_every_n_steps=log_every_n_steps,
             use_distributed_sampler=use_distributed_sampler,
         )
+        given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        check_parts(given, kwargs.get("strategy", "auto"), kwargs)
         callbacks = with_own_callbacks(
-            callbacks,
+            given,
             progress_bar=enable_progress_bar is not False,
             summary=kwargs.get("enable_model_summary") is not False,
         )
@@ -116,7 +128,7 @@ class Trainer(RunTrainer):
             # Only now is it known where the training will be; Lightning wants the checkpoint callbacks to be last.
             number = sum(not isinstance(callback, Checkpoint) for callback in self.callbacks)
             self.callbacks.insert(number, AveragedWeights(ema_decay, self.strategy.root_device))
-        self.adds_checkpoints = enable_checkpointing is not False and not has_checkpoints
+        self.adds_checkpoints = enable_checkpointing is not False
         self.handles_signals = not requeues(plugins, kwargs.get("strategy"))
         self.save_every_minutes, self.save_every_n_steps = save_every_minutes, save_every_n_steps
         self.max_skipped_steps = max_skipped_steps
@@ -167,28 +179,30 @@ class Trainer(RunTrainer):
             The run directory on rank 0.
         """
         check_start(model, ckpt_path, resume)
-        task = task_name(self.config)
-        run, checkpoint = find_resume(self.runs_dir, self.run_name, resume, task)
-        if ckpt_path is not None:
-            checkpoint = find_checkpoint(self.runs_dir, self.run_name, ckpt_path, task)
-        prepare(self, model, datamodule, "fit", weights_follow=checkpoint is not None)
-        check_training(self, model, datamodule)
-        if checkpoint is not None:
-            check_fits(checkpoint, model.taught)
-            if run is not None:
-                check_data(checkpoint, datamodule)
-        start = None if checkpoint is None else str(checkpoint)
-        if self.fast_dev_run or getattr(self, "barebones", False):
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, start)
-            return None
-        with self.one_command():
-            files = start_run(self, model, datamodule, run, checkpoint)
+        with ExitStack() as locks:
+            run, checkpoint = start_of(self, ckpt_path, resume, locks)
+            prepare(self, model, datamodule, "fit", weights_follow=checkpoint is not None)
+            check_training(self, model, datamodule)
             if checkpoint is not None:
-                rank_zero_info(f"Continuing from {checkpoint}.")
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, start)
-            for logger in self.loggers:
-                logger.finalize("success")
-            files.summary(self)
+                check_fits(checkpoint, model.taught)
+                check_optimizer(checkpoint, model.taught)
+                if run is not None and resumes_nothing(self, checkpoint, datamodule):
+                    return run
+            start = None if checkpoint is None else str(checkpoint)
+            if self.fast_dev_run or getattr(self, "barebones", False):
+                super().fit(model, train_dataloaders, val_dataloaders, datamodule, start)
+                return None
+            with self.one_command():
+                files = start_run(self, model, datamodule, run, checkpoint)
+                if run is None and self.run_dir is not None:
+                    locks.enter_context(only_writer(self.run_dir))
+                if checkpoint is not None:
+                    rank_zero_info(f"Continuing from {checkpoint}.")
+                with with_advice(self, datamodule):
+                    super().fit(model, train_dataloaders, val_dataloaders, datamodule, start)
+                for logger in self.loggers:
+                    logger.finalize("success")
+                files.summary(self)
         return self.run_dir
 
     def validate(  # type: ignore[override]

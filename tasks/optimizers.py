@@ -139,6 +139,15 @@ def _keep_settings_on_load(optimizer: torch.optim.Optimizer, keys: Collection[st
         for group in optimizer.param_groups
     ]
 
+    def refuse_others(present: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        theirs = [len(group["params"]) for group in state["param_groups"]]
+        if theirs != [len(group["params"]) for group in present.param_groups]:
+            raise UserError(
+                "model.optim: the checkpoint's optimizer has other groups of parameters: layer_decay,"
+                " backbone_lr_scale, a weight_decay of 0 or what is frozen has changed. Continue with the run's own"
+                " settings, or begin a new run from its weights (model.pretrained)."
+            )
+
     def restore(loaded: torch.optim.Optimizer) -> None:
         for group, settings in zip(loaded.param_groups, ours, strict=True):
             before, now = group["initial_lr"], settings["initial_lr"]
@@ -154,4 +163,5 @@ def _keep_settings_on_load(optimizer: torch.optim.Optimizer, keys: Collection[st
                         state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
 
     inner = getattr(optimizer, "_base_optimizer", optimizer)  # timm's Lookahead shares another's groups
+    inner.register_load_state_dict_pre_hook(refuse_others)
     inner.register_load_state_dict_post_hook(restore)

@@ -80,6 +80,8 @@ def what_was_loaded(network: nn.Module) -> str | None:
 def _read(file: str) -> dict[str, Any]:
     """The tensors of a file by name; those below ``state_dict`` or ``model``, and an average where it has one."""
     path = Path(file).expanduser()
+    if (best := path / "checkpoints" / "best.ckpt").is_file():
+        raise UserError(f"model.pretrained: {file} is the folder of a run; give its checkpoint, {best}.")
     if path.is_dir():
         raise UserError(
             f"model.pretrained: {file} is a folder; model.detector: rtdetr and model.architecture: segformer take"

@@ -140,7 +140,8 @@ def test_config(path):
         shrink += ["--data.num_scenes={train: 8, val: 4, test: 4}"]
     if config["model"]["init_args"].get("pretrained") is True:  # tests are offline, so the net may be a small one too
         assert timm.is_model_pretrained(config["model"]["init_args"]["backbone"])
-        shrink += ["--model.pretrained=false", "--model.backbone=test_resnet"]
+        small = "test_convnext" if "convnext" in config["model"]["init_args"]["backbone"] else "test_resnet"
+        shrink += ["--model.pretrained=false", f"--model.backbone={small}"]
     assert in_child(lambda: main([*command, *shrink])) == 0
     run = the_run(run_name(path))
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -172,6 +173,8 @@ def test_noisy_student(path):
     for part in (less["teacher"], *less["students"]):
         part["model"] = without_weights(part["model"])
     make_data({"model": less["teacher"]["model"], "data": config["data"]})
+    if "pool" in config:
+        write_images(Path(config["pool"]), {".": 6}, seed=1)
     Path("less.yaml").write_text(yaml.safe_dump(less))
     command = header_command(path)
     assert name_of(path) in command
@@ -184,6 +187,7 @@ def test_noisy_student(path):
         shrink += ["--labeled_images=8", "--selection.threshold=0.001"]
     else:
         shrink += ["--labels_per_class=4"]
+        shrink += ["--data.image_size=64"] if config["data"]["init_args"].get("image_size", 0) > 100 else []
 
     def work() -> int:
         # Scores of a detector that was hardly trained are about 0.01.

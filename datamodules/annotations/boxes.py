@@ -54,7 +54,7 @@ class BoxReport(NamedTuple):
         return f"{self.total:,} boxes, {self.fixed:,} fixed and {self.dropped:,} dropped: {reasons}"
 
 
-class _Boxes(NamedTuple):
+class Examined(NamedTuple):
     """All boxes of a set, one after the other: M of them."""
 
     given: npt.NDArray[np.float32]  # (M, 4)
@@ -95,7 +95,7 @@ def check_boxes(
     numbers = [len(r["boxes"]) for r in records]
     if not sum(numbers):
         return list(records), BoxReport(0, {}, 0, 0, [])
-    boxes = _examine(records, numbers, num_classes)
+    boxes = examine(records, numbers, num_classes)
     owner = np.repeat(np.arange(len(records)), numbers)
     first = np.cumsum([0, *numbers])
     bad = np.flatnonzero(boxes.reason >= 0)
@@ -120,7 +120,7 @@ def check_boxes(
     return out, BoxReport(len(boxes.given), counts, fixed, int((~keep).sum()), examples)
 
 
-def _examine(records: Sequence[Record], numbers: list[int], num_classes: int | None) -> _Boxes:
+def examine(records: Sequence[Record], numbers: list[int], num_classes: int | None) -> Examined:
     """What is wrong with each box of all records; ``numbers`` is how many each record has."""
     boxes = np.concatenate([r["boxes"] for r in records])
     labels = np.concatenate([r["labels"] for r in records])
@@ -142,7 +142,7 @@ def _examine(records: Sequence[Record], numbers: list[int], num_classes: int | N
         np.abs(clipped - ordered).max(1) > TOLERANCE,
     )
     reason = np.select(wrong, list(range(len(wrong))), -1)
-    return _Boxes(boxes, clipped, area, reason, finite & ~no_class & (area > 0))
+    return Examined(boxes, clipped, area, reason, finite & ~no_class & (area > 0))
 
 
 def _rewrite(
@@ -164,13 +164,17 @@ def _rewrite(
 
 def _describe(record: Record, i: int) -> str:
     """``FILE, annotation 7 ('IMAGE', 640 x 480): x1 y1 x2 y2 = 1 2 3 4, class 0``; VOC has objects, YOLO lines."""
-    file = Path(record["annotation_file"])
-    unit = _UNITS.get(file.suffix.lower(), "annotation")
     corners = " ".join(f"{value:g}" for value in record["boxes"][i].tolist())
     return (
-        f"{file}, {unit} {int(record['annotation_ids'][i])} ('{Path(record['path']).name}', {record['width']} x"
+        f"{record['annotation_file']}, {object_name(record, i)} ('{Path(record['path']).name}', {record['width']} x"
         f" {record['height']}): x1 y1 x2 y2 = {corners}, class {int(record['labels'][i])}"
     )
+
+
+def object_name(record: Record, i: int) -> str:
+    """What the annotation file calls a record's object: ``annotation 7``; VOC has objects, YOLO lines."""
+    unit = _UNITS.get(Path(record["annotation_file"]).suffix.lower(), "annotation")
+    return f"{unit} {int(record['annotation_ids'][i])}"
 
 
 def fractions_note(records: Sequence[Record]) -> str | None:

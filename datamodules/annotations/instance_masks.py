@@ -33,7 +33,7 @@ def check_masks(records: Sequence[Record], policy: Policy, setting: str) -> tupl
         UserError: Under ``error``, if there are any; the first ten are listed.
     """
     with ThreadPoolExecutor(8) as pool:
-        wrong = list(pool.map(_wrong_masks, records))
+        wrong = list(pool.map(wrong_masks, records))
     lines = [f"{_where(record, i)} {own[i]}" for record, own in zip(records, wrong, strict=True) for i in own]
     if lines and policy == "error":
         raise UserError(
@@ -47,7 +47,7 @@ def check_masks(records: Sequence[Record], policy: Policy, setting: str) -> tupl
     return out, lines
 
 
-def _wrong_masks(record: Record) -> dict[int, str]:
+def wrong_masks(record: Record) -> dict[int, str]:
     """What is wrong with masks of a record, by the object's place."""
     found = {}
     for i, shape in enumerate(record["segmentation"] or ()):

@@ -1,5 +1,6 @@
-"""One of several processes builds a file while the others wait: a lock that is itself a file, on any shared disk.
+"""Locks that are themselves files, on any shared disk: one of several processes builds, or writes into a folder.
 
+The holder touches its lock again and again: this heartbeat is seen from other machines, which a process number is not.
 No collective of the network is involved: those end with an error after some minutes, and a build may take hours.
 """
 
@@ -50,11 +51,62 @@ def only_one_builds(
     if not mine:
         yield False
         return
+    with _beating(lock, beat):
+        yield True
+
+
+class HeldError(Exception):
+    """A live process holds the lock.
+
+    Attributes:
+        machine: Where it runs.
+        process: Its number there.
+    """
+
+    def __init__(self, lock: Path) -> None:
+        found = lock.read_text().split() if lock.exists() else []
+        self.machine, self.process = [*found, "?", "?"][:2]
+        super().__init__(f"process {self.process} on {self.machine}")
+
+
+@contextmanager
+def held(lock: Path, *, beat: float = BEAT_SECONDS, stale: float = STALE_SECONDS, poll: float = 0.5) -> Iterator[bool]:
+    """Hold a lock inside the block, which is told whether the lock had to be waited for.
+
+    Args:
+        lock: The lock file; its folder exists.
+        beat: Seconds between two touches.
+        stale: Seconds without a touch after which a holder counts as dead.
+        poll: Seconds between two looks at a holder that may be dead.
+
+    Raises:
+        HeldError: If its holder gives a sign of life.
+        OSError: If the file cannot be made.
+    """
+    waited = False
+    watch, first = Watch(stale), _stamp(lock)
+    while not _create(lock):
+        waited = True
+        stamp = _stamp(lock)
+        if stamp is not None and (_owner_is_dead(lock) or watch.stale(stamp, time.monotonic())):
+            lock.unlink(missing_ok=True)
+            continue
+        if stamp is not None and first is not None and stamp[0] == first[0] and stamp != first:
+            raise HeldError(lock)
+        first = stamp if first is None else first
+        time.sleep(poll)
+    with _beating(lock, beat):
+        yield waited
+
+
+@contextmanager
+def _beating(lock: Path, beat: float) -> Iterator[None]:
+    """Touch a lock that is held, and remove it in the end."""
     ended = threading.Event()
     heart = threading.Thread(target=_touch_until, args=(lock, ended, beat), daemon=True)
     heart.start()
     try:
-        yield True
+        yield
     finally:
         ended.set()
         heart.join()

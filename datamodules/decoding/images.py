@@ -74,7 +74,7 @@ def read_image(
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if not data:
         raise ImageError(f"{name}: the file is empty.")
-    pixels = convert(_decode(data, name, max_pixels), channels, dtype, name)
+    pixels = convert(decode(data, name, max_pixels), channels, dtype, name)
     return pixels if pixels.flags.writeable else pixels.copy()
 
 
@@ -96,7 +96,12 @@ def _name(source: str | Path | bytes) -> str:
     return f"image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
-def _decode(data: bytes, name: str, max_pixels: int) -> Decoded:
+def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """The pixels as the file has them: own depth and channels, not yet turned.
+
+    Raises:
+        ImageError: If the file is corrupt, truncated, no image, or too large.
+    """
     if data.startswith(JPEG):
         return _read_jpeg(data, name, max_pixels)
     if data.startswith(NPY):

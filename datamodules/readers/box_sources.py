@@ -3,20 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
 from datamodules.annotations.records import Listing
 from datamodules.common.errors import UserError
 from datamodules.decoding.files import only_folder
+from datamodules.readers.box_csv import is_box_table, read_box_csv
 from datamodules.readers.coco import is_coco, read_coco, read_coco_folder
+from datamodules.readers.createml import read_createml
+from datamodules.readers.cvat import is_cvat, read_cvat
+from datamodules.readers.json_files import is_kind, json_kind
+from datamodules.readers.labelme import read_labelme
+from datamodules.readers.labelstudio import read_labelstudio
+from datamodules.readers.tables import SPLIT_FIELD, lists_of_splits
+from datamodules.readers.via import read_via
 from datamodules.readers.voc_boxes import Difficult, read_voc_boxes
 from datamodules.readers.voc_layouts import has_xmls
 from datamodules.readers.yolo_sets import is_yolo
 from datamodules.readers.yolo_text import read_yolo
 
-Format = Literal["coco", "voc", "yolo"]
-_SIGNS: dict[Format, Callable[[Path], bool]] = {"coco": is_coco, "voc": has_xmls, "yolo": is_yolo}
+Format = Literal["coco", "voc", "yolo", "labelme", "createml", "via", "labelstudio", "cvat", "csv"]
+_WITHOUT_ROOT = ("voc", "yolo")  # whose files say themselves where the images are
+_ROBOFLOW_CSV = "_annotations.csv"
+
+
+def _is_csv(folder: Path) -> bool:
+    return any(folder.glob(f"*/{_ROBOFLOW_CSV}")) or any(map(is_box_table, lists_of_splits(folder).values()))
+
+
+_SIGNS: dict[Format, Callable[[Path], bool]] = {
+    "coco": is_coco,
+    "voc": lambda folder: has_xmls(folder) and not is_cvat(folder / "annotations.xml"),
+    "yolo": is_yolo,
+    "labelme": partial(is_kind, kind="labelme"),
+    "createml": partial(is_kind, kind="createml"),
+    "via": partial(is_kind, kind="via"),
+    "labelstudio": partial(is_kind, kind="labelstudio"),
+    "cvat": lambda folder: is_cvat(folder / "annotations.xml"),
+    "csv": _is_csv,
+}
+_PROGRAMS: dict[Format, Callable[[Path, list[str] | None, str | Path | None], Listing]] = {
+    "labelme": read_labelme,
+    "createml": read_createml,
+    "via": read_via,
+    "labelstudio": read_labelstudio,
+    "cvat": read_cvat,
+}
 
 
 def read_boxes(
@@ -31,11 +65,10 @@ def read_boxes(
     """Read boxes, and masks where there are any, in any format that is known.
 
     Args:
-        source: A COCO JSON file, a YOLO YAML file, or a folder in one of the layouts of ``read_coco_folder``,
-            ``read_voc_boxes`` and ``read_yolo``.
-        format: ``coco``, ``voc`` or ``yolo``; by default what ``source`` looks like.
-        image_root: Where file names of a COCO file start.
-        class_names: All classes in the order of their ids, for VOC and YOLO; COCO files name them.
+        source: A file or a folder of one of the formats; see the reader of each.
+        format: Which it is; by default what ``source`` looks like.
+        image_root: Where file names start; VOC and YOLO have none.
+        class_names: All classes in the order of their ids; COCO files name them.
         voc_one_based: Whether VOC's coordinates count pixels from 1.
         voc_difficult: What ``difficult`` objects of VOC become.
 
@@ -52,15 +85,20 @@ def read_boxes(
         format = find_format(source)
     elif format not in get_args(Format):
         raise UserError(f"The format is '{format}'; it must be {', '.join(get_args(Format))}, or left out.")
-    if image_root is not None and format != "coco":
-        raise UserError(f"image_root is set, but '{source}' is read as {format}; only COCO files have one.")
+    if image_root is not None and format in _WITHOUT_ROOT:
+        raise UserError(f"image_root is set, but '{source}' is read as {format}, which needs none.")
     if class_names is not None and format == "coco":
         raise UserError(f"class_names is set, but '{source}' is read as coco, which names its categories itself.")
     if format == "voc":
         return read_voc_boxes(source, class_names, one_based=voc_one_based, difficult=voc_difficult)
     if format == "yolo":
         return read_yolo(source, class_names)
-    return read_coco_folder(source, image_root) if source.is_dir() else read_coco(source, image_root)
+    if format == "coco":
+        return read_coco_folder(source, image_root) if source.is_dir() else read_coco(source, image_root)
+    if format == "csv":
+        is_roboflow = source.is_dir() and any(source.glob(f"*/{_ROBOFLOW_CSV}"))
+        return read_box_csv(source / SPLIT_FIELD / _ROBOFLOW_CSV if is_roboflow else source, class_names, image_root)
+    return _PROGRAMS[format](source, class_names, image_root)
 
 
 def find_folder(source: str | Path) -> Path:
@@ -84,13 +122,10 @@ def find_format(source: str | Path) -> Format:
         UserError: If it looks like none, or like several.
     """
     source = find_folder(source)
-    if not source.exists():
+    if SPLIT_FIELD not in str(source) and not source.exists():
         raise UserError(f"'{source}' does not exist (looked in {Path.cwd()}).")
-    if source.is_file():
-        known: dict[str, Format] = {".json": "coco", ".yaml": "yolo", ".yml": "yolo", ".data": "yolo"}
-        if source.suffix.lower() not in known:
-            raise UserError(f"'{source}' is neither a folder, nor a COCO file (.json), nor a YOLO data set (.yaml).")
-        return known[source.suffix.lower()]
+    if not source.is_dir():
+        return _format_of_file(source)
     found: list[Format] = [name for name, is_one in _SIGNS.items() if is_one(source)]
     if len(found) != 1:
         like = f"like {' and '.join(found)} at once" if found else "like none of coco, voc and yolo"
@@ -100,3 +135,18 @@ def find_format(source: str | Path) -> Format:
             " has labels/*.txt."
         )
     return found[0]
+
+
+def _format_of_file(file: Path) -> Format:
+    known: dict[str, Format] = {".yaml": "yolo", ".yml": "yolo", ".data": "yolo", ".csv": "csv", ".parquet": "csv"}
+    suffix = file.suffix.lower()
+    if suffix == ".json":
+        return json_kind(file)
+    if suffix == ".xml" and is_cvat(file):
+        return "cvat"
+    if suffix not in known:
+        raise UserError(
+            f"'{file}' is neither a folder, nor a COCO file (.json), nor a YOLO data set (.yaml), nor a list of boxes"
+            " (.csv). VOC's XML files are read by their folder."
+        )
+    return known[suffix]

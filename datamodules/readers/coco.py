@@ -34,11 +34,13 @@ from datamodules.readers.coco_values import (
     wrong_bbox,
     wrong_crowd,
 )
+from datamodules.readers.json_files import json_kind
 
 _Parts: TypeAlias = tuple[list[Record], list[str], list[int]]  # records, class names, their ids in the file
 
 _SPLIT_FILE = re.compile(r"(?:instances_)?([a-z]+)[-_]?\d*", re.IGNORECASE)
 _ROBOFLOW = "_annotations.coco.json"  # lies beside the images of each split folder
+_LOOKED_AT = 20
 _FIFTYONE = "labels.json"  # lies beside the folder data, in each split folder or above
 
 
@@ -115,7 +117,9 @@ def _files(root: Path) -> list[Path]:
     found = sorted((root / "annotations").glob("*.json"))
     for name in (_ROBOFLOW, _FIFTYONE):
         found += [file for file in (*sorted(root.glob(f"*/{name}")), root / name) if file.is_file()]
-    return [file for file in found if is_visible(file.name)]
+    found = [file for file in found if is_visible(file.name)]
+    kinds = [json_kind(file) for file in found[:_LOOKED_AT]]  # other programs write a file an image
+    return found if "coco" in kinds or not kinds else []
 
 
 def _files_by_split(found: list[Path]) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from typing import Any
 from datamodules.common.errors import UserError
 from datamodules.decoding.headers import MAX_PIXELS
 from datamodules.readers.coco_values import number_of
-from datamodules.readers.places import find_files
+from datamodules.readers.places import find_files, roots_of
 from datamodules.readers.text import whole
 
 
@@ -71,7 +71,7 @@ def image_paths(file: Path, images: list[Any], image_root: str | Path | None, sp
     Raises:
         UserError: If images are missing; the first is named.
     """
-    roots = _roots(file, split) if image_root is None else [str(image_root)]
+    roots = roots_of(file, split) if image_root is None else [str(image_root)]
     paths, missing = find_files([image["file_name"] for image in images], roots, loose=True)
     if missing:
         image = images[missing[0]]
@@ -81,11 +81,3 @@ def image_paths(file: Path, images: list[Any], image_root: str | Path | None, sp
             f" {len(missing)} of {len(paths)} are missing. Set image_root to the folder where file names start."
         )
     return paths
-
-
-def _roots(file: Path, split: str | None) -> list[str]:
-    """Where the images of a file may be."""
-    here, above = file.parent, file.parent.parent
-    names = [name for name in (file.stem.removeprefix("instances_"), split) if name]
-    folders = [here, here / "images", here / "data", *(above / "images" / name for name in names), above / "images"]
-    return [str(folder) for folder in (*folders, *(above / name for name in names), above)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from datamodules.decoding.files import IMAGE_SUFFIXES
 
@@ -73,3 +74,11 @@ def _missing(paths: Sequence[str]) -> list[int]:
         if name not in folders[folder] and not os.path.isfile(path):  # a disk may not tell A from a
             missing.append(i)
     return missing
+
+
+def roots_of(file: Path, split: str | None) -> list[str]:
+    """Where the images of an annotation file may be, the likeliest folder first."""
+    here, above = file.parent, file.parent.parent
+    names = [name for name in (file.stem.removeprefix("instances_"), split) if name]
+    folders = [here, here / "images", here / "data", *(above / "images" / name for name in names), above / "images"]
+    return [str(folder) for folder in (*folders, *(above / name for name in names), above)]

@@ -22,13 +22,14 @@ from datamodules.splits import common_folder
 from pipelines.commands.conversions import SPLITS, DataSet, stem, write_coco, write_voc, write_yolo
 from pipelines.listing import PROGRAM
 
+Target = Literal["coco", "voc", "yolo"]
 Images = Literal["link", "copy", "none"]
 _WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}
 
 
 def convert(
     source: str | Path,
-    to: Format,
+    to: Target,
     output: str | Path,
     *,
     splits: Sequence[str] = (),
@@ -71,8 +72,8 @@ def convert(
             images would get one name.
     """
     output = Path(output)
-    if to not in get_args(Format):
-        raise UserError(f"The target format is '{to}'; it must be {', '.join(get_args(Format))}.")
+    if to not in get_args(Target):
+        raise UserError(f"The target format is '{to}'; it must be {', '.join(get_args(Target))}.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"'{output}' is there already and is not overwritten. Remove it, or choose another folder.")
     listing = read_boxes(
@@ -92,7 +93,7 @@ def convert(
         losses += _WRITERS[to](root, data)
         if images != "none":
             _place_images(root, data, images, to)
-    lines = [_summary(output, data, to)]
+    lines = [_summary(output, data, to), *listing.notes]
     if report.counts:
         lines.append(f"wrong boxes: {report}")
     if images == "none" and to == "coco":
@@ -197,7 +198,7 @@ def main(args: list[str]) -> int:
         description="Convert boxes and instance masks between COCO JSON, Pascal VOC XML and YOLO text.",
     )
     parser.add_argument("--source", required=True, help="a COCO .json, a YOLO .yaml, or a folder of any of the three")
-    parser.add_argument("--to", required=True, choices=get_args(Format))
+    parser.add_argument("--to", required=True, choices=get_args(Target))
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--split", nargs="+", choices=SPLITS, default=(), help="only these splits")
     # What a datamodule has, too, is called as there.

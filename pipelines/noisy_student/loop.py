@@ -10,6 +10,7 @@ from typing import Any
 
 from datamodules.base import DataModule
 from datamodules.common.files import read_json, write_json
+from datamodules.samplers import choose_batch
 from pipelines.noisy_student import data_stage, stages
 from pipelines.noisy_student.configs import outcome, student_config, teacher_config
 from pipelines.noisy_student.kinds.base import Kind, SelectionJob
@@ -127,6 +128,7 @@ class SeedLoop:
     ) -> TrainedModel:
         """A student, or without ``pseudo_labels`` or without ``noise`` one of its controls, of as many steps."""
         student = self.settings.students[generation - 1]
+        labeled = len(read_json(self.found["split"].path)["train"])
         command = student_config(
             self.settings,
             self.kind,
@@ -134,7 +136,7 @@ class SeedLoop:
             self.found["split"].path,
             selection["selected"].path if pseudo_labels else None,
             self.truth["class_names"],
-            student.steps_per_epoch or steps_per_epoch(self.settings, self.data, student, selection),
+            student.steps_per_epoch or steps_per_epoch(self.settings, self.data, student, selection, labeled),
             stage_seed(self.seed, generation),
             noise=noise,
         )
@@ -223,11 +225,15 @@ def task_and_data(config: dict[str, Any]) -> dict[str, Any]:
     return {"teacher": {key: config[key] for key in ("model", "data")}}
 
 
-def steps_per_epoch(settings: Settings, data: DataModule, student: StudentSettings, selected: Outputs) -> int:
-    """Batches of one pass over the selected images, over all devices."""
-    batch_size = int(student.data.get("batch_size", data.batch_size))
+def steps_per_epoch(
+    settings: Settings, data: DataModule, student: StudentSettings, selected: Outputs, labeled: int
+) -> int:
+    """Batches of one pass over the selected images, over all devices, beside ``labeled`` labeled ones."""
     world = num_devices(trainer_of(settings, student))
     assert world is not None  # the settings were checked
+    batch_size = int(
+        student.data.get("batch_size") or data.batch_size or choose_batch(data.most_images, labeled // world)
+    )
     return max(1, int(read_json(selected[REPORT].path)["images"]) // (batch_size * student.ratio * world))
 
 

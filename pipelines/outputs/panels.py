@@ -40,13 +40,6 @@ def display_size(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def panel(
-    image: NDArray[Any], truth: Annotation | None, prediction: Annotation, palette: Palette, class_names: Sequence[str]
-) -> Picture:
-    """One image as a panel; see ``panels``."""
-    return panels([Sample(image, truth, prediction)], palette, class_names)
-
-
 def panels(samples: Sequence[Sample], palette: Palette, class_names: Sequence[str]) -> Picture:
     """Image, truth, prediction and error side by side, one row a sample, above a legend of the classes that occur.
 

@@ -77,6 +77,21 @@ def check_fits(path: Path, model: torch.nn.Module) -> None:
     )
 
 
+def check_optimizer(path: Path, model: Any) -> None:
+    """Compare the optimizer whose state a checkpoint holds with the one that is to go on with it.
+
+    Raises:
+        UserError: If it is another.
+    """
+    trained = (open_checkpoint(path).get("hyper_parameters", {}).get("optim") or {}).get("name")
+    ours = getattr(getattr(model, "optim", None), "name", None)
+    if trained and ours and trained != ours:
+        raise UserError(
+            f"model.optim.name is '{ours}', but {path} was trained with '{trained}', whose state is no {ours}'s."
+            f" Continue with {trained}, or begin a new run from those weights: --model.pretrained {path}."
+        )
+
+
 def _refuse_other_settings(path: Path, trained: dict[str, Any], model: torch.nn.Module) -> None:
     for key in ("backbone", "num_classes", "in_chans", "image_size", "backbone_args"):
         theirs, ours = trained.get(key), getattr(model, key, None)

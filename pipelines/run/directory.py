@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import json
+import os
 import platform
+import re
 import secrets
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from datamodules.common.errors import UserError, examples
 from datamodules.common.files import atomic_path, read_json, write_json, write_text
 from pipelines.run.checkpoints import newest_good_checkpoint
+from pipelines.run.masking import masked_words
 
 PACKAGES = [
     "torch",
@@ -208,10 +211,22 @@ def write_config(directory: Path, config: dict[str, Any]) -> Path:
         number += 1
 
 
+def newest_config(directory: Path) -> dict[str, Any]:
+    """The config that a run was last trained with; empty where there is none that can be read."""
+    files = [directory / "config.yaml", *sorted(directory.glob("config.*.yaml"), key=lambda p: int(p.suffixes[0][1:]))]
+    try:
+        return dict(yaml.safe_load(files[-1].read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        return {}
+
+
 def write_environment(directory: Path) -> None:
     """Record package versions, git revision, machine and command; a list in JSON with one entry a command."""
     path = directory / "environment.json"
-    commands = read_json(path) or []
+    try:
+        commands = list(read_json(path) or [])
+    except (ValueError, TypeError):  # damaged; it must not stop a resume
+        commands = []
     versions = {}
     for package in PACKAGES:
         try:
@@ -220,7 +235,7 @@ def write_environment(directory: Path) -> None:
             continue
     commands.append(
         {
-            "command": sys.argv,
+            "command": masked_words(sys.argv),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "git": _git_revision(),
@@ -262,11 +277,14 @@ def checkpoint_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def wandb_id(directory: Path) -> str:
-    """The W&B run id of a run directory; a resumed run keeps it."""
+    """The W&B run id of a run directory; a resumed run keeps it. Under a sweep's agent it is the one that it gives."""
     path = directory / "wandb_id.txt"
-    if not path.exists():
-        write_text(path, secrets.token_hex(4))
-    return path.read_text().strip()
+    found = path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+    if not re.fullmatch(r"[\w-]+", found):  # none yet, or a damaged file
+        of_agent = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+        found = of_agent or secrets.token_hex(4)
+        write_text(path, found)
+    return found
 
 
 def write_data_files(directory: Path, datamodule: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,15 +14,13 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.loggers.logger import DummyExperiment, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
-from datamodules.common.errors import UserError
 from datamodules.common.files import write_text
-from pipelines.run.masking import masked
-from pipelines.run.wandb_server import answers, has_login
+from pipelines.run.masking import masked, masked_command_line
+from pipelines.run.wandb_server import Mode, answers, has_login, mode_of_environment
 
 if TYPE_CHECKING:
     import numpy as np
 
-Mode = Literal["auto", "online", "offline", "off"]
 # A server that does not answer costs at most this and the time of the probe, and a second or two of start-up.
 INIT_SECONDS = 10.0
 # A server lost in mid-run must not hold the process at its end for ever; the data stay on disk for `wandb sync`.
@@ -69,30 +67,10 @@ def wandb_logger(
     Raises:
         UserError: For another value of WANDB_MODE.
     """
-    mode = _mode_of_environment() if settings.mode == "auto" else settings.mode
+    mode = mode_of_environment() if settings.mode == "auto" else settings.mode
     if mode == "off":
         return None
     return WandbRun(Path(directory), replace(settings, mode=mode), name, run_id, masked(dict(config)))
-
-
-def _mode_of_environment() -> Mode:
-    """What WANDB_MODE asks for; ``auto`` where it is not set.
-
-    Raises:
-        UserError: For a value that W&B does not know.
-    """
-    asked = os.environ.get("WANDB_MODE", "").lower()
-    modes: dict[str, Mode] = {
-        "": "auto",
-        "online": "online",
-        "run": "online",
-        "offline": "offline",
-        "dryrun": "offline",
-        "disabled": "off",
-    }
-    if asked not in modes:
-        raise UserError(f"WANDB_MODE={asked} is not known: set it to online, offline or disabled, or unset it")
-    return modes[asked]
 
 
 def log_image(loggers: Sequence[Logger], key: str, image: str | Path | np.ndarray[Any, Any], step: int) -> None:
@@ -150,7 +128,7 @@ class WandbRun(WandbLogger):
         super().__init__(name=name, save_dir=str(directory), id=run_id, project=settings.project)
         self.directory, self.settings = directory, settings
         self._title, self._run_id, self._config = name, run_id, config
-        self._opened = False
+        self._opened = self._lost = False
         self._floor = -1  # last step that earlier processes have recorded
         self._step = -1  # last step logged
 
@@ -162,10 +140,21 @@ class WandbRun(WandbLogger):
         Lightning opens its loggers before the datamodule's ``setup``, so that a wrong path would leave an empty run.
         """
         if self._experiment is None:
-            if not self._opened:
+            if not self._opened or self._lost:
                 return DummyExperiment()
             self._experiment = self._open()
         return self._experiment
+
+    def _unless_lost(self, act: Callable[[], Any]) -> None:
+        """Whatever becomes of the tracker, the training goes on: at the first failure it is given up."""
+        if self._lost:
+            return
+        try:
+            act()
+        except Exception as error:
+            self._lost, self._experiment = True, None
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            _say(f"lost ({reason}); the run goes on without it, and metrics.csv has all values")
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the connection out; a copy in another process does not open a run of its own accord."""
@@ -178,7 +167,7 @@ class WandbRun(WandbLogger):
             self._opened = True
             text = self._last_step.read_text().strip() if self._last_step.is_file() else ""
             self._floor = self._step = int(text) if text.isdigit() else -1
-        _ = self.experiment
+        self._unless_lost(lambda: self.experiment)
 
     @rank_zero_only
     def finish(self, failed: bool = False) -> None:
@@ -189,7 +178,7 @@ class WandbRun(WandbLogger):
         """
         if self._experiment is not None:
             self._remember(self._step)
-            self._experiment.finish(exit_code=int(failed))
+            self._unless_lost(lambda: self._experiment.finish(exit_code=int(failed)))
             self._experiment, self._opened = None, False
 
     def save(self) -> None:
@@ -207,14 +196,16 @@ class WandbRun(WandbLogger):
         """Record the model's resolved values under ``hparams``; texts (the config again) are left out."""
         self.start()
         values = vars(params) if isinstance(params, Namespace) else params
-        super().log_hyperparams(
-            {"hparams": masked({k: v for k, v in values.items() if not isinstance(v, str) or len(v) < 1000})}
-        )
+        hparams = {"hparams": masked({k: v for k, v in values.items() if not isinstance(v, str) or len(v) < 1000})}
+        self._unless_lost(lambda: super(WandbRun, self).log_hyperparams(hparams))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log values at a step; see the class for steps that were logged before."""
         self.start()
+        self._unless_lost(lambda: self._log(metrics, step))
+
+    def _log(self, metrics: Mapping[str, Any], step: int | None) -> None:
         run = self.experiment
         if step is None:
             run.log(dict(metrics))
@@ -278,17 +269,18 @@ class WandbRun(WandbLogger):
             finish_timeout=FINISH_SECONDS,
             x_transaction_log_flush_interval=1.0,  # what a SIGKILL costs; W&B's default is 15 s
         )
-        return wandb.init(
-            project=self.settings.project,
-            name=self._title,
-            id=self._run_id,
-            dir=str(self.directory),
-            resume="allow",
-            mode=mode,
-            reinit="finish_previous",
-            settings=settings,
-            config=self._config,
-            entity=self.settings.entity,
-            group=self.settings.group,
-            tags=self.settings.tags,
-        )
+        with masked_command_line():  # W&B records it as it finds it, and has no setting for that
+            return wandb.init(
+                project=self.settings.project,
+                name=self._title,
+                id=self._run_id,
+                dir=str(self.directory),
+                resume="allow",
+                mode=mode,
+                reinit="finish_previous",
+                settings=settings,
+                config=self._config,
+                entity=self.settings.entity,
+                group=self.settings.group,
+                tags=self.settings.tags,
+            )

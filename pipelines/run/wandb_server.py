@@ -8,8 +8,12 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
+from datamodules.common.errors import UserError
+
+Mode = Literal["auto", "online", "offline", "off"]
 PROBE_SECONDS = 5.0
 
 
@@ -50,3 +54,23 @@ def has_login(base_url: str, api_key: str | None) -> bool:
         return path is not None and netrc.netrc(path).authenticators(urlsplit(base_url).hostname or "") is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def mode_of_environment() -> Mode:
+    """What WANDB_MODE asks for; ``auto`` where it is not set.
+
+    Raises:
+        UserError: For a value that W&B does not know.
+    """
+    asked = os.environ.get("WANDB_MODE", "").lower()
+    modes: dict[str, Mode] = {
+        "": "auto",
+        "online": "online",
+        "run": "online",
+        "offline": "offline",
+        "dryrun": "offline",
+        "disabled": "off",
+    }
+    if asked not in modes:
+        raise UserError(f"WANDB_MODE={asked} is not known: set it to online, offline or disabled, or unset it")
+    return modes[asked]

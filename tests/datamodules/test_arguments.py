@@ -12,7 +12,8 @@ from datamodules.base import DataModule
 
 SHARED = {
     *("source", "class_names", "batch_size", "eval_batch_size", "num_workers", "cache", "cache_dir", "on_corrupt"),
-    *("seed", "val_fraction", "test_fraction", "split_seed", "split_file", "image_size", "in_chans", "dtype"),
+    *("seed", "val_fraction", "test_fraction", "split_seed", "split_file", "duplicates", "image_size", "in_chans"),
+    "dtype",
     *("resize", "interpolation", "augment", "balance"),
 }
 DENSE = {"num_scenes", "tile", "tile_overlap"}
@@ -28,9 +29,9 @@ KEYS = {
     },
 }
 DEFAULTS = {
-    ClassificationData: {"batch_size": 32, "resize": "crop", "interpolation": "bicubic"},
-    DetectionData: {"batch_size": 16, "resize": "letterbox", "interpolation": "bilinear"},
-    SegmentationData: {"batch_size": 16, "resize": "native", "interpolation": "bilinear"},
+    ClassificationData: {"batch_size": None, "resize": "crop", "interpolation": "bicubic"},
+    DetectionData: {"batch_size": None, "resize": "letterbox", "interpolation": "bilinear"},
+    SegmentationData: {"batch_size": None, "resize": "native", "interpolation": "bilinear"},
 }
 
 

@@ -41,7 +41,7 @@ def objects(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 def save(path: Path, size: tuple[int, int] = SIZE) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(len(path.stem)).integers(0, 256, (*size, 3)).astype(np.uint8)
+    pixels = np.random.default_rng(list(path.stem.encode())).integers(0, 256, (*size, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(path)
 
 

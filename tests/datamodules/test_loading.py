@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from datamodules import Augment, ClassificationData
 from datamodules.collate import collate
 from datamodules.loaders import RecordDataset
 from datamodules.memory import choose_cache
-from datamodules.samplers import EvalSampler, TrainSampler, key_seed
+from datamodules.samplers import EvalSampler, TrainSampler, choose_batch, key_seed
 from datamodules.splits import split_digest
 from datamodules.transforms.batched import BatchTransform
 from tests.conftest import write_images
@@ -325,3 +326,22 @@ ARRAY = {"image": np.zeros((1, 1, 3), np.uint8)}
 def test_auto_keeps_small_sets_of_whole_images_in_memory(record, count, canvas, augment, cache):
     assert choose_cache("auto", augment, canvas, [record] * count) == cache
     assert choose_cache("decoded", augment, canvas, [record] * count) == "decoded"
+
+
+@pytest.mark.parametrize(
+    ("most", "images", "batch"),
+    [(32, 1000, 32), (32, 256, 32), (32, 255, 16), (32, 40, 4), (8, 16, 4), (8, 3, 3), (8, 0, 1), (2, 5, 2)],
+)
+def test_a_batch_size_that_is_left_out_gives_an_epoch_eight_steps(most: int, images: int, batch: int) -> None:
+    assert choose_batch(most, images) == batch
+
+
+def test_a_small_set_is_trained_in_small_batches_and_says_so(folder: Path) -> None:
+    data = ClassificationData(str(folder), num_workers=0)
+    data.setup("fit")
+    assert (data.train_batch, data.eval_batch) == (4, 32)
+    assert data.chosen["data.batch_size"] == "4, since there are 16 training images"
+    assert [len(batch["image"]) for batch in data.train_dataloader()] == [4] * 4
+    asked = ClassificationData(str(folder), num_workers=0, batch_size=8)
+    asked.setup("fit")
+    assert (asked.train_batch, asked.eval_batch, asked.chosen) == (8, 8, {})

@@ -44,7 +44,7 @@ def write_set(root: Path, kind: str = "index", size: tuple[int, int] = SIZE) -> 
     for split, count in COUNTS.items():
         for i in range(count):
             mask = truth(i, size)
-            image = np.random.default_rng(100 + i).integers(0, 256, (*size, 3)).astype(np.uint8)
+            image = np.random.default_rng([100 + i, len(split)]).integers(0, 256, (*size, 3)).astype(np.uint8)
             save(root / f"images/{split}/{i}.png", image)
             if kind == "rgb":
                 table = np.zeros((256, 3), np.uint8)

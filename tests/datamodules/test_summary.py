@@ -12,7 +12,7 @@ from tests.conftest import write_images
 
 
 def test_images_of_each_class_and_split(folder):
-    data = ClassificationData("pictures")
+    data = ClassificationData("pictures", batch_size=2)
     data.setup("fit")
     found = held(data)
     assert found is not None
@@ -27,7 +27,7 @@ def test_images_of_each_class_and_split(folder):
 
 def test_many_classes_are_told_by_the_rarest_and_the_most_frequent(tmp_path):
     write_images(tmp_path / "many", {f"c{k:02d}": 2 + k for k in range(13)})
-    data = ClassificationData("many", val_fraction=0.0)
+    data = ClassificationData("many", val_fraction=0.0, batch_size=2)
     data.setup("fit")
     found = held(data)
     assert found is not None
@@ -57,7 +57,7 @@ def test_boxes_without_crowds():
 
 def test_data_of_another_library_and_scenes_that_are_drawn_have_no_table():
     assert held(SimpleNamespace()) is None
-    data = SegmentationData("digits", num_scenes={"train": 4, "val": 2, "test": 0})
+    data = SegmentationData("digits", batch_size=2, num_scenes={"train": 4, "val": 2, "test": 0})
     data.setup("fit")
     found = held(data)
     assert found is not None

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -64,8 +65,14 @@ def metrics() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_run_leaves_its_files(config):
-    assert run("fit", "--config", config, figures=True) == 0
+def test_a_run_leaves_its_files(config, monkeypatch):
+    logger = [
+        "--trainer.logger=CSVLogger",
+        "--trainer.logger.save_dir=.",
+        "--trainer.logger.prefix=http://me:s3cret@h/",
+    ]
+    monkeypatch.setattr(sys, "argv", ["pipelines", "fit", *logger, "--x.api_key", "s3cret"])  # what is recorded
+    assert run("fit", "--config", config, *logger, figures=True) == 0
     assert run("validate", "--config", config) == 0
     assert run("test", "--config", config, figures=True) == 0
     assert {p.name for p in (RUN / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -88,6 +95,9 @@ def test_a_run_leaves_its_files(config):
     environment = json.loads((RUN / "environment.json").read_text())
     assert environment[0]["packages"]["torch"] == importlib.metadata.version("torch")
     assert len(list((RUN / "wandb").glob("offline-run-*"))) == 1
+    files = [path for path in RUN.rglob("*") if path.is_file()]
+    assert any(b"api_key" in path.read_bytes() for path in RUN.glob("wandb/*/*.wandb"))
+    assert [path for path in files if b"s3cret" in path.read_bytes()] == []
     assert run("fit", "--config", str(RUN / "config.yaml"), "--name", "again", *OFF) == 0  # a saved config runs
 
 

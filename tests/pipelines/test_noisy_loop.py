@@ -452,6 +452,7 @@ def test_each_generation_of_each_seed_draws_anew():
         ({"data": {"batch_size": 10}}, 10),
         ({"data": {"batch_size": 10}, "ratio": 2, "trainer": {"devices": 2}}, 2),
         ({"ratio": 200}, 1),
+        ({"data": {"batch_size": None}}, 12),  # 8 at once, with 64 labeled images
     ],
 )
 def test_an_epoch_is_one_pass_over_the_selected_images(tmp_path, student, steps):
@@ -459,7 +460,8 @@ def test_an_epoch_is_one_pass_over_the_selected_images(tmp_path, student, steps)
     selected = {"account": manifest.Output(tmp_path / "selection.json", "")}
     settings = Settings(data={}, teacher=TeacherSettings(), students=[], launch=["srun"], trainer={"devices": 1})
     part = StudentSettings(model={}, **student)
-    assert steps_per_epoch(settings, ClassificationData(batch_size=4), part, selected) == steps
+    data = ClassificationData(batch_size=None if "batch_size" in part.data and not part.data["batch_size"] else 4)
+    assert steps_per_epoch(settings, data, part, selected, labeled=64) == steps
 
 
 def test_a_checkpoints_digest_is_of_its_weights_and_of_nothing_else(tmp_path):

@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from pipelines.__main__ import main
+from pipelines.config.ready import run_name
 from tests.conftest import in_child
 from tests.ranks import in_ranks
 
@@ -178,7 +179,7 @@ def test_the_ready_config_runs(path):
     short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.accelerator=cpu", *flags]
     short.append("--model.threshold=0.05")
     assert in_child(lambda: main([*command, *short, "--trainer.wandb.mode=off"])) == 0
-    run = Path("runs") / path.stem / "0"
+    run = Path("runs") / run_name(path) / "0"
     with open(run / "metrics.csv", newline="") as file:
         losses = {name: float(value) for name, value in list(csv.DictReader(file))[-1].items()}
     assert losses["train/kept"] == 1

@@ -26,7 +26,7 @@ def losses(*flags: str) -> list[float]:
     """Training loss of every step."""
     status = in_child(lambda: main(["fit", "--config", "classification/overfit", *QUIET, *flags]), seconds=900)
     assert status == 0
-    with open(Path("runs") / "overfit" / "0" / "metrics.csv", newline="") as file:
+    with open(Path("runs") / "classification-overfit" / "0" / "metrics.csv", newline="") as file:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 

@@ -17,6 +17,10 @@ NAMES = ["background", *(str(k) for k in range(10))]
 TOP = GAP + FONT_SIZE + 4  # of the first tile in a panel
 
 
+def panel(image, truth, prediction, palette, names):
+    return panels.panels([panels.Sample(image, truth, prediction)], palette, names)
+
+
 def read(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image)
@@ -70,7 +74,7 @@ def test_detectors_may_have_more_classes_than_there_are_colors() -> None:
     assert palettes.color_of(palette, 254).tolist() == palette[254].tolist()
     assert palettes.color_of(palette, 299).tolist() == palette[44].tolist()  # those of the first ones again
     found = {"boxes": np.array([[2.0, 2, 20, 20]]), "labels": np.array([299]), "masks": np.ones((1, 30, 30), bool)}
-    picture = panels.panel(np.zeros((30, 30, 3), np.uint8), None, found, palette, names)
+    picture = panel(np.zeros((30, 30, 3), np.uint8), None, found, palette, names)
     assert (picture == palette[44]).all(axis=2).sum() > 50
 
 
@@ -181,7 +185,7 @@ def test_panel_shows_truth_prediction_and_error() -> None:
     truth[20:60, 20:60] = prediction[20:60, 40:80] = 4
     truth[90:] = 255
     palette = palettes.class_palette(NAMES)
-    picture = panels.panel(image, {"mask": truth}, {"mask": prediction}, palette, NAMES)
+    picture = panel(image, {"mask": truth}, {"mask": prediction}, palette, NAMES)
     assert picture.shape == (TOP + 100 + GAP + FONT_SIZE + 4 + GAP, GAP + 4 * (150 + GAP), 3)
     shown, true, predicted, error = (
         picture[TOP : TOP + 100, left : left + 150] for left in range(GAP, 4 * (150 + GAP), 150 + GAP)
@@ -210,9 +214,9 @@ def test_panels_without_truth_and_of_any_size() -> None:
     assert [panels.display_size(m.shape)[0] for m in masks] == heights
     assert picture.shape == (TOP + sum(heights) + 3 * (FONT_SIZE + 4 + GAP), GAP + 2 * (480 + GAP), 3)
     several = {"mask": np.ones((2, 30, 30), np.uint8)}
-    assert panels.panel(np.zeros((30, 30, 3), np.uint8), several, several, palette, ["a", "b"]).ndim == 3
+    assert panel(np.zeros((30, 30, 3), np.uint8), several, several, palette, ["a", "b"]).ndim == 3
     boxes = {"boxes": np.array([[2, 2, 9, 9.0]]), "labels": np.array([1])}
-    with_boxes = panels.panel(np.zeros((30, 30, 3), np.uint8), boxes, boxes, palette, ["a", "two\nlines\0"])
+    with_boxes = panel(np.zeros((30, 30, 3), np.uint8), boxes, boxes, palette, ["a", "two\nlines\0"])
     assert with_boxes.shape[1] == GAP + 4 * (180 + GAP)
 
 

@@ -24,6 +24,7 @@ data:
   class_path: ClassificationData
   init_args: {{source: {source}, image_size: 48, batch_size: 4, num_workers: 0, resize: {resize}}}
 trainer:
+  accelerator: cpu
   max_epochs: 1
   num_sanity_val_steps: 0
   enable_progress_bar: false

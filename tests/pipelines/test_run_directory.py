@@ -29,8 +29,8 @@ from pipelines.run.directory import (
     write_config,
     write_data_files,
     write_environment,
-    write_metrics,
 )
+from pipelines.run.results import write_metrics
 from pipelines.run.student import export, write_student
 
 

@@ -117,6 +117,10 @@ def test_what_does_not_fit_is_refused(checkpoint, tmp_path):
     vit, _ = checkpoint("segmenter", "test_vit", backbone_args={"embed_dim": 128})
     with pytest.raises(ValueError, match=r"none of its tensors fits the backbone 'test_vit'.*'embed_dim': 128"):
         make("classifier", "test_vit", pretrained=vit).configure_model()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "best.ckpt").touch()
+    with pytest.raises(ValueError, match=r"run is the folder of a run; give its checkpoint, .*best.ckpt"):
+        make("classifier", pretrained=str(tmp_path / "run")).configure_model()
     torch.save({"hyper_parameters": {"backbone": "test_resnet"}, "state_dict": Path("x")}, tmp_path / "foreign.ckpt")
     with pytest.raises(ValueError, match=r"foreign.ckpt cannot be read as weights"):
         make("classifier", pretrained=str(tmp_path / "foreign.ckpt")).configure_model()

@@ -230,8 +230,6 @@ def _thresholds(
     thresholds, report = thresholds_of(selection, found.labels[sure], found.scores[sure], names, seen)
     if isinstance(selection.threshold, dict):  # a class that is not named is not taught
         thresholds[[name not in selection.threshold for name in names]] = np.inf
-    if selection.precision is not None:
-        thresholds = np.maximum(thresholds, ignore)
     return thresholds, report
 
 

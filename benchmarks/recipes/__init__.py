@@ -1,0 +1,1 @@
+"""The ready configs against careful scripts of the bare libraries: ``python -m benchmarks.recipes --help``."""

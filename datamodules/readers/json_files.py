@@ -1,0 +1,57 @@
+"""Which program wrote a JSON file of annotations, and where such files lie in a folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from datamodules.annotations.records import split_name
+from datamodules.decoding.files import is_visible, subfolders
+
+JsonKind = Literal["coco", "labelme", "createml", "via", "labelstudio"]
+
+_START = 1 << 16  # bytes that tell
+_SIGNS: dict[JsonKind, tuple[str, ...]] = {  # what the start of a file holds, in this order
+    "labelme": (r'"shapes"\s*:', r'"(imagePath|imageData|flags)"\s*:'),
+    "via": (r'"(regions|_via_img_metadata)"\s*:', r'"(filename|_via_settings)"\s*:'),
+    "createml": (
+        r"^\s*\[",
+        r'"(image|imagefilename|imagefile)"\s*:',
+        r'"coordinates"\s*:|"annotations?"\s*:\s*\[\s*\]',
+    ),
+    "labelstudio": (r"^\s*\[", r'"(rectanglelabels|polygonlabels|brushlabels|ellipselabels|keypointlabels|data)"'),
+}
+
+
+def json_kind(file: Path) -> JsonKind:
+    """Which program's file this is, by its start; COCO's where nothing speaks for another."""
+    with open(file, "rb") as stream:
+        start = stream.read(_START)
+    text = start.decode("utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace")
+    if re.search(r'"categories"\s*:', text) or re.match(r'\s*\{\s*"(images|info|licenses)"\s*:', text):
+        return "coco"
+    found = (kind for kind, signs in _SIGNS.items() if all(re.search(sign, text) for sign in signs))
+    return next(found, "coco")
+
+
+def json_files(root: Path) -> list[Path]:
+    """The JSON files in a folder, in ``annotations`` or ``labels`` in it, and in its split folders."""
+    folders = [root]
+    for folder in subfolders(root):
+        if split_name(folder.name) or folder.name.lower() in ("annotations", "annotation", "labels", "json", "jsons"):
+            folders += [
+                folder,
+                *(f for f in subfolders(folder) if split_name(f.name) or f.name.lower() == "annotations"),
+            ]
+    return [f for folder in folders for f in sorted(folder.glob("*.json")) if is_visible(f.name)]
+
+
+def files_of(source: Path, kind: JsonKind) -> list[Path]:
+    """The file that a source is, or those of one program that its folder has."""
+    return [source] if source.is_file() else [file for file in json_files(source) if json_kind(file) == kind]
+
+
+def is_kind(root: Path, kind: JsonKind) -> bool:
+    """Whether a folder has such files; the first few decide."""
+    return any(json_kind(file) == kind for file in json_files(root)[:3])

@@ -1,0 +1,115 @@
+"""Label Studio's JSON and JSON-MIN: rectangles and polygons in percent of the image."""
+
+from __future__ import annotations
+
+from math import cos, isfinite, radians, sin
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from datamodules.annotations.records import Listing
+from datamodules.common.errors import UserError
+from datamodules.readers.drawn import Drawing, Shape, box_shape, has_keys, listing_of, polygon_shape
+from datamodules.readers.json_files import files_of
+from datamodules.readers.text import load_json, number, whole
+
+_KINDS = ("rectanglelabels", "polygonlabels")
+
+
+def read_labelstudio(source: Path, class_names: list[str] | None, image_root: Any = None) -> Listing:
+    """Read the results of each task; a turned rectangle becomes its extent.
+
+    Images are looked for by the path behind ``?d=``, or by their names.
+
+    Raises:
+        UserError: If a task is not as Label Studio writes it, has several annotations, or holds brushes, key points or
+            other shapes without a box.
+    """
+    return listing_of([(file, _drawings(file)) for file in files_of(source, "labelstudio")], class_names, image_root)
+
+
+def _drawings(file: Path) -> list[Drawing]:
+    data = load_json(file)
+    if not isinstance(data, list):
+        raise UserError(f"'{file}' is no export of Label Studio: it must be a list of tasks.")
+    found = []
+    for i, task in enumerate(data, 1):
+        where = f"'{file}', task {i}"
+        image, results = _task(task, where)
+        shapes = [
+            s for k, result in enumerate(results, 1) if (s := _shape(result, k, f"{where}, result {k}")) is not None
+        ]
+        first = results[0] if results and isinstance(results[0], dict) else {}
+        height, width = (whole(first.get(f"original_{side}") or 0, where) for side in ("height", "width"))
+        found.append(Drawing(image, shapes, height, width))
+    return found
+
+
+def _task(task: Any, where: str) -> tuple[str, list[Any]]:
+    """The image of a task and its results."""
+    values = task.get("data", task) if isinstance(task, dict) else {}
+    texts = [
+        values[key]
+        for key in ("image", "img", "picture")
+        if isinstance(values, dict) and isinstance(values.get(key), str)
+    ]
+    if not texts:
+        raise UserError(f"{where}: it names no 'image'.")
+    image = unquote(texts[0].rpartition("?d=")[2].partition("://")[2] or texts[0].rpartition("?d=")[2])
+    if "data" not in task:  # JSON-MIN
+        lists = [v for v in task.values() if isinstance(v, list) and all(isinstance(r, dict) for r in v)]
+        return image, [{"value": r, **r} for own in lists for r in own]
+    given = task.get("annotations") or []
+    if not isinstance(given, list) or not all(has_keys(a, "result") and isinstance(a["result"], list) for a in given):
+        raise UserError(f"{where} ('{image}'): 'annotations' must be a list of objects with a list 'result'.")
+    done = [a for a in given if not a.get("was_cancelled")]
+    if len(done) > 1:
+        raise UserError(f"{where} ('{image}'): it has {len(done)} annotations; keep one of them.")
+    return image, list(done[0]["result"]) if done else []
+
+
+def _shape(result: Any, i: int, where: str) -> Shape | None:
+    """The object of a result; None for what says nothing of the picture's parts (choices, texts)."""
+    value = result.get("value") if isinstance(result, dict) else None
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: it has no 'value'.")
+    kind = next((key for key in _KINDS if value.get(key)), None)
+    if kind is None:
+        other = next((key for key in value if key.endswith("labels") and key != "labels"), None)
+        if other is None and "x" not in value and "points" not in value:
+            return None
+        raise UserError(
+            f"{where}: {other or 'a shape without a label'} is not read; rectanglelabels and polygonlabels are."
+        )
+    if not isinstance(value[kind], list) or len(value[kind]) != 1:
+        raise UserError(f"{where}: its labels are {value[kind]!r:.60}; one label an object is read.")
+    name = str(value[kind][0])
+    width, height = (
+        number(result.get(f"original_{side}"), f"{where}: original_{side}") for side in ("width", "height")
+    )
+    if kind == "polygonlabels":
+        points = value.get("points")
+        if (
+            not isinstance(points, list)
+            or len(points) < 3
+            or not all(isinstance(p, list) and len(p) == 2 for p in points)
+        ):
+            raise UserError(f"{where} ('{name}'): its points are {points!r:.60}; a polygon has three pairs or more.")
+        scaled = [number(v, where) * side / 100 for p in points for v, side in zip(p, (width, height), strict=True)]
+        return polygon_shape(name, [scaled], i)
+    x, y, w, h = (number(value.get(key), f"{where}: {key}") for key in ("x", "y", "width", "height"))
+    turned = number(value.get("rotation") or 0, f"{where}: rotation")
+    x, y, w, h = x * width / 100, y * height / 100, w * width / 100, h * height / 100
+    if turned % 360:  # around the upper left corner
+        return _extent(name, x, y, w, h, turned, i)
+    return box_shape(name, (x, y, x + w, y + h), 0, i)
+
+
+def _extent(name: str, x: float, y: float, width: float, height: float, degrees: float, i: int) -> Shape:
+    """The extent of a rectangle that is turned around its upper left corner."""
+    if not isfinite(degrees):
+        raise UserError(f"The rotation of object {i} ('{name}') is {degrees}; it must be a number of degrees.")
+    c, s = cos(radians(degrees)), sin(radians(degrees))
+    corners = [(x + a * c - b * s, y + a * s + b * c) for a in (0, width) for b in (0, height)]
+    xs, ys = zip(*corners, strict=True)
+    return box_shape(name, (min(xs), min(ys), max(xs), max(ys)), 0, i)

@@ -1,0 +1,114 @@
+"""What of Lightning does not work here, each part with the reason; docs/lightning.md lists all parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+
+from datamodules.common.errors import UserError
+
+#: By name, subclasses included.
+CALLBACKS = {
+    "LearningRateFinder": "it trains in front of the run, from a checkpoint of its own. Compare rates by short runs:"
+    " --model.optim.lr with --trainer.max_steps",
+    "BatchSizeFinder": "it changes the batch size behind the schedule, the rate and the checks, which go by"
+    " data.batch_size. Set that; out of memory, the message names the next lower one",
+    "StochasticWeightAveraging": "it replaces the schedule of model.optim. Take trainer.ema_decay",
+    "WeightAveraging": "the run keeps one average of its own. Take trainer.ema_decay",
+    "EMAWeightAveraging": "the run keeps one average of its own. Take trainer.ema_decay",
+    "BaseFinetuning": "what it unfreezes is not summed over devices. Take model.freeze_backbone with"
+    " model.unfreeze_at_epoch",
+    "BackboneFinetuning": "what it unfreezes is not summed over devices. Take model.freeze_backbone with"
+    " model.unfreeze_at_epoch",
+    "GradientAccumulationScheduler": "schedule and resume count on one number of batches a step. Take"
+    " trainer.accumulate_grad_batches",
+    "ModelPruning": "its checkpoints have other weights than the model that is evaluated. Prune the trained model",
+    "SpikeDetection": "it ends a run at one outlier. trainer.max_skipped_steps skips such a step",
+}
+STRATEGIES = {
+    "fsdp": "its checkpoints are in parts, which test, predict and --resume do not read. Take ddp",
+    "deepspeed": "its checkpoints are in parts, which test, predict and --resume do not read. Take ddp",
+    "xla": "nothing here was made for TPUs",
+    "parallel": "the networks are not cut into parts over devices. Take ddp",
+}
+#: Settings, and the values that do work.
+SETTINGS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "reload_dataloaders_every_n_epochs": (
+        (None, 0),
+        "the order of each epoch comes from its number, and a loader that is made anew begins again",
+    ),
+    "model_registry": ((None,), "weights are uploaded by trainer.wandb only"),
+}
+
+
+def check_parts(callbacks: Sequence[Callback], strategy: Any, settings: dict[str, Any]) -> None:
+    """Refuse what does not work with a run.
+
+    Args:
+        callbacks: The user's.
+        strategy: A name or an object.
+        settings: The Trainer's other arguments.
+
+    Raises:
+        UserError: Naming the part, the reason and what to take in its place.
+    """
+    for callback in callbacks:
+        for name in (cls.__name__ for cls in type(callback).__mro__):
+            if name in CALLBACKS:
+                raise UserError(f"trainer.callbacks: {name} does not work here: {CALLBACKS[name]}.")
+        if isinstance(callback, ModelCheckpoint):
+            _check_checkpoint(callback)
+    named = (strategy if isinstance(strategy, str) else type(strategy).__name__).lower()
+    for name, reason in STRATEGIES.items():
+        if name in named:
+            raise UserError(f"trainer.strategy is {named}, which does not work here: {reason}.")
+    for name, (working, reason) in SETTINGS.items():
+        if name in settings and settings[name] not in working:
+            raise UserError(f"trainer.{name} is {settings[name]}, which does not work here: {reason}.")
+
+
+def _check_checkpoint(callback: ModelCheckpoint) -> None:
+    """A checkpoint callback of the user's writes beside ``best.ckpt`` and ``last.ckpt``, not over them."""
+    if callback.save_last:
+        raise UserError(
+            "trainer.callbacks: ModelCheckpoint.save_last is set, but last.ckpt is always written: leave it out."
+        )
+    if callback.filename in ("best", "last"):
+        raise UserError(
+            f"trainer.callbacks: ModelCheckpoint.filename is '{callback.filename}', but {callback.filename}.ckpt is"
+            " always written: take another name, or set trainer.enable_checkpointing: false, which leaves ours out."
+        )
+
+
+def stopped_early(state: dict[str, Any], callbacks: Sequence[Callback]) -> str | None:
+    """Why a run that is to be resumed has nothing left to do; None where it goes on.
+
+    Args:
+        state: The checkpoint's states of callbacks.
+        callbacks: Those of now: a greater patience lets the run go on.
+    """
+    for callback in callbacks:
+        found = state.get(callback.state_key)
+        if not (isinstance(callback, EarlyStopping) and found and found["stopped_epoch"]):
+            continue
+        if found["wait_count"] >= callback.patience or found["wait_count"] < found["patience"]:
+            return (
+                f"This run has stopped early, in epoch {found['stopped_epoch']}, by EarlyStopping of"
+                f" {callback.monitor} (patience {callback.patience}): nothing is left to do. A greater patience, or"
+                " no such callback, lets it train on."
+            )
+    return None
+
+
+def keep_patience(callbacks: Sequence[Callback]) -> None:
+    """Let a restored EarlyStopping go on with the config's patience: Lightning would take the old run's."""
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping):
+            patience, load = callback.patience, callback.load_state_dict
+
+            def restore(state: dict[str, Any], load: Any = load, patience: int = patience) -> None:
+                load({**state, "patience": patience})
+
+            callback.load_state_dict = restore  # type: ignore[method-assign]

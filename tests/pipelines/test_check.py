@@ -1,0 +1,100 @@
+"""The command `check`: table, JSON and exit status, of a source and of a config."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.checking.findings import Finding
+from pipelines.__main__ import main
+from pipelines.outputs.check_page import write_page
+from tests.conftest import write_images
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A training picture that is a validation picture, too, and a nearly black one."""
+    root = write_images(tmp_path / "pictures", {"train/ant": 6, "train/bee": 6, "val/ant": 2, "val/bee": 2})
+    (root / "val/ant/000.jpg").write_bytes((root / "train/ant/001.jpg").read_bytes())
+    Image.fromarray(np.full((40, 48, 3), 3, np.uint8)).save(root / "train/bee/dark.png")
+    return root
+
+
+def test_of_a_source(source, capsys):
+    assert main(["check", str(source), "--task", "classification", "--data.test_fraction", "0"]) == 1
+    out, err = capsys.readouterr()
+    assert "train 13, val 4 images, 2 classes" in out
+    assert "error    duplicate-split" in out
+    assert "val/ant/000.jpg: the same file as train/ant/001.jpg (train)" in out
+    assert "1 finding(s) are as bad as --fail_on error or worse" in err
+    written = json.loads((source.parent / "check/check.json").read_text())
+    assert written["images"] == {"train": 13, "val": 4}
+    assert written["classes"] == ["ant", "bee"]
+    kinds = {found["kind"]: found for found in written["findings"]}
+    assert list(kinds)[:2] == ["duplicate-split", "dark"]
+    assert kinds["dark"]["path"].endswith("train/bee/dark.png")
+    assert kinds["dark"]["severity"] == "warning"
+    assert kinds["duplicate-split"]["others"] == [str(source / "train/ant/001.jpg")]
+
+
+def test_of_a_config(source, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(
+        f"model: {{class_path: Classification, init_args: {{backbone: lenet5}}}}\n"
+        f"data: {{class_path: ClassificationData, init_args: {{source: {source}}}}}\n"
+    )
+    words = ["check", "--config", "mine.yaml", "--output", "found"]
+    assert main([*words, "--fail_on", "never"]) == 0
+    page = (tmp_path / "found/check.html").read_text()
+    assert page.count("<img src='data:image/jpeg;base64,") == 3  # the pair, and the dark one
+    assert "http" not in page
+    assert "<td>error</td><td><a href='#duplicate-split'>duplicate-split</a></td><td class=n>1</td>" in page
+    (source / "val/ant/000.jpg").unlink()
+    assert main(words) == 0
+    assert main([*words, "--fail_on", "warning"]) == 1
+    capsys.readouterr()
+    assert main(["check", "--config", "mine.yaml", "--data.source", "nowhere"]) == 2
+    assert "data.source 'nowhere' does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pictures"], "--task is missing"),
+        (["pictures", "--task", "boxes"], "--task is 'boxes'"),
+        (["--task", "detection"], "is for a source without a config"),
+    ],
+)
+def test_what_is_wrong_with_the_words(words, said, capsys):
+    assert main(["check", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_page_shows_damaged_files_and_the_part_around_a_box(tmp_path):
+    picture = np.zeros((400, 300, 3), np.uint8)
+    picture[100:110, 200:210] = 255
+    findings = [
+        Finding("box-tiny", "<small>", "a.png", "train", (200, 100, 210, 110)),
+        Finding("box-outside", "out of it", "a.png", "train", (500, 100, float("inf"), 110)),
+        Finding("unreadable", "damaged", "b.png", "val"),
+    ]
+
+    def draw(path):
+        if path == "b.png":
+            raise ValueError
+        return picture
+
+    write_page(tmp_path / "page.html", "a & b", "", findings, draw)
+    page = (tmp_path / "page.html").read_text()
+    assert "&lt;small&gt;" in page
+    assert "a &amp; b" in page
+    shown = [Image.open(io.BytesIO(base64.b64decode(code))) for code in re.findall("base64,([^']+)'", page)]
+    assert sorted(image.size for image in shown) == [(120, 120), (180, 240), (240, 240)]
+    tiny = next(np.asarray(image) for image in shown if image.size == (240, 240))
+    assert tiny[105:135, 105:135].min() > 200  # 10 pixels of 48 around the box, enlarged five times
+    assert tiny[105:135, 94, 0].mean() > tiny[105:135, 94, 1].mean() + 50  # its red line
