@@ -14,7 +14,7 @@ from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
 from datamodules.splits import hold_out
 
-Cache = Literal["auto", "none", "decoded", "tensor"]
+Cache = Literal["auto", "none", "decoded", "resized", "tensor"]
 Interpolation = Literal["bilinear", "bicubic", "area", "nearest"]
 
 
@@ -28,8 +28,10 @@ class Loading:
         eval_batch_size: The same in validation, test and prediction; by default ``batch_size``, or 32 or 8, and for
             dense tasks 1 with tiles or where ``native`` pictures differ in size.
         num_workers: Loader processes a device; the cores shared among the devices, at most 8, by default.
-        cache: ``decoded`` keeps decoded images on disk, ``tensor`` a whole set of whole images in memory; ``auto``
-            takes ``tensor`` for small sets whose augmentation has a batched form, else ``none``.
+        cache: ``decoded`` keeps decoded images on disk; ``resized`` those of training alone, reduced once to a shorter
+            side of twice ``image_size``, for large photographs (whole images and boxes); ``tensor`` keeps a whole set
+            of whole images in memory. ``auto`` takes ``tensor`` for small sets whose augmentation has a batched form,
+            else ``none``.
         cache_dir: Folder of the decoded images; one of the user's own (``~/.cache/pipelines/decoded``) by default.
         on_corrupt: ``error`` refuses unreadable files, naming them; ``skip`` decodes all files first and leaves the
             bad ones out, counted and listed.
@@ -119,3 +121,15 @@ def refuse_set(data: object, keys: Iterable[str], reason: str) -> None:
     for key in keys:
         if getattr(data, key) is not None:
             raise UserError(f"data.{key} is set, but {reason}")
+
+
+def refuse_resized(data: Loading, reason: str) -> None:
+    """Refuse ``cache: resized`` where something is read in the pictures' own size.
+
+    Raises:
+        UserError: With the reason.
+    """
+    if data.cache == "resized":
+        raise UserError(
+            f"data.cache is 'resized', but {reason}, in the pictures' own size: use data.cache: decoded or none."
+        )

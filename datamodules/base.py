@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.annotations.records import Listing
 from datamodules.arguments import Cache
-from datamodules.cache import DecodedCache, readable_images
+from datamodules.cache import DecodedCache, readable_images, reduced_side, said_of_cache
 from datamodules.common.errors import UserError
 from datamodules.decoding.video import is_frame
 from datamodules.leaks import check_splits
@@ -128,11 +128,10 @@ class DataModule(LightningDataModule, ABC):
         paths = find_pictures(source)
         if paths == self._listed:
             return  # checked already
-        found: list[Record] = [{"image": path, "path": path} for path in paths]
+        found = [{"image": path, "path": path} for path in paths]
         self.records["predict"], self.skipped = readable_images(found, self.on_corrupt)
         if self.skipped:
-            path, reason = self.skipped[0]
-            rank_zero_warn(f"{len(self.skipped)} unreadable image(s) are left out; the first is {path}: {reason}")
+            rank_zero_warn(f"{len(self.skipped)} unreadable images are left out; first {': '.join(self.skipped[0])}")
         self._listed = paths
 
     def _setup_splits(self, stage: str | None) -> None:
@@ -150,7 +149,7 @@ class DataModule(LightningDataModule, ABC):
         if stage == "fit":
             check_splits(self.records, self.duplicates)
             self._train_sampler()  # a set that is smaller than one global batch is refused here, not an hour later
-            self._resolve_cache()  # and so are settings that do not go together
+            self.chosen |= said_of_cache(self._resolve_cache(), self.canvas())  # refuses what does not go together
             self.make_transform(train=True)
         if split := {"validate": "val", "test": "test"}.get(stage or ""):
             require_split(self.records, split)
@@ -260,22 +259,23 @@ class DataModule(LightningDataModule, ABC):
             return []
         sampler = EvalSampler(len(self.records[split]), self.eval_batch, *self._rank())
         if not len(sampler):
-            return empty_batch(
-                RecordDataset(self.records[split][:1], self.make_reader(), self.make_transform(train=False))
-            )
+            first = self.records[split][:1]
+            return empty_batch(RecordDataset(first, self.make_reader(), self.make_transform(train=False)))
         if split != "predict" and self._resolve_cache() == "tensor":
             return TensorLoader(self._whole_split(split), sampler)
         return self._loader(split, sampler, train=False)
 
     def _loader(self, split: str, sampler: TrainSampler | EvalSampler, *, train: bool) -> Any:
         read = self.make_reader()
-        if split != "predict" and self._resolve_cache() == "decoded":
+        cache = self._resolve_cache()
+        if (train and cache == "resized") or (split != "predict" and cache == "decoded"):
+            side = reduced_side(cache, self.canvas())
             if split not in self._decoded:
-                self._decoded[split] = DecodedCache.build(self.records[split], read, self.cache_dir)
+                self._decoded[split] = DecodedCache.build(self.records[split], read, self.cache_dir, side)
             read = self._decoded[split].read
         dataset = self.make_dataset(split, read, train=train)
-        workers = self._loader_workers(split)
-        return make_loader(dataset, sampler, num_workers=workers, pin_memory=torch.cuda.is_available())
+        pin = torch.cuda.is_available()
+        return make_loader(dataset, sampler, num_workers=self._loader_workers(split), pin_memory=pin)
 
     def _loader_workers(self, split: str) -> int:
         records = self.records[split]
@@ -294,7 +294,7 @@ class DataModule(LightningDataModule, ABC):
         return choose_cache(self.cache, self.augment, self.canvas(), self.records["train"])
 
     def _whole_split(self, split: str) -> dict[str, Any]:
-        records = self.records[split]
+        dataset = RecordDataset(self.records[split], self.make_reader(), self.make_transform(train=False))
         # Workers pay for themselves only where files are decoded, and many of them.
-        workers = self._resolve_num_workers(len(records)) if isinstance(records[0]["image"], str) else 0
-        return read_whole(RecordDataset(records, self.make_reader(), self.make_transform(train=False)), workers)
+        is_file = isinstance(self.records[split][0]["image"], str)
+        return read_whole(dataset, self._resolve_num_workers(len(dataset)) if is_file else 0)

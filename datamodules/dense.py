@@ -137,4 +137,4 @@ class DenseData(Pixels, Splits, Loading, DataModule):
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     def _resolve_cache(self) -> Cache:
-        return "decoded" if self.cache == "decoded" else "none"
+        return self.cache if self.cache in ("decoded", "resized") else "none"

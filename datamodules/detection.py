@@ -15,7 +15,7 @@ from datamodules.annotations.boxes import check_boxes, check_sizes, fractions_no
 from datamodules.annotations.instance_masks import check_masks
 from datamodules.annotations.objects import absent_classes, repeat_factors, require_masks, select_classes
 from datamodules.annotations.records import Listing, Record
-from datamodules.arguments import refuse_set
+from datamodules.arguments import refuse_resized, refuse_set
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError, bullets
 from datamodules.dense import DenseData
@@ -87,6 +87,8 @@ class DetectionData(DenseData):
                 f"data.augment.copy_paste is {self.augment.copy_paste}, but data.masks is false: objects are cropped by"
                 " their masks. Set data.masks: true, or leave it out."
             )
+        if self.masks or self.resize == "native":
+            refuse_resized(self, "data.masks is true" if self.masks else "data.resize is 'native'")
         self._check_shared()
 
     def _check_classes(self) -> None:

@@ -70,10 +70,18 @@ class RecordDataset(Dataset[Record]):
         return sample
 
 
+def _end_at_the_second(number: int, frame: Any) -> None:
+    """Ignore a SIGTERM that the whole job got; the next one is the training process's, which ends its workers by it."""
+    signal.signal(number, signal.SIG_DFL)
+
+
 def _init_worker(_: int) -> None:
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the training process saves, then ends these
+    # Ctrl-C, and what a cluster sends to the whole job, reach all: the training process saves, then ends these.
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_at_the_second)
     cv2.setNumThreads(0)  # one process a core already; OpenCV's own threads would fight over them
     torch.set_num_threads(1)
 

@@ -19,7 +19,7 @@ from datamodules.annotations.masks import MaskFormat
 from datamodules.annotations.palettes import check_palettes
 from datamodules.annotations.records import Listing, Record
 from datamodules.annotations.soft_masks import read_with_soft_mask
-from datamodules.arguments import refuse_set
+from datamodules.arguments import refuse_resized, refuse_set
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.dense import DenseData
@@ -109,6 +109,7 @@ class SegmentationData(DenseData):
                 raise UserError(f"data.class_names is set, but the digit scenes' classes are {DIGIT_CLASSES}.")
             if self.multi_label or self.mask_format != "auto":
                 raise UserError("data.multi_label and data.mask_format are for files; leave them out for the digits.")
+        refuse_resized(self, "masks are read from their files")
         self._check_shared()
 
     # Listing and checking.

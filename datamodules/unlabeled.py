@@ -38,7 +38,8 @@ class UnlabeledImages(DataModule):
         super().__init__()
         self.batch_size, self.eval_batch_size = None, None  # ratio times the labeled ones', once that is known
         self.num_workers, self.on_corrupt = labeled.num_workers, labeled.on_corrupt
-        self.cache, self.cache_dir = "none" if labeled.cache != "decoded" else "decoded", labeled.cache_dir
+        self.cache = labeled.cache if labeled.cache in ("decoded", "resized") else "none"
+        self.cache_dir = labeled.cache_dir
         self.seed = None
         self.augment = labeled.augment  # that of the weak view
         self.labeled, self.source, self.ratio = labeled, source, ratio

@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import errno
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from datamodules.common.errors import UserError
 
+SHARED = Path("/dev/shm")
+PREFETCHED = 4  # batches a loader process
 MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+
+
+def shared_memory_doubts(datamodule: Any) -> list[str]:
+    """A sentence where the batches that loader processes hold ready would not fit into ``/dev/shm``."""
+    workers, batch = getattr(datamodule, "num_workers", None) or 0, getattr(datamodule, "batch_size", None)
+    size = getattr(datamodule, "image_size", None)
+    if not (workers and isinstance(batch, int) and size and SHARED.is_dir()):
+        return []
+    height, width = (size, size) if isinstance(size, int) else size
+    needed = workers * PREFETCHED * batch * height * width * (getattr(datamodule, "in_chans", None) or 3)
+    free = shutil.disk_usage(SHARED).free
+    if needed <= free:
+        return []
+    return [
+        f"{SHARED} has {free / 2**20:.0f} MiB free, but {workers} loader processes hold about {needed / 2**20:.0f} MiB"
+        " of images ready there: give the container more (docker --shm-size 8g), or lower data.num_workers; 0 needs"
+        " none."
+    ]
 
 
 @contextmanager

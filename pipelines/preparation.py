@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from datamodules.common.errors import UserError, examples
+from pipelines.advice import shared_memory_doubts
 from pipelines.callbacks.checkpoints import KeepBest, SaveLast
 from pipelines.callbacks.curves import Curves
 from pipelines.callbacks.overview import decides_best, doubts
@@ -125,7 +126,8 @@ def check_training(trainer: RunTrainer, model: TaskHooks, datamodule: pl.Lightni
         monitors=[monitor for monitor in monitors if isinstance(monitor, str)],
     )
     model.check_training(plan)
-    for doubt in doubts(model.taught, datamodule) if rank_zero_only.rank == 0 else []:
+    said = [*doubts(model.taught, datamodule), *shared_memory_doubts(datamodule)]
+    for doubt in said if rank_zero_only.rank == 0 else []:
         print(f"warning: {doubt}", file=sys.stderr, flush=True)
 
 

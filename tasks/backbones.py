@@ -118,9 +118,17 @@ def net_arguments(
     """Arguments of timm's constructor: only what is set, as most nets lack some.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name; weights at an address.
     """
     check_backbone(name)
+    for key in ("pretrained_cfg", "pretrained_cfg_overlay"):
+        url = (given.get("url") or "") if isinstance(given := (backbone_args or {}).get(key), dict) else ""
+        if "://" in str(url):
+            raise UserError(
+                f"model.backbone_args.{key}.url is {url}: weights of an address are not fetched, since nothing says"
+                " that they are the ones you mean. Download the file, compare its digest with the one published, and"
+                " set model.pretrained: FILE."
+            )
     arguments: dict[str, Any] = {"in_chans": in_chans}
     config = net_config(name)
     if image_size and config and config.fixed_input_size:

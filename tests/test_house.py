@@ -37,7 +37,7 @@ LAYERS = (
     ("pipelines.preparation",),
     ("pipelines.resuming",),
     ("pipelines.trainer",),
-    ("pipelines.command", "pipelines.quiet"),
+    ("pipelines.command", "pipelines.orphans", "pipelines.quiet"),
     ("pipelines.cli",),
     ("pipelines.commands",),
     ("pipelines.noisy_student",),

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from datamodules.common.errors import UserError
 from datamodules.decoding.jpeg import ORIENTATION_TAG, JpegHeader, parse_jpeg
@@ -33,6 +33,8 @@ _FREE_BANDS = 16  # so many channels of a TIFF are taken as one pixel
 # `check_pixels` refuses such files first. Pillow's own limit warns from half of ours on, and refuses twice its value:
 # it stays as a second net, also for other users of Pillow in this process.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+# Editors store whole histories and large color profiles in a PNG's text, which Pillow refuses from a megabyte on.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 26
 # What goes wrong is raised as an ImageError; OpenCV would print pages about the same file.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 

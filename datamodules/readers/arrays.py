@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,11 +94,26 @@ def _check_part(file: Path, arrays: dict[str, Array], part: _Part) -> None:
 
 def _load(file: Path) -> dict[str, Array]:
     try:
+        _refuse_bomb(file)
         with np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
+    except UserError:
+        raise
     except (ValueError, OSError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
         reason = "it holds Python objects, which are not read; save plain arrays" if "pickle" in str(error) else error
         raise UserError(f"'{file}' cannot be read as .npz arrays: {reason}.") from error
+
+
+def _refuse_bomb(file: Path) -> None:
+    """A file of a few kilobytes can unpack to more than there is memory."""
+    with zipfile.ZipFile(file) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise UserError(
+            f"'{file}' would unpack to {size / 2**30:.1f} GiB, but the machine has {memory / 2**30:.1f} GiB of memory:"
+            " save the images as files, or fewer of them."
+        )
 
 
 def _check_images(images: Array, where: str) -> None:

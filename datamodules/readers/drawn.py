@@ -12,6 +12,7 @@ import numpy as np
 from datamodules.annotations.records import Listing, Record, sort_classes, split_name
 from datamodules.common import rle
 from datamodules.common.errors import UserError, did_you_mean
+from datamodules.decoding.headers import MAX_PIXELS
 from datamodules.decoding.sizes import image_size
 from datamodules.readers.places import find_files, roots_of
 
@@ -81,6 +82,11 @@ def split_of(file: Path) -> str | None:
 
 def _record(file: Path, path: str, drawing: Drawing, names: list[str]) -> Record:
     height, width = drawing.height, drawing.width
+    if height * width > MAX_PIXELS:
+        raise UserError(
+            f"'{file}': image '{drawing.image}': {width} x {height} pixels are more than {MAX_PIXELS:,}. Correct its"
+            " height and width, or cut the image into tiles."
+        )
     if height < 1 or width < 1:
         height, width = image_size(path)
     for shape in drawing.shapes:
@@ -126,6 +132,8 @@ def polygon_shape(name: str, polygons: Sequence[Sequence[float]], number: int) -
 def box_shape(name: str, corners: Iterable[float], rotation: float, number: int) -> Shape:
     """An upright box x1 y1 x2 y2; one that is turned around its center, in degrees, becomes its extent."""
     x1, y1, x2, y2 = corners
+    if not math.isfinite(rotation):
+        raise UserError(f"The rotation of object {number} ('{name}') is {rotation}; it must be a number of degrees.")
     x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
     if rotation % 180:
         cos, sin = abs(math.cos(math.radians(rotation))), abs(math.sin(math.radians(rotation)))

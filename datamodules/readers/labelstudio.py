@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import cos, radians, sin
+from math import cos, isfinite, radians, sin
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -59,7 +59,10 @@ def _task(task: Any, where: str) -> tuple[str, list[Any]]:
     if "data" not in task:  # JSON-MIN
         lists = [v for v in task.values() if isinstance(v, list) and all(isinstance(r, dict) for r in v)]
         return image, [{"value": r, **r} for own in lists for r in own]
-    done = [a for a in task.get("annotations") or [] if has_keys(a, "result") and not a.get("was_cancelled")]
+    given = task.get("annotations") or []
+    if not isinstance(given, list) or not all(has_keys(a, "result") and isinstance(a["result"], list) for a in given):
+        raise UserError(f"{where} ('{image}'): 'annotations' must be a list of objects with a list 'result'.")
+    done = [a for a in given if not a.get("was_cancelled")]
     if len(done) > 1:
         raise UserError(f"{where} ('{image}'): it has {len(done)} annotations; keep one of them.")
     return image, list(done[0]["result"]) if done else []
@@ -104,6 +107,8 @@ def _shape(result: Any, i: int, where: str) -> Shape | None:
 
 def _extent(name: str, x: float, y: float, width: float, height: float, degrees: float, i: int) -> Shape:
     """The extent of a rectangle that is turned around its upper left corner."""
+    if not isfinite(degrees):
+        raise UserError(f"The rotation of object {i} ('{name}') is {degrees}; it must be a number of degrees.")
     c, s = cos(radians(degrees)), sin(radians(degrees))
     corners = [(x + a * c - b * s, y + a * s + b * c) for a in (0, width) for b in (0, height)]
     xs, ys = zip(*corners, strict=True)

@@ -157,7 +157,7 @@ def write_yolo(root: Path, data: DataSet) -> list[str]:
     Returns:
         What could not be kept.
     """
-    crowds = boxed = 0
+    crowds = boxed = other = 0
     for record, file in zip(data.records, data.files, strict=True):
         size = (record["height"], record["width"])
         masks = masks_of(record)
@@ -168,6 +168,7 @@ def write_yolo(root: Path, data: DataSet) -> list[str]:
                 continue
             polygon = _only_polygon(masks[k])
             boxed += masks[k] is not None and polygon is None
+            other += polygon is not None and _is_other_box(corners, polygon)
             lines.append(yolo.object_line(int(record["labels"][k]), corners, size, polygon))
         yolo.write_labels(root / "labels" / (record["split"] or "") / f"{stem(file)}.txt", lines)
     splits = [split for split in SPLITS if split in data.by_split()]
@@ -178,6 +179,7 @@ def write_yolo(root: Path, data: DataSet) -> list[str]:
     return _losses(
         (crowds, "crowd regions were left out"),
         (boxed, "masks of several parts or run lengths became boxes"),
+        (other, "boxes became the extent of their polygons, which is another by more than a pixel"),
         (_coco_images(data), "images' and their annotations' and categories' ids"),
     )
 
@@ -187,6 +189,12 @@ def _only_polygon(mask: Any) -> list[float] | None:
     if not isinstance(mask, list) or len(mask) != 1 or len(mask[0]) < 6:
         return None
     return list(mask[0])
+
+
+def _is_other_box(corners: list[float], polygon: list[float]) -> bool:
+    """Whether a box differs from the extent of its polygon, which is all that YOLO's line of a polygon says."""
+    extent = [min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])]
+    return any(abs(a - b) > 1 for a, b in zip(corners, extent, strict=True))
 
 
 def _losses(*counts: tuple[int, str]) -> list[str]:

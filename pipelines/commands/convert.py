@@ -93,7 +93,7 @@ def convert(
         losses += _WRITERS[to](root, data)
         if images != "none":
             _place_images(root, data, images, to)
-    lines = [_summary(output, data, to)]
+    lines = [_summary(output, data, to), *listing.notes]
     if report.counts:
         lines.append(f"wrong boxes: {report}")
     if images == "none" and to == "coco":

@@ -16,6 +16,7 @@ from pipelines.config.peers import key_of
 from pipelines.config.words import CONFIG, SWITCHES, flags
 
 KEY = r"(?:model|data|trainer)(?:\.\w+)+"  # how a message about the config begins
+MOST_VALUES = 1_000_000  # of a config, with what its anchors stand for
 WORDS = ("on", "off", "yes", "no")  # YAML 1.1 takes these for true and false; a flag, as in a shell, does not
 Keys = tuple[str | int, ...]
 
@@ -63,7 +64,8 @@ def load_config(file: str | Path) -> dict[str, Any]:
     """
     try:
         text = Path(file).read_text(encoding="utf-8")
-        content, node = yaml.safe_load(text), yaml.compose(text)
+        node = checked_anchors(text)
+        content = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
@@ -77,6 +79,31 @@ def load_config(file: str | Path) -> dict[str, Any]:
     if twice := _key_given_twice(node):
         raise UsageError(f"{file} line {twice.start_mark.line + 1}: the key '{twice.value}' is given twice.")
     return content
+
+
+def checked_anchors(text: str) -> yaml.Node | None:
+    """The nodes of a YAML text.
+
+    Raises:
+        yaml.YAMLError: If it is none, an anchor holds itself, or anchors stand for very much (a few lines can stand for
+            gigabytes).
+    """
+    node = yaml.compose(text)
+    sizes: dict[int, int] = {}
+
+    def size(one: yaml.Node) -> int:
+        if sizes.setdefault(id(one), -1) >= 0:
+            return sizes[id(one)]
+        below = one.value if isinstance(one, yaml.CollectionNode) else []
+        parts = [part for item in below for part in (item if isinstance(item, tuple) else (item,))]
+        if any(sizes.get(id(part)) == -1 for part in parts):
+            raise yaml.YAMLError("an anchor (&) holds itself.")
+        sizes[id(one)] = 1 + sum(size(part) for part in parts)
+        return sizes[id(one)]
+
+    if node is not None and size(node) > MOST_VALUES:
+        raise yaml.YAMLError(f"its anchors (&) stand for more than {MOST_VALUES:,} values.")
+    return node
 
 
 def sources(words: Sequence[str]) -> list[Source]:

@@ -18,7 +18,7 @@ import tasks  # noqa: F401
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from pipelines.config.carried import Names, changed, classes_in, make, plain
-from pipelines.config.errors import Mistake, Source, place_of
+from pipelines.config.errors import Mistake, Source, checked_anchors, place_of
 from pipelines.run.checkpoints import open_checkpoint
 from tasks.base import Task
 
@@ -121,7 +121,7 @@ def read_carried(checkpoint: str | Path) -> Carried:
     if text is None:
         raise UserError(f"{path} carries no config: it was not written by this command line. Give --config FILE too.")
     try:
-        config = plain(yaml.safe_load(text)) if isinstance(text, str) else None
+        config = plain(yaml.safe_load(text)) if isinstance(text, str) and checked_anchors(text) else None
     except (yaml.YAMLError, Mistake) as error:
         raise UserError(f"{path} carries a config that cannot be read: {error}") from error
     if not isinstance(config, dict):

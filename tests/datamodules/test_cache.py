@@ -15,11 +15,13 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules import cache
+from datamodules import Augment, ClassificationData, DetectionData, SegmentationData, cache
 from datamodules.cache import DecodedCache
 from datamodules.common.errors import UserError
 from datamodules.common.locks import Watch, only_one_builds, token
 from datamodules.loaders import read_record
+from datamodules.readers.samples import read_objects
+from tests.conftest import write_images
 
 WAIT_SECONDS = 60  # until a test gives up, not what it measures
 
@@ -85,7 +87,7 @@ def test_a_disk_with_too_little_room_is_refused(tmp_path, monkeypatch):
     """4 images of 5 x 7 x 3 bytes are 420; a tenth of what is free is left alone."""
     records = write_pictures(tmp_path / "pictures", 4)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=466))
-    with pytest.raises(UserError, match=r"data\.cache: decoded needs about"):
+    with pytest.raises(UserError, match=r"data\.cache needs about"):
         DecodedCache.build(records, READ, str(tmp_path))
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=467))
     assert DecodedCache.build(records, READ, str(tmp_path)).path.stat().st_size == 420
@@ -198,3 +200,54 @@ def test_the_lock_of_a_dead_process_here_is_taken_at_once(tmp_path):
     looks = iter([False] * 20)  # then the wait ends
     with only_one_builds(tmp_path / "lock", lambda: next(looks, True), stale=1e9, poll=0.01) as mine:
         assert mine
+
+
+def test_photographs_are_reduced_once_and_boxes_follow(tmp_path):
+    (record,) = write_pictures(tmp_path / "pictures", count=1, size=(90, 120))
+    read = partial(read_objects, channels=3, dtype="uint8", masks=False)
+    boxes = np.array([[12, 9, 60, 45]], np.float32)
+    of_boxes = {"labels": np.array([0]), "iscrowd": np.zeros(1, np.uint8), "area": np.float32([48 * 36])}
+    record = {**record, "boxes": boxes, "height": 90, "width": 120, **of_boxes}
+    reduced = DecodedCache.build([record], read, str(tmp_path), side=30)
+    sample = reduced.read(record)
+    assert np.array_equal(sample["image"], cv2.resize(read(record)["image"], (40, 30), interpolation=cv2.INTER_AREA))
+    assert sample["boxes"].tolist() == [[4, 3, 20, 15]]
+    assert sample["area"].tolist() == [16 * 12]
+    larger = DecodedCache.build([record], read, str(tmp_path), side=91)
+    assert np.array_equal(larger.read(record)["image"], read(record)["image"])
+    assert larger.path != reduced.path != DecodedCache.build([record], read, str(tmp_path)).path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SegmentationData("x", cache="resized"), "masks are read from their files"),
+        (lambda: DetectionData("x", cache="resized", masks=True), "data.masks is true"),
+        (lambda: DetectionData("x", cache="resized", resize="native"), "data.resize is 'native'"),
+    ],
+)
+def test_a_reduced_cache_is_refused_where_pictures_are_needed_whole(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_training_takes_reduced_pictures_and_evaluation_the_files(tmp_path):
+    folder = write_images(tmp_path / "pictures", {"train/a": 4, "train/b": 4, "val/a": 2}, size=(80, 100))
+    data = ClassificationData(
+        str(folder),
+        cache="resized",
+        cache_dir=str(tmp_path),
+        image_size=16,
+        num_workers=0,
+        augment=Augment(preset="none"),
+    )
+    data.setup("fit")
+    assert data.chosen["data.cache"] == "training images are reduced to a shorter side of 32 pixels, once"
+    plain = ClassificationData(str(folder), cache="none", image_size=16, num_workers=0, augment=Augment(preset="none"))
+    plain.setup("fit")
+    mine, theirs = (next(iter(one.train_dataloader())) for one in (data, plain))
+    assert mine["path"] == theirs["path"]
+    difference = np.abs(mine["image"].numpy().astype(int) - theirs["image"].numpy()).mean()
+    assert 0 < difference < 12  # of noise of 30; the same crops of the same pictures
+    assert all(map(np.array_equal, *(next(iter(one.val_dataloader()))["image"] for one in (data, plain))))
+    assert len(list(tmp_path.glob("*.bin"))) == 1

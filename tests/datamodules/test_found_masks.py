@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from datamodules import DetectionData, SegmentationData
 from datamodules.annotations.masks import binary_format, read_mask
 from datamodules.common import rle
 from datamodules.common.errors import UserError
+from datamodules.decoding.images import read_image
 from pipelines.__main__ import main
+from pipelines.commands.convert import convert
 
 HEIGHT, WIDTH = 40, 48
 
@@ -199,3 +201,21 @@ def test_boxes_as_fractions_are_said(tmp_path, scale):
     data = DetectionData(source=str(tmp_path / "v"), voc_one_based=False, val_fraction=0, batch_size=1)
     with pytest.warns(UserWarning, match="All 1 boxes lie between 0 and 1"):
         data.setup("fit")
+
+
+@pytest.mark.parametrize("what", ["text", "profile"])
+def test_png_files_with_large_texts_and_profiles(tmp_path, what):
+    info = PngImagePlugin.PngInfo()
+    if what == "text":
+        info.add_text("history", "x" * (3 << 20), zip=True)
+    profile = bytes(3 << 20) if what == "profile" else None
+    save(tmp_path / "a.png", np.full((4, 5, 3), 7, np.uint8), pnginfo=info, icc_profile=profile)
+    assert (read_image(tmp_path / "a.png") == 7).all()
+    save(tmp_path / "b.png", np.full((4, 5), 1, np.uint8), pnginfo=info, icc_profile=profile)
+    assert (read_mask(tmp_path / "b.png", binary_format()) == 1).all()
+
+
+def test_convert_says_that_boxes_change(tmp_path):
+    objects(tmp_path / "a", [[10, 10, 20, 10, 20, 20]], [[8, 6, 28.5, 6, 28, 22, 8, 22]])
+    lines = convert(tmp_path / "a" / "train.json", "yolo", tmp_path / "b")
+    assert "1 boxes became the extent of their polygons, which is another by more than a pixel" in lines[-1]

@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, LambdaCallback, LearningRateMonitor, ModelCheckpoint, Timer
 
 from datamodules.common.errors import UserError
-from pipelines.advice import with_advice
+from pipelines.advice import shared_memory_doubts, with_advice
 from pipelines.lightning_parts import CALLBACKS, SETTINGS, check_parts, keep_patience, stopped_early
 from pipelines.run.directory import newest_config, wandb_id, write_config, write_environment
 from pipelines.trainer import Trainer
@@ -105,6 +105,15 @@ def test_errors_of_libraries_say_what_to_set(error: Exception, advice: str):
         with_advice(SimpleNamespace(accumulate_grad_batches=2), DATA),
     ):
         raise error
+
+
+def test_a_small_shared_memory_is_told_before(monkeypatch: pytest.MonkeyPatch):
+    """Row 28."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=64 * 2**20))
+    assert shared_memory_doubts(DATA) == []
+    large = SimpleNamespace(batch_size=64, image_size=224, num_workers=8)
+    assert "has 64 MiB free, but 8 loader processes hold about 294 MiB" in shared_memory_doubts(large)[0]
+    assert shared_memory_doubts(SimpleNamespace(batch_size=64, image_size=224, num_workers=0)) == []
 
 
 def test_other_errors_stay_as_they_are():

@@ -14,6 +14,7 @@ from pipelines.run.checkpoints import AtomicCheckpointIO, newest_good_checkpoint
 from tasks.finite import NonFiniteLossError, first_spoiled, poisoned
 from tasks.optim import Optim
 from tests.conftest import in_child
+from tests.ranks import in_ranks
 from tests.tasks.fake_task import FakeData, FakeTask, quiet_trainer
 
 NAN, INF = float("nan"), float("inf")
@@ -133,3 +134,29 @@ def test_a_burst_model_is_not_saved(capfd):
     assert in_child(lambda: main([*fit, *high])) == 1
     assert "4 optimizer steps in a row" in capfd.readouterr().err
     assert torch.load("runs/run/0/checkpoints/last.ckpt")["global_step"] == 8
+
+
+@pytest.mark.slow
+def test_all_ranks_skip_the_step_of_one_rank():
+    """Rank 1 has the second and fourth of the batches; only its second is bad, and its files are named to all."""
+
+    def work() -> None:
+        torch.manual_seed(0)
+        task, trainer = Learns(), quiet_trainer(devices=2, strategy="ddp")
+        trainer.max_skipped_steps = 3
+        data = FakeData([[value] * 2 for value in (1.0, 1.0, 1.0, NAN, 1.0, 1.0)])
+        for number, batch in enumerate(data.batches):
+            batch["path"] = [f"{number}.jpg"]
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            trainer.fit(task, datamodule=data)
+        if trainer.is_global_zero:
+            assert any("Step 1 is skipped" in str(one.message) and "3.jpg" in str(one.message) for one in said)
+        state = {key: value for key, value in task.state_dict().items() if "running" not in key}
+        torch.save((task._guard.skipped, state), f"{trainer.global_rank}.pt")
+
+    assert in_ranks(work) == [0, 0]
+    (skipped, state), (also, other) = (torch.load(f"{rank}.pt") for rank in (0, 1))
+    assert skipped == also == 1
+    assert first_spoiled(state) is None
+    assert all(torch.equal(value, other[name]) for name, value in state.items())

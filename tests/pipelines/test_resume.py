@@ -152,22 +152,42 @@ class SignalAt(Callback):
 
 
 class SignalInTheLastBatch(SignalAt):
-    """The other signal, in the last batch of an epoch."""
+    """The other signal, in the last batch of an epoch, to the whole process group: loader workers get it, too."""
 
     number, batch = signal.SIGUSR1, 10
 
+    def on_fit_start(self, trainer, pl_module):
+        os.setpgid(0, 0)
 
-@pytest.mark.parametrize(("signaller", "step", "epoch"), [("SignalAt", 9, 1), ("SignalInTheLastBatch", 12, 1)])
-def test_a_job_that_is_taken_back_saves_and_goes_on_exactly(tmp_path, source, undisturbed, signaller, step, epoch):
-    config = tmp_path / "config.yaml"
-    config.write_text(CONFIG.format(source=source, workers=0, cache="none", val_check_interval=1.0))
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx == self.batch:
+            os.killpg(os.getpgrp(), self.number)
+
+
+class SignalToTheGroup(SignalInTheLastBatch):
+    """SIGTERM in an early batch: workers have to go on until the step is complete."""
+
+    number, batch = signal.SIGTERM, 4
+
+
+@pytest.mark.parametrize(
+    ("signaller", "step", "workers"),
+    [
+        ("SignalAt", 9, 0),
+        ("SignalInTheLastBatch", 12, 1),
+        pytest.param("SignalToTheGroup", 9, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_job_that_is_taken_back_saves_and_goes_on_exactly(tmp_path, source, undisturbed, signaller, step, workers):
+    config, epoch = tmp_path / "config.yaml", 1
+    config.write_text(CONFIG.format(source=source, workers=workers, cache="none", val_check_interval=1.0))
     never = "--trainer.save_every_n_steps=100"
     whole = undisturbed("none", 1.0)
     number = globals()[signaller].number
     assert fit(config, "cut", never, f"--trainer.callbacks={__name__}.{signaller}") == 128 + number
     saved = last_state("cut")
     assert (saved["epoch"], saved["global_step"]) == (epoch, step)
-    assert fit(config, "cut", never, "--resume", "auto") == 0
+    assert fit(config, "cut", never, "--resume", "auto", "--data.num_workers=0") == 0
     assert_equal(last_state(whole), last_state("cut"), "state_dict")
     assert rows("cut") == rows(whole)
 

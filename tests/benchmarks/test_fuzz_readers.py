@@ -1,0 +1,9 @@
+"""Damaged files of every format give our own errors only."""
+
+from __future__ import annotations
+
+from benchmarks.fuzz_readers import main
+
+
+def test_readers_of_damaged_files(capsys):
+    assert main(seconds=0.5, seed=7) == 0, capsys.readouterr().out
