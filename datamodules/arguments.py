@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
+from datamodules.splits import hold_out
 
 Cache = Literal["auto", "none", "decoded", "resized", "tensor"]
 Interpolation = Literal["bilinear", "bicubic", "area", "nearest"]
@@ -68,6 +70,8 @@ class Splits:
         test_fraction: The same for a test split.
         split_seed: Seed of the held-out images; of whole images they are stratified by class.
         split_file: ``split.json`` of an earlier run: its splits are used again.
+        group: What keeps images of one patient, scene or video in one split: a column of a list, or the end of paths
+            with ``{group}``, such as ``{group}/*.png`` or ``{group}_*.jpg``.
         duplicates: ``error`` refuses to train where a file, or the same bytes, are in two splits; ``warn`` says so.
     """
 
@@ -75,7 +79,12 @@ class Splits:
     test_fraction: float = 0.0
     split_seed: int = 0
     split_file: str | None = None
+    group: str | None = None
     duplicates: Literal["error", "warn"] = "error"
+
+    def _hold_out(self, records: list[Record]) -> None:
+        """Give each record a split, see ``hold_out``."""
+        hold_out(records, self.val_fraction, self.test_fraction, self.split_seed, self.split_file, self.group)
 
     def _check_splits(self) -> None:
         for key in ("val_fraction", "test_fraction"):

@@ -15,6 +15,7 @@ from datamodules.annotations.records import Listing
 from datamodules.arguments import Interpolation, Loading, Pixels, Splits, refuse_set
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
+from datamodules.groups import is_pattern
 from datamodules.loaders import Record, read_record
 from datamodules.readers.arrays import read_arrays
 from datamodules.readers.digits import read_digits
@@ -22,7 +23,6 @@ from datamodules.readers.folder import has_class_folders, read_folder
 from datamodules.readers.lists import read_list
 from datamodules.readers.tables import LIST_SUFFIXES, SPLIT_FIELD, lists_of_splits
 from datamodules.readers.torchvision_sets import read_torchvision
-from datamodules.splits import hold_out
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.pipeline import Transform
 
@@ -82,7 +82,7 @@ class ClassificationData(Pixels, Splits, Loading, DataModule):
         listing = self._read_source()
         if self.class_names is not None:
             listing = _keep_classes(listing, self.class_names)
-        hold_out(listing.records, self.val_fraction, self.test_fraction, self.split_seed, self.split_file)
+        self._hold_out(listing.records)
         self.class_names = listing.class_names
         return listing
 
@@ -127,7 +127,8 @@ class ClassificationData(Pixels, Splits, Loading, DataModule):
             )
         is_list = SPLIT_FIELD in source or path.suffix.lower() in LIST_SUFFIXES
         if is_list or (path.is_dir() and lists_of_splits(path) and not has_class_folders(path)):
-            return read_list(source, self.image_root, self.columns)
+            column = {} if self.group is None or is_pattern(self.group) else {"group": self.group}
+            return read_list(source, self.image_root, {**(self.columns or {}), **column})
         self._refuse_list_keys(refuse=True)
         if path.is_dir():
             return read_folder(path)

@@ -54,6 +54,7 @@ class DenseData(Pixels, Splits, Loading, DataModule):
 
     def _check_scenes(self) -> None:
         if self.source == "digits":
+            refuse_set(self, ["group"], "data.source is 'digits', whose splits are given.")
             if self.cache == "decoded":
                 raise UserError("data.cache is 'decoded', but the digit scenes are drawn, not decoded: leave it out.")
             if len(set(self.canvas())) > 1:

@@ -24,7 +24,6 @@ from datamodules.readers.box_sources import Format, find_format, read_boxes
 from datamodules.readers.digits import MAX_DIGITS
 from datamodules.readers.samples import read_objects
 from datamodules.readers.tables import SPLIT_FIELD
-from datamodules.splits import hold_out
 from datamodules.transforms.augment import DetectionAugment
 from datamodules.transforms.mixing import MixedDataset
 from datamodules.transforms.pipeline import Transform
@@ -158,7 +157,7 @@ class DetectionData(DenseData):
                 f" {listing.class_ids}, in the order of data.class_names. Leave it out."
             )
         self.class_names, self.class_ids = listing.class_names, self.class_ids or listing.class_ids
-        hold_out(listing.records, self.val_fraction, self.test_fraction, self.split_seed, self.split_file)
+        self._hold_out(listing.records)
         return listing
 
     def _check_format(self, format: Format) -> None:

@@ -16,6 +16,7 @@ from datamodules.common.errors import UserError, bullets
 from datamodules.decoding.headers import ImageError
 from datamodules.decoding.images import read_image
 from datamodules.decoding.video import is_frame
+from datamodules.groups import refuse_crossing
 
 Duplicates = Literal["error", "warn"]
 
@@ -31,7 +32,7 @@ class _File(NamedTuple):
 
 
 def check_splits(records: Mapping[str, Sequence[Record]], duplicates: Duplicates) -> None:
-    """Look for a file, or the same bytes, in two splits.
+    """Look for a file, the same bytes, or a group in two splits.
 
     Only files whose size occurs in another split are read. Pictures of one color (empty tiles) may be equal.
 
@@ -42,6 +43,7 @@ def check_splits(records: Mapping[str, Sequence[Record]], duplicates: Duplicates
     Raises:
         UserError: If there are any, with up to ten of them.
     """
+    refuse_crossing(record for own in records.values() for record in own)
     found = [
         f"{first.path} ({first.split}) and {other.path} ({other.split})"
         for first, *others in _equal_files(records)

@@ -25,7 +25,6 @@ from datamodules.common.errors import UserError
 from datamodules.dense import DenseData
 from datamodules.readers.mask_sources import is_coco_source, read_mask_source
 from datamodules.readers.samples import read_pixels
-from datamodules.splits import hold_out
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.pipeline import Transform
 from datamodules.transforms.soft_masks import SoftMaskTransform
@@ -143,8 +142,9 @@ class SegmentationData(DenseData):
             self.class_names,
             multi_label=self.multi_label,
             image_root=self.image_root,
+            group=self.group,
         )
-        hold_out(listing.records, self.val_fraction, self.test_fraction, self.split_seed, self.split_file)
+        self._hold_out(listing.records)
         for record in listing.records:
             if record["split"] != "train":
                 record.pop("soft_mask", None)  # scores compare classes

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
+from datamodules.groups import by_group, most_frequent_label, set_groups, split_groups
 
 
 def common_folder(paths: Iterable[str]) -> str:
@@ -29,7 +30,7 @@ def split_records(records: list[Record], val: float, test: float, seed: int) -> 
     Stratified by class where labels are ints; other records are one stratum. Which image goes
     where depends on the seed and on the paths below the images' common folder only: not on the records' order, nor on
     where the folder lies. A class with two images or more keeps at least one for training; small classes take turns,
-    so that the fractions of the whole come out right.
+    so that the fractions of the whole come out right. Records with a ``group`` go where their whole group goes.
 
     Args:
         records: Plain records; changed in place.
@@ -48,8 +49,13 @@ def split_records(records: list[Record], val: float, test: float, seed: int) -> 
     if not todo:
         return
     top = common_folder(r["path"] for r in todo)
+    grouped = by_group(todo)
+    drawn = sorted(grouped, key=lambda name: (most_frequent_label(grouped[name]), _key(seed, name)))
+    for split, own in split_groups([grouped[name] for name in drawn], val, test):
+        for record in own:
+            record["split"] = split
     rounding = _Rounding(val, test)
-    for members in _strata(todo):
+    for members in _strata([record for record in todo if record["split"] is None]):
         members.sort(key=partial(_order, seed, top))
         num_val, num_test = rounding.counts(len(members))
         splits = ["test"] * num_test + ["val"] * num_val + ["train"] * (len(members) - num_test - num_val)
@@ -77,7 +83,11 @@ def _strata(records: list[Record]) -> list[list[Record]]:
 def _order(seed: int, top: str, record: Record) -> tuple[bytes, str]:
     """What images are sorted by: a digest of the seed and of the path below the folder ``top``."""
     name = record["path"].removeprefix(top).lstrip(os.sep).replace(os.sep, "/")
-    return hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest(), name
+    return _key(seed, name), name
+
+
+def _key(seed: int, name: str) -> bytes:
+    return hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
 class _Rounding:
@@ -99,7 +109,9 @@ class _Rounding:
         return num_val, num_test
 
 
-def hold_out(records: list[Record], val: float, test: float, seed: int, split_file: str | None) -> None:
+def hold_out(
+    records: list[Record], val: float, test: float, seed: int, split_file: str | None, group: str | None = None
+) -> None:
     """Give each record a split: that of ``split_file``, or else what is missing is held out of the training images.
 
     Args:
@@ -108,11 +120,14 @@ def hold_out(records: list[Record], val: float, test: float, seed: int, split_fi
         test: The same for ``test``.
         seed: Seed of the draw.
         split_file: ``split.json`` of an earlier run, or None.
+        group: See ``groups.set_groups``.
 
     Raises:
         UserError: If there is no such file.
         UserError: If it does not name all images; as ``split_records``.
     """
+    if group is not None:
+        set_groups(records, group)
     if split_file is not None:
         _apply_split_file(records, split_file)
         return

@@ -52,6 +52,7 @@ FIELDS: dict[str, Field] = {
     "image": Field("path, or pixels (H, W, C) as uint8 or float in [0, 1]", (str, np.ndarray)),
     "path": Field("what is printed and written: the image's path, or FILE.npz#12 for arrays", (str,)),
     "split": Field("train, val or test; None where the source does not say", (str, _NONE)),
+    "group": Field("patient, scene or video, whose images are all in one split", (str,)),
     "weight": Field("scales the image's loss, at least 0", (float,)),
     # Classification.
     "label": Field("class, 0..K-1; or K floats where labels are multi-label or soft", (int, list)),

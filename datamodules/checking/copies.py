@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from datamodules.annotations.records import Record
 from datamodules.checking.findings import Finding
 from datamodules.checking.images import Look
+from datamodules.groups import by_group
 
 POOL = "pool"
 _EVALUATED = ("val", "test")
@@ -61,6 +62,12 @@ def _together(kind: str, verb: str, group: Sequence[Record]) -> Finding:
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
     paths = tuple(record["path"] for record in others)
     return Finding(kind, f"{verb} {named}{more}", first["path"], first["split"], others=paths)
+
+
+def group_findings(records: Sequence[Record]) -> list[Finding]:
+    """Groups (``data.group``) that are in two splits."""
+    crossing = [own for own in by_group(records).values() if len({record["split"] for record in own}) > 1]
+    return [_together("group-split", f"its group '{own[0]['group']}' has", own) for own in crossing]
 
 
 def near_findings(records: Sequence[Record], looks: Sequence[Look]) -> list[Finding]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from datamodules.annotations.records import Record
 from datamodules.checking.boxes import box_findings, object_mask_findings
 from datamodules.checking.classes import Counts, class_findings, label_counts
-from datamodules.checking.copies import POOL, exact_findings, near_findings
+from datamodules.checking.copies import POOL, exact_findings, group_findings, near_findings
 from datamodules.checking.findings import Finding
 from datamodules.checking.images import Look, image_findings, look_at
 from datamodules.checking.masks import look_at_masks, mask_findings
@@ -59,7 +59,7 @@ def check(data: Any, pool: str | None = None, max_detections: int | None = None,
         return Checked(records, unlabeled, [], found)
     found += of_images
     found += _annotation_findings(own, records, looks[: len(records)], max_detections, told)
-    found += exact_findings(everything, looks) + near_findings(everything, looks)
+    found += exact_findings(everything, looks) + near_findings(everything, looks) + group_findings(records)
     if not any(finding.severity == "error" for finding in found):
         found += _refusals(data)
     read_mask = own.make_mask_reader() if records and "mask" in records[0] else None

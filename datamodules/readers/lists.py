@@ -23,6 +23,7 @@ from datamodules.readers.places import find_files
 from datamodules.readers.tables import Table, Where, load_tables
 
 _ROLES = ("path", "label", "labels", "probabilities", "split", "weight")
+_ASKED = (*_ROLES, "group")  # the last only where it is asked for
 _LABELS = ("label", "labels", "probabilities")
 _EMBEDDED = "digits#"  # how the paths of the embedded images begin
 _CLASS_COLUMN = "p_"  # one numeric column per class: p_cat, p_dog, ...
@@ -72,7 +73,17 @@ def read_list(file: str | Path, image_root: str | Path | None = None, columns: d
             record["weight"] = cell_number(value, where(i), names["weight"])
             if record["weight"] < 0:
                 raise UserError(f"{where(i)}: weight is {value}; it must be at least 0.")
+    if "group" in names:
+        _set_groups(records, table, names["group"])
     return Listing(records, class_names)
+
+
+def _set_groups(records: list[Record], table: Table, column: str) -> None:
+    table.require(column)
+    for i, (record, cell) in enumerate(zip(records, table.columns[column], strict=True)):
+        if cell is None or str(cell).strip() == "":
+            raise UserError(f"{table.where(i)}: '{column}', the column of data.group, is empty.")
+        record["group"] = str(cell)
 
 
 def _labels(table: Table, names: dict[str, str]) -> tuple[Sequence[int | list[float]], list[str]]:
@@ -112,7 +123,7 @@ def _class_columns(table: Table) -> tuple[list[list[float]], list[str]]:
     return [list(row) for row in zip(*by_class, strict=True)], class_names
 
 
-def read_mask_list(file: str | Path, image_root: str | Path | None = None) -> Listing:
+def read_mask_list(file: str | Path, image_root: str | Path | None = None, group: str | None = None) -> Listing:
     """Read a list of images and their masks, one pair a row.
 
     Columns: ``path`` and ``mask`` (files), and optional ``split`` as in ``read_list`` and ``soft_mask`` (files). Others
@@ -121,6 +132,7 @@ def read_mask_list(file: str | Path, image_root: str | Path | None = None) -> Li
     Args:
         file: The list or lists, as for ``read_list``.
         image_root: Where relative paths of all columns start; the list's folder by default.
+        group: Column of the images' groups, if any.
 
     Returns:
         Records with ``mask``, a path, and ``soft_mask``, a path; no class names.
@@ -140,6 +152,8 @@ def read_mask_list(file: str | Path, image_root: str | Path | None = None) -> Li
     if "soft_mask" in table.columns:
         for record, soft in zip(records, _paths(table, "soft_mask", image_root), strict=True):
             record["soft_mask"] = soft
+    if group is not None:
+        _set_groups(records, table, group)
     return Listing(records, [])
 
 
@@ -175,9 +189,9 @@ def _image(path: str) -> Any:
 def _resolve_columns(file: Path, header: list[str], columns: dict[str, str]) -> dict[str, str]:
     """Role -> name of the column, for the roles that this file has."""
     for role, name in columns.items():
-        if role not in _ROLES:
+        if role not in _ASKED:
             raise UserError(
-                f"columns: '{role}' is no column of a list ({', '.join(_ROLES)}).{did_you_mean(role, _ROLES)}"
+                f"columns: '{role}' is no column of a list ({', '.join(_ASKED)}).{did_you_mean(role, _ASKED)}"
             )
         if name not in header:
             raise UserError(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datamodules.annotations.records import Listing
 from datamodules.common.errors import UserError
+from datamodules.groups import is_pattern
 from datamodules.readers.class_files import CLASSES_FILE, read_class_file
 from datamodules.readers.coco import is_coco
 from datamodules.readers.coco_masks import read_coco_masks
@@ -31,6 +32,7 @@ def read_mask_source(
     *,
     multi_label: bool,
     image_root: str | None = None,
+    group: str | None = None,
 ) -> Listing:
     """Read a folder of images and masks, in whatever layout, COCO's file, or a list.
 
@@ -41,6 +43,7 @@ def read_mask_source(
         class_names: ``data.class_names``; it chooses among COCO's categories, and among folders of binary masks.
         multi_label: ``data.multi_label``.
         image_root: ``data.image_root``, for lists and COCO files.
+        group: ``data.group``, which may be a column of a list.
 
     Returns:
         Records with ``mask``, see ``annotations.masks.decode_mask``; class names as far as the source gives some, also
@@ -62,7 +65,7 @@ def read_mask_source(
     if _is_list(source, by_pattern=by_pattern):
         if by_pattern:
             raise UserError(f"data.images is set, but data.source '{source}' is a list, which names its files.")
-        listing = read_mask_list(source, image_root)
+        listing = read_mask_list(source, image_root, None if group is None or is_pattern(group) else group)
         return listing._replace(class_names=_class_file(path if path.is_dir() else path.parent))
     if not path.is_dir():
         raise UserError(

@@ -28,8 +28,8 @@ _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em au
 h2{margin:1.6em 0 .2em}h2 b{font-weight:600;padding:0 .5em;border-radius:.3em;color:#fff}
 .error b{background:#c81e1e}.warning b{background:#b46a00}.note b{background:#5a6a7a}
 table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:left}
-td.n{text-align:right}.p{display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start}
-figure{margin:.6em 0;max-width:32em}figcaption{font-size:13px;color:#444;overflow-wrap:anywhere}
+td.n{text-align:right}.p{display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start}figure{white-space:nowrap}figcaption{white-space:normal}
+figure{margin:.6em 0;width:min-content;min-width:240px}figcaption{font-size:13px;color:#444;overflow-wrap:anywhere}
 img{max-width:240px;margin-right:4px;vertical-align:top}small{color:#666}"""
 
 

@@ -12,8 +12,18 @@ from datamodules.base import DataModule
 
 SHARED = {
     *("source", "class_names", "batch_size", "eval_batch_size", "num_workers", "cache", "cache_dir", "on_corrupt"),
-    *("seed", "val_fraction", "test_fraction", "split_seed", "split_file", "duplicates", "image_size", "in_chans"),
-    "dtype",
+    *(
+        "seed",
+        "val_fraction",
+        "test_fraction",
+        "split_seed",
+        "split_file",
+        "duplicates",
+        "group",
+        "image_size",
+        "in_chans",
+    ),
+    *("dtype", "group"),
     *("resize", "interpolation", "augment", "balance"),
 }
 DENSE = {"num_scenes", "tile", "tile_overlap"}

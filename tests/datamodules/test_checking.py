@@ -266,6 +266,13 @@ def test_many_objects_and_the_pool(tmp_path):
     assert [finding.kind for finding in found] == ["duplicate-pool"] * SPLITS["val"]
 
 
+def test_groups_in_two_splits(tmp_path):
+    folder(tmp_path)
+    found = check(ClassificationData(source=str(tmp_path), group="{group}/*.jpg")).findings  # the classes' folders
+    assert {finding.kind for finding in found} == {"group-split"}
+    assert [finding.message.partition(" has")[0] for finding in found] == ["its group 'ant'", "its group 'bee'"]
+
+
 def test_empty_tiles_are_no_leak(tmp_path):
     folder(tmp_path)
     for split in SPLITS:
@@ -275,5 +282,5 @@ def test_empty_tiles_are_no_leak(tmp_path):
 
 
 def test_every_kind_has_a_case():
-    tested = {kind for kind, *_ in (*IMAGES, *BOXES, *MASKS)} | {"many-objects", "duplicate-pool"}
-    assert set(KINDS) - tested == {"reader", "box-class", "group-split", "label"}
+    tested = {kind for kind, *_ in (*IMAGES, *BOXES, *MASKS)} | {"many-objects", "duplicate-pool", "group-split"}
+    assert set(KINDS) - tested == {"reader", "box-class", "label"}
