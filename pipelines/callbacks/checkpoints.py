@@ -159,7 +159,8 @@ class SaveLast(Checkpoint):
 
     def _stop(self) -> None:
         number = signal.Signals(self._signal or signal.SIGTERM)
-        rank_zero_info(f"{number.name}: saved {self.path}; --resume auto goes on from there.")
+        if number != signal.SIGINT:  # who pressed Ctrl-C sees the training's last block
+            rank_zero_info(f"{number.name}: saved {self.path}; --resume auto goes on from there.")
         raise SIGTERMException(128 + number)
 
     def _save(self, trainer: pl.Trainer) -> None:

@@ -85,7 +85,8 @@ def _recipe(trainer: Any, module: Any, data: Any) -> list[str]:
     }
     augment = getattr(getattr(data, "labeled", data), "augment", None)
     lines = [
-        f"{length}, {batches} batches an epoch" + "".join(f", {name} {value}" for name, value in more.items() if value),
+        f"{length}, {batches} {'batch' if batches == 1 else 'batches'} an epoch"
+        + "".join(f", {name} {value}" for name, value in more.items() if value),
         describe(task.optim, module.global_batch()),
     ]
     preset = getattr(augment, "preset", None)

@@ -69,5 +69,5 @@ def box_error_picture(image: NDArray[Any], truth: Annotation, prediction: Annota
     shown += [(prediction["boxes"][right], RIGHT_COLOR), (prediction["boxes"][wrong], WRONG_COLOR)]
     for boxes, color in shown:
         for x1, y1, x2, y2 in np.round(boxes).astype(int).tolist():
-            cv2.rectangle(picture, (x1, y1), (max(x1, x2 - 1), max(y1, y2 - 1)), color, 1 + max(gray.shape) // 400)
+            cv2.rectangle(picture, (x1, y1), (max(x1, x2 - 1), max(y1, y2 - 1)), color, 2 + max(gray.shape) // 400)
     return np.asarray(picture)

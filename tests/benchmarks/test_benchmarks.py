@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import detection, gpu, input, loop, segmentation, startup, tiny
+from benchmarks import detection, gpu, input, large, loop, segmentation, startup, tiny
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.common import Marks, Row, alternate, per_round, row, table
 from benchmarks.training import Beside, MarkedData, ours, write_arrays
@@ -121,6 +121,13 @@ def test_tiny_runs() -> None:
     assert values["ours, over the bare loop"] == pytest.approx(ratio)
     # The steps are extrapolated to the epoch, then its end is added once.
     assert values["ours"] > values["the end of our epoch, in it"] > 0
+
+
+def test_reduced_photographs_are_measured() -> None:
+    settings, rows = large.run(1, count=32, pixels=(460, 480))
+    assert settings["pixels"] == "480 x 460"
+    assert [row.name for row in rows if row.goal] == ["ours, second epoch, over timm"]
+    assert all(row.value > 0 for row in rows)
 
 
 def test_input_runs_and_keeps_the_decoder() -> None:

@@ -133,7 +133,7 @@ def test_the_block_before_a_training(capsys):
     said = capsys.readouterr().out
     # 2 * (9 * 4 * 36 + 4 * 2) operations are half as many multiplications with additions, 1,304
     assert "model   FakeTask, fake: 66 parameters, 1.3 k MACs for an image of 8 x 8 x 1" in said
-    assert "recipe  1 epochs, 1 batches an epoch\n          sgd, lr 0.001 (not scaled with the batch)" in said
+    assert "recipe  1 epochs, 1 batch an epoch\n          sgd, lr 0.001 (not scaled with the batch)" in said
     assert "chosen  model.optim.lr: 0.1, since this is a test" in said
     assert said.count("parameters") == 1, "printed once, whether a sanity check comes first or not"
     assert trainer.global_step == 1

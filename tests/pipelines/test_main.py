@@ -113,3 +113,17 @@ def test_a_closed_pipe_is_no_error() -> None:
     result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0
     assert result.stderr == ""
+
+
+def test_something_is_said_before_anything_is_imported() -> None:
+    code = f"""
+import sys
+from pipelines import __main__ as entry
+entry._runner = lambda command, words: lambda words: 0
+entry.main(sys.argv[1:])
+assert not [name for name in {HEAVY} if name in sys.modules]
+"""
+    words = ["fit", "--config", "quickstart"]
+    assert run("-c", code, *words).stderr == f"pipelines {__version__}: {' '.join(words)}\n"
+    for quiet in (["fit", "--help"], ["convert", "--source", "x"], ["fit", "--print_config"]):
+        assert run("-c", code, *quiet).stderr == ""

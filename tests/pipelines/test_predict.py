@@ -184,7 +184,7 @@ def test_a_broken_picture_among_the_new_ones(tmp_path, folder, capfd):
     words = ["predict", "--ckpt_path", "runs/run/0/checkpoints/best.ckpt", "--source", new]
     skip = ["--data.on_corrupt", "skip"]
     assert run(*words, *skip, "--output", "out") == 0
-    assert "1 unreadable image(s) are left out; the first is" in capfd.readouterr().err
+    assert "1 unreadable images are left out; first" in capfd.readouterr().err
     assert sorted(table(Path("out/predictions.csv"))) == ["000.jpg", "002.jpg"]
     assert run(*words, *skip, "--output", new / "out") != 0
     assert "lies inside --source" in capfd.readouterr().err
