@@ -194,4 +194,4 @@ def _warmup(optim: Optim) -> str:
     if optim.warmup_epochs is not None:
         return f", {optim.warmup_epochs:g} epochs of warm-up" if optim.warmup_epochs else ""
     part = WARMUP if optim.warmup is None else optim.warmup
-    return f", {part:.3g} of the steps as warm-up" if part else ""
+    return f", {100 * part:.3g} % of the steps as warm-up" if part else ""

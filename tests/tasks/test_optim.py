@@ -127,7 +127,7 @@ def test_scaling_with_the_global_batch() -> None:
     optimizer = build_optimizer(nn.Linear(2, 2), Optim(lr=0.1, lr_scaling="linear"), 1024)
     assert all(group["lr"] == pytest.approx(0.4) for group in optimizer.param_groups)
     assert describe(Optim(lr=0.1, lr_scaling="linear"), 1024) == (
-        "adamw, lr 0.4 (0.1 times 1024 / 256), global batch 1024, cosine schedule, 0.05 of the steps as warm-up"
+        "adamw, lr 0.4 (0.1 times 1024 / 256), global batch 1024, cosine schedule, 5 % of the steps as warm-up"
     )
     assert "not scaled with the batch" in describe(Optim(), 1024)
 
