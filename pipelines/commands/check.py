@@ -21,6 +21,7 @@ from datamodules.common.errors import UserError
 from datamodules.decoding.images import read_image
 from pipelines import cli
 from pipelines.command import Command
+from pipelines.commands.label_errors import find_label_errors
 from pipelines.listing import PROGRAM
 from pipelines.outputs.check_page import write_page
 from pipelines.outputs.drawing import overlay
@@ -84,16 +85,18 @@ def check(
     fail_on: Literal["error", "warning", "note", "never"] = "error",
     output: str = "check",
     pool: str | None = None,
+    ckpt_path: str | None = None,
 ) -> Checked:
     """Look for everything that can be wrong with the data: files, annotations, classes, splits.
 
     Args:
-        trainer: Not used.
-        model: The task; only its settings are looked at.
+        trainer: Where to run, with a checkpoint.
+        model: The task; without a checkpoint only its settings are looked at.
         datamodule: The data.
         fail_on: The exit status is 1 where there is a finding as bad as this, or worse.
         output: Folder for ``check.json`` and ``check.html``, the page with pictures.
         pool: Unlabeled images (a folder, a pattern, a list), in which there must be no evaluated ones.
+        ckpt_path: A trained classifier, whose predictions tell which labels are likely wrong.
 
     Returns:
         What was looked at and found.
@@ -102,6 +105,8 @@ def check(
     line = _Line()
     checked = check_all(data, pool, getattr(model.taught, "max_detections", None), line.show)
     line.end()
+    if ckpt_path is not None and not any(finding.severity == "error" for finding in checked.findings):
+        checked.findings.extend(find_label_errors(trainer, model, data, ckpt_path))
     folder = Path(output)
     source = str(getattr(data, "source", type(data).__name__))
     write_findings(

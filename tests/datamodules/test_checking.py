@@ -15,6 +15,7 @@ from PIL import Image
 
 from datamodules import ClassificationData, DetectionData, SegmentationData
 from datamodules.checking.findings import KINDS
+from datamodules.checking.labels import doubtful, label_findings
 from datamodules.checking.whole import check
 
 SIDE = 64
@@ -266,6 +267,19 @@ def test_many_objects_and_the_pool(tmp_path):
     assert [finding.kind for finding in found] == ["duplicate-pool"] * SPLITS["val"]
 
 
+def test_labels_that_the_predictions_contradict():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 300)
+    probabilities = rng.dirichlet([1, 1, 1], 300) * 0.3 + 0.7 * np.eye(3)[truth]
+    labels = truth.copy()
+    labels[:12] = (truth[:12] + 1) % 3
+    assert doubtful(probabilities, truth) == []
+    found = label_findings(probabilities, labels, [str(i) for i in range(300)], "val", ["ant", "bee", "cat"])
+    assert {int(finding.path) for finding in found} <= set(range(12))
+    assert len(found) >= 6
+    assert found[0].message.startswith(f"labeled {['ant', 'bee', 'cat'][labels[int(found[0].path)]]} (")
+
+
 def test_groups_in_two_splits(tmp_path):
     folder(tmp_path)
     found = check(ClassificationData(source=str(tmp_path), group="{group}/*.jpg")).findings  # the classes' folders
@@ -282,5 +296,10 @@ def test_empty_tiles_are_no_leak(tmp_path):
 
 
 def test_every_kind_has_a_case():
-    tested = {kind for kind, *_ in (*IMAGES, *BOXES, *MASKS)} | {"many-objects", "duplicate-pool", "group-split"}
-    assert set(KINDS) - tested == {"reader", "box-class", "label"}
+    tested = {kind for kind, *_ in (*IMAGES, *BOXES, *MASKS)} | {
+        "many-objects",
+        "duplicate-pool",
+        "group-split",
+        "label",
+    }
+    assert set(KINDS) - tested == {"reader", "box-class"}

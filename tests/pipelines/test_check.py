@@ -9,10 +9,13 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from datamodules import ClassificationData
 from datamodules.checking.findings import Finding
 from pipelines.__main__ import main
+from pipelines.commands.label_errors import _of_split
 from pipelines.outputs.check_page import write_page
 from tests.conftest import write_images
 
@@ -60,6 +63,29 @@ def test_of_a_config(source, tmp_path, capsys):
     capsys.readouterr()
     assert main(["check", "--config", "mine.yaml", "--data.source", "nowhere"]) == 2
     assert "data.source 'nowhere' does not exist" in capsys.readouterr().err
+
+
+class ByColor:
+    """A classifier that knows the two classes by their colors."""
+
+    def predict(self, batch):
+        bee = (batch["image"][:, 0].float().mean((1, 2)) < 150).float()  # gray; ants are red
+        return {"probabilities": torch.stack([0.9 - 0.8 * bee, 0.1 + 0.8 * bee], 1)}
+
+
+def test_a_label_that_the_predictions_contradict(tmp_path):
+    root = write_images(tmp_path / "pictures", {f"{s}/{c}": 6 for s in ("train", "val") for c in ("ant", "bee")})
+    (root / "val/ant/000.jpg").rename(root / "val/bee/wrong.jpg")
+    data = ClassificationData(str(root), image_size=32, num_workers=0)
+    data.setup("probe")
+    names = ["ant", "bee"]
+    right = _of_split(ByColor(), data.train_features_dataloader(), "train", names, torch.device("cpu"))
+    wrong = _of_split(ByColor(), data.val_dataloader(), "val", names, torch.device("cpu"))
+    assert [len(right), len(wrong)] == [0, 1]
+    assert (wrong[0].path, wrong[0].message) == (
+        str(root / "val/bee/wrong.jpg"),
+        "labeled bee (10%), predicted ant (90%)",
+    )
 
 
 @pytest.mark.parametrize(
