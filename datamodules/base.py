@@ -267,8 +267,8 @@ class DataModule(LightningDataModule, ABC):
 
     def _loader(self, split: str, sampler: TrainSampler | EvalSampler, *, train: bool) -> Any:
         read = self.make_reader()
-        cache = self._resolve_cache()
-        if (train and cache == "resized") or (split != "predict" and cache == "decoded"):
+        cache = "none" if split == "predict" else self._resolve_cache()
+        if cache == "decoded" or (train and cache == "resized"):
             side = reduced_side(cache, self.canvas())
             if split not in self._decoded:
                 self._decoded[split] = DecodedCache.build(self.records[split], read, self.cache_dir, side)

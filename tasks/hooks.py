@@ -21,7 +21,7 @@ from datamodules.common.errors import UserError
 from tasks.checks import TrainingPlan
 from tasks.finite import NonFiniteLossError, StepGuard, refuse_spoiled
 from tasks.optimizers import build_optimizer
-from tasks.reproducibility import same_buffers_on_all_ranks, seed_step
+from tasks.reproducibility import own_sums, same_buffers_on_all_ranks, seed_step
 from tasks.schedules import build_scheduler
 
 Batch = dict[str, Any]
@@ -269,14 +269,13 @@ class TaskHooks(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the batch counter, the sums that were not yet flushed, and the task's own state.
 
-        So a resumed run goes on exactly. Lightning calls this on all ranks, but rank 0 alone writes: the sums are those
-        of all.
+        So a resumed run goes on exactly. Lightning calls this on all ranks, but rank 0 alone writes: it writes the sums
+        of each, since floats that are added in another order are other floats.
         """
         refuse_spoiled(self.state_dict())
-        reduce = self.trainer.strategy.reduce
         checkpoint["task_state"] = {
             "batches_seen": self._batches_seen,
-            "loss_sums": {k: reduce(v.clone(), reduce_op="sum") for k, v in self._loss_sums.items()},
+            "loss_sums": {k: self.all_gather(v.clone()) for k, v in self._loss_sums.items()},
             "mid_step": self._mid_step,
             "skipped_steps": self._guard.skipped,
             "last_train": dict(self._last_train),
@@ -290,8 +289,8 @@ class TaskHooks(LightningModule, ABC):
         """Take them back."""
         state = checkpoint.get("task_state", {})
         self._batches_seen = state.get("batches_seen", 0)
-        mine = self._trainer is None or self.trainer.is_global_zero  # the other ranks start from zero
-        self._loss_sums = {k: v * mine for k, v in state.get("loss_sums", {}).items()}
+        place = (0, 1) if self._trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        self._loss_sums = {k: own_sums(v, *place) for k, v in state.get("loss_sums", {}).items()}
         self._guard.skipped = state.get("skipped_steps", 0)
         self._last_train = state.get("last_train", {})
         self._restored_plateau = state.get("plateau")

@@ -54,3 +54,11 @@ def seed_step(rank: int, batches_seen: int) -> None:
         torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
+
+
+def own_sums(sums: Tensor, rank: int, world_size: int) -> Tensor:
+    """This rank's of the sums (R, S) of R ranks, or (S,) of all: its own, or with another number of ranks all on rank 0."""
+    of_ranks = sums.reshape(-1, sums.shape[-1])
+    if len(of_ranks) == world_size:
+        return of_ranks[rank].clone()
+    return of_ranks.sum(0) * (rank == 0)

@@ -61,7 +61,8 @@ def read_list(file: str | Path, image_root: str | Path | None = None, columns: d
     cells, where = table.columns, table.where
     table.require(names["path"])
     paths = _paths(table, names["path"], image_root)
-    _refuse_repeats(paths, where)
+    if not any(name.startswith(_CLASS_COLUMN) for name in cells):
+        _refuse_repeats(paths, where)  # balanced pseudo-labels repeat images on purpose
     labels, class_names = _labels(table, names)
     splits = _splits(table, names.get("split"))
     records: list[Record] = [

@@ -24,6 +24,7 @@ ALLOWED = (
     *OURS,
     "pipelines.callbacks",
     *(f"{package}.{part}" for package in ("pytorch_lightning", "lightning_fabric") for part in LIGHTNING),
+    "pipelines.noisy_student.selection.Selection",
     "datetime.timedelta",
 )
 _trusted: tuple[str, ...] = ()

@@ -59,7 +59,7 @@ def test_module_call_prints_help_and_version() -> None:
         ("fitt", "did you mean 'fit'?"),
         ("train", "did you mean 'fit'?"),
         ("tets", "did you mean 'test'?"),
-        ("qqqq", "there are fit, validate, test, predict, probe, pseudo-label, noisy-student, convert, list"),
+        ("qqqq", "there are fit, validate, test, predict, probe, pseudo-label, noisy-student, check, convert, list"),
         ("--config", "the command comes first"),
     ],
 )

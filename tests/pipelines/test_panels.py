@@ -223,13 +223,13 @@ def test_panels_without_truth_and_of_any_size() -> None:
 def test_boxes_are_right_wrong_or_missed() -> None:
     boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 60, 20], [0, 0, 0, 0]], np.float32)
     truth = {"boxes": boxes, "labels": np.array([0, 1, 0, -1]), "iscrowd": np.array([0, 0, 1, 0], np.uint8)}
-    guessed = np.array([[0, 0, 10, 9], [1, 0, 10, 10], [20, 0, 30, 10], [45, 5, 50, 10]], np.float32)
+    guessed = np.array([[0, 0, 10, 5], [1, 0, 10, 10], [20, 0, 30, 10], [45, 5, 50, 10]], np.float32)
     prediction = {"boxes": guessed, "labels": np.array([0, 0, 0, 0]), "scores": np.array([0.5, 0.9, 0.8, 0.7])}
     found, right = box_errors.right_boxes(truth, prediction)
     assert found.tolist() == [True, False, False, False]
     assert right.tolist() == [False, True, False, False]  # the best one; the other is a second box, or of another class
     picture = box_errors.box_error_picture(np.zeros((24, 64, 3), np.uint8), truth, prediction)
-    assert tuple(picture[8, 4]) == palettes.WRONG_COLOR
+    assert tuple(picture[4, 4]) == palettes.WRONG_COLOR
     assert tuple(picture[9, 4]) == box_errors.RIGHT_COLOR
     assert tuple(picture[0, 25]) == palettes.WRONG_COLOR  # over the missed object of the other class
     assert len(np.unique(picture[:, 38:])) == 1  # a crowd need not be found, and what is in it is not wrong

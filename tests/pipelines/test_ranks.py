@@ -317,7 +317,7 @@ def assert_one_run_of_two_ranks(process: subprocess.Popen[str]) -> None:
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     assert "2 processes" in output
-    assert output.count("run directory") == 1
+    assert output.count("  trained ") == 1
     assert "Warning" not in output
     assert "sync_dist" not in output
     run = Path("runs/config/0")
