@@ -57,7 +57,7 @@ def seed_step(rank: int, batches_seen: int) -> None:
 
 
 def own_sums(sums: Tensor, rank: int, world_size: int) -> Tensor:
-    """This rank's of the sums (R, S) of R ranks, or (S,) of all: its own, or with another number of ranks all on rank 0."""
+    """This rank's part of the sums (R, S) of R ranks, or (S,) of all: its own, or all on rank 0 if R has changed."""
     of_ranks = sums.reshape(-1, sums.shape[-1])
     if len(of_ranks) == world_size:
         return of_ranks[rank].clone()
