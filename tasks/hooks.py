@@ -181,7 +181,8 @@ class TaskHooks(LightningModule, ABC):
         Of a semi-supervised batch the labeled images count, as in the papers, which give their rates for these (Noisy
         Student 0.128 for 2,048, FixMatch 0.03 for 64): then a rate does not depend on the ratio of the two halves.
         """
-        batch_size = int(getattr(getattr(self.trainer, "datamodule", None), "train_batch", 1))
+        data = getattr(self.trainer, "datamodule", None)
+        batch_size = int(getattr(data, "train_batch", getattr(data, "batch_size", 1)))
         ranks, accumulated = int(self.trainer.world_size), int(self.trainer.accumulate_grad_batches)
         return batch_size * ranks * accumulated
 

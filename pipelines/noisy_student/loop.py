@@ -128,7 +128,6 @@ class SeedLoop:
     ) -> TrainedModel:
         """A student, or without ``pseudo_labels`` or without ``noise`` one of its controls, of as many steps."""
         student = self.settings.students[generation - 1]
-        labeled = len(read_json(self.found["split"].path)["train"])
         command = student_config(
             self.settings,
             self.kind,
@@ -136,7 +135,8 @@ class SeedLoop:
             self.found["split"].path,
             selection["selected"].path if pseudo_labels else None,
             self.truth["class_names"],
-            student.steps_per_epoch or steps_per_epoch(self.settings, self.data, student, selection, labeled),
+            student.steps_per_epoch
+            or steps_per_epoch(self.settings, self.data, student, selection, self.found["split"]),
             stage_seed(self.seed, generation),
             noise=noise,
         )
@@ -226,14 +226,14 @@ def task_and_data(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def steps_per_epoch(
-    settings: Settings, data: DataModule, student: StudentSettings, selected: Outputs, labeled: int
+    settings: Settings, data: DataModule, student: StudentSettings, selected: Outputs, split: Output
 ) -> int:
-    """Batches of one pass over the selected images, over all devices, beside ``labeled`` labeled ones."""
+    """Batches of one pass over the selected images, over all devices, beside the labeled ones of ``split.json``."""
     world = num_devices(trainer_of(settings, student))
     assert world is not None  # the settings were checked
-    batch_size = int(
-        student.data.get("batch_size") or data.batch_size or choose_batch(data.most_images, labeled // world)
-    )
+    batch_size = student.data.get("batch_size") or data.batch_size
+    if batch_size is None:
+        batch_size = choose_batch(data.most_images, len(read_json(split.path)["train"]) // world)
     return max(1, int(read_json(selected[REPORT].path)["images"]) // (batch_size * student.ratio * world))
 
 

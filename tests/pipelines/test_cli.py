@@ -337,7 +337,7 @@ def count(
 
 
 def test_a_plain_function_is_a_command_and_returns_its_result(folder: Path, capsys: pytest.CaptureFixture[str]):
-    write_images(Path("pictures"), {"test/ant": 1})
+    write_images(Path("pictures"), {"test/ant": 1}, seed=1)
     Path("a.yaml").write_text(CONFIG)
     assert in_child(lambda: main(["fit", "--config", "a.yaml"])) == 0
     command = Command("count", count)

@@ -461,7 +461,9 @@ def test_an_epoch_is_one_pass_over_the_selected_images(tmp_path, student, steps)
     settings = Settings(data={}, teacher=TeacherSettings(), students=[], launch=["srun"], trainer={"devices": 1})
     part = StudentSettings(model={}, **student)
     data = ClassificationData(batch_size=None if "batch_size" in part.data and not part.data["batch_size"] else 4)
-    assert steps_per_epoch(settings, data, part, selected, labeled=64) == steps
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["a picture"] * 64}))
+    split = manifest.Output(tmp_path / "split.json", "")
+    assert steps_per_epoch(settings, data, part, selected, split) == steps
 
 
 def test_a_checkpoints_digest_is_of_its_weights_and_of_nothing_else(tmp_path):
