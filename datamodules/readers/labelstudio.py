@@ -47,15 +47,7 @@ def _drawings(file: Path) -> list[Drawing]:
 
 def _task(task: Any, where: str) -> tuple[str, list[Any]]:
     """The image of a task and its results."""
-    values = task.get("data", task) if isinstance(task, dict) else {}
-    texts = [
-        values[key]
-        for key in ("image", "img", "picture")
-        if isinstance(values, dict) and isinstance(values.get(key), str)
-    ]
-    if not texts:
-        raise UserError(f"{where}: it names no 'image'.")
-    image = unquote(texts[0].rpartition("?d=")[2].partition("://")[2] or texts[0].rpartition("?d=")[2])
+    image = _image(task, where)
     if "data" not in task:  # JSON-MIN
         lists = [v for v in task.values() if isinstance(v, list) and all(isinstance(r, dict) for r in v)]
         return image, [{"value": r, **r} for own in lists for r in own]
@@ -68,6 +60,17 @@ def _task(task: Any, where: str) -> tuple[str, list[Any]]:
     return image, list(done[0]["result"]) if done else []
 
 
+def _image(task: Any, where: str) -> str:
+    """The path that a task names."""
+    values = task.get("data", task) if isinstance(task, dict) else {}
+    values = values if isinstance(values, dict) else {}
+    texts = [values[key] for key in ("image", "img", "picture") if isinstance(values.get(key), str)]
+    if not texts:
+        raise UserError(f"{where}: it names no 'image'.")
+    local = texts[0].rpartition("?d=")[2]
+    return unquote(local.partition("://")[2] or local)
+
+
 def _shape(result: Any, i: int, where: str) -> Shape | None:
     """The object of a result; None for what says nothing of the picture's parts (choices, texts)."""
     value = result.get("value") if isinstance(result, dict) else None
@@ -75,31 +78,42 @@ def _shape(result: Any, i: int, where: str) -> Shape | None:
         raise UserError(f"{where}: it has no 'value'.")
     kind = next((key for key in _KINDS if value.get(key)), None)
     if kind is None:
-        other = next((key for key in value if key.endswith("labels") and key != "labels"), None)
-        if other is None and "x" not in value and "points" not in value:
-            return None
-        raise UserError(
-            f"{where}: {other or 'a shape without a label'} is not read; rectanglelabels and polygonlabels are."
-        )
+        _refuse_other_shapes(value, where)
+        return None
     if not isinstance(value[kind], list) or len(value[kind]) != 1:
         raise UserError(f"{where}: its labels are {value[kind]!r:.60}; one label an object is read.")
     name = str(value[kind][0])
     width, height = (
         number(result.get(f"original_{side}"), f"{where}: original_{side}") for side in ("width", "height")
     )
-    if kind == "polygonlabels":
-        points = value.get("points")
-        if (
-            not isinstance(points, list)
-            or len(points) < 3
-            or not all(isinstance(p, list) and len(p) == 2 for p in points)
-        ):
-            raise UserError(f"{where} ('{name}'): its points are {points!r:.60}; a polygon has three pairs or more.")
-        scaled = [number(v, where) * side / 100 for p in points for v, side in zip(p, (width, height), strict=True)]
-        return polygon_shape(name, [scaled], i)
+    read = _polygon if kind == "polygonlabels" else _rectangle
+    return read(name, value, width / 100, height / 100, i, where)
+
+
+def _refuse_other_shapes(value: dict[str, Any], where: str) -> None:
+    """Refuse brushes, key points and shapes without a label."""
+    other = next((key for key in value if key.endswith("labels") and key != "labels"), None)
+    if other is not None or "x" in value or "points" in value:
+        raise UserError(
+            f"{where}: {other or 'a shape without a label'} is not read; rectanglelabels and polygonlabels are."
+        )
+
+
+def _polygon(name: str, value: dict[str, Any], across: float, down: float, i: int, where: str) -> Shape:
+    """A polygon; ``across`` and ``down`` are the pixels of one percent."""
+    points = value.get("points")
+    pairs = isinstance(points, list) and all(isinstance(p, list) and len(p) == 2 for p in points)
+    if not pairs or len(points or ()) < 3:
+        raise UserError(f"{where} ('{name}'): its points are {points!r:.60}; a polygon has three pairs or more.")
+    scaled = [number(v, where) * percent for p in points or () for v, percent in zip(p, (across, down), strict=True)]
+    return polygon_shape(name, [scaled], i)
+
+
+def _rectangle(name: str, value: dict[str, Any], across: float, down: float, i: int, where: str) -> Shape:
+    """A rectangle, which may be turned."""
     x, y, w, h = (number(value.get(key), f"{where}: {key}") for key in ("x", "y", "width", "height"))
     turned = number(value.get("rotation") or 0, f"{where}: rotation")
-    x, y, w, h = x * width / 100, y * height / 100, w * width / 100, h * height / 100
+    x, y, w, h = x * across, y * down, w * across, h * down
     if turned % 360:  # around the upper left corner
         return _extent(name, x, y, w, h, turned, i)
     return box_shape(name, (x, y, x + w, y + h), 0, i)
