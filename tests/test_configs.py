@@ -178,7 +178,7 @@ def test_noisy_student(path):
     Path("less.yaml").write_text(yaml.safe_dump(less))
     command = header_command(path)
     assert name_of(path) in command
-    shrink = ["--config=less.yaml", "--seeds=[0]", "--data.batch_size=4", "--controls=false"]
+    shrink = ["--config=less.yaml", "--seeds=[0]", "--data.batch_size=4", "--controls=false", "--data.num_workers=0"]
     shrink += ["--trainer.accelerator=cpu", "--trainer.wandb.mode=off", "--trainer.limit_train_batches=2"]
     if dense and source != "digits":
         shrink += ["--labeled_images=2", "--data.batch_size=2", "--data.image_size=64", "--selection.threshold=0.001"]

@@ -239,7 +239,8 @@ def test_no_value_is_fetched_between_log_points(tmp_path: Any, monkeypatch: pyte
     data = MarkedData(str(source), in_chans=1, val_fraction=0.0, batch_size=4, augment=Augment("none"), cache="tensor")
     data.mark(0, 109)
     spies = SpyBetweenLogs()
-    plain = Optim(name="sgd")  # AdamW counts its steps in tensors, which on a GPU stay there (fused)
+    # AdamW counts its steps in tensors, which on a GPU stay there. Fused as there: NaN is looked for on the device.
+    plain = Optim(name="sgd", opt_args={"fused": True})
     import benchmarks.training
 
     make_task = benchmarks.training.make_task
