@@ -135,15 +135,8 @@ class SegmentationData(DenseData):
             for key in ("images", "masks", "class_values", "ignore_values", "mask_format"):
                 if getattr(self, key) not in (None, "auto"):
                     raise UserError(f"data.{key} is set, but data.source '{self.source}' is COCO's: it has no masks.")
-        listing = read_mask_source(
-            self.source,
-            self.images,
-            self.masks,
-            self.class_names,
-            multi_label=self.multi_label,
-            image_root=self.image_root,
-            group=self.group,
-        )
+        given = self.source, self.images, self.masks, self.class_names
+        listing = read_mask_source(*given, multi_label=self.multi_label, image_root=self.image_root, group=self.group)
         self._hold_out(listing.records)
         for record in listing.records:
             if record["split"] != "train":
