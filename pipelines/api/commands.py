@@ -71,6 +71,7 @@ def train(config: Config | Sequence[Config], **overrides: Any) -> Run:
     Raises:
         UserError: For everything that can be put right, with the message of the command.
     """
+    # `fit` of the command line hands a config with students to the noisy student, which is no single training.
     configs = [config] if isinstance(config, str | Path | Mapping) else list(config)
     return _run(Command("fit", _giving_run(Trainer.fit), starts_from_checkpoint=False), _words(*configs, overrides))
 

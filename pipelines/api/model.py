@@ -48,6 +48,8 @@ def load(
         UserError: If there is no such file or device, the file is damaged or names foreign classes, or several do not
             go together.
     """
+    if not isinstance(checkpoint, str | Path) and not len(checkpoint):
+        raise UserError("load was given an empty list: give a checkpoint, or several.")
     unknown = sorted(changes.keys() - {"model", "data"})
     if unknown:
         raise UserError(f"load has no argument {unknown[0]}; it takes device, precision, trust, model and data.")

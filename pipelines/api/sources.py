@@ -49,7 +49,11 @@ def records_of(source: Source, on_corrupt: str) -> Iterator[Record]:
 
 def _records_of_one(one: Any, numbers: Iterator[int]) -> list[Record]:
     if isinstance(one, str | Path):
-        return [{"image": path, "path": path} for path in find_pictures(str(one), "source")]
+        try:
+            paths = find_pictures(str(one))
+        except UserError as error:
+            raise UserError(str(error).removeprefix("--source ")) from None  # nobody typed a flag
+        return [{"image": path, "path": path} for path in paths]
     return [{"image": image, "path": f"image{next(numbers)}"} for image in _pictures(one)]
 
 
