@@ -24,6 +24,7 @@ from datamodules.base import DataModule
 from datamodules.collate import collate
 from datamodules.common.batch import Sample
 from datamodules.common.errors import UserError
+from datamodules.decoding.limits import limit_pixels
 from datamodules.loaders import Record, RecordDataset, available_cores
 from pipelines.ensemble import Ensemble, joined
 from pipelines.hardware import Precision, resolve_precision
@@ -82,6 +83,7 @@ class Predictor:
         Raises:
             UserError: If a picture cannot be read, or sizes differ, naming it.
         """
+        limit_pixels(self.data.max_pixels)
         return collate([self.sample(record, first + i) for i, record in enumerate(records)])
 
     def batches(
@@ -96,6 +98,7 @@ class Predictor:
             batch_size: Pictures a batch; that of ``test`` and ``predict`` by default.
             ahead: Read a batch while the one before is in use.
         """
+        limit_pixels(self.data.max_pixels)  # again: another datamodule may have been made since
         size = batch_size or self.data.eval_batch
         waiting: list[Future[Sample]] = []
         numbered = enumerate(records)

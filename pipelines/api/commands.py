@@ -19,6 +19,8 @@ from datamodules.common.errors import UserError
 from pipelines import cli
 from pipelines.command import Command
 from pipelines.config.allowed import allowing
+from pipelines.config.errors import sources
+from pipelines.config.ready import complete
 from pipelines.quiet import quieted_handlers, quieten
 from pipelines.trainer import Trainer
 
@@ -71,7 +73,6 @@ def train(config: Config | Sequence[Config], **overrides: Any) -> Run:
     Raises:
         UserError: For everything that can be put right, with the message of the command.
     """
-    # `fit` of the command line hands a config with students to the noisy student, which is no single training.
     configs = [config] if isinstance(config, str | Path | Mapping) else list(config)
     return _run(Command("fit", _giving_run(Trainer.fit), starts_from_checkpoint=False), _words(*configs, overrides))
 
@@ -114,6 +115,8 @@ def _giving_run(method: Callable[..., Any]) -> Callable[..., Run]:
 def _run(command: Command, words: list[str]) -> Run:
     with _leaving_no_trace(), allowing(words):
         try:
+            if command.name == "fit":
+                _refuse_students(words)
             result: Run = cli.run(command, words)
         except SystemExit as end:
             if end.code == 130 or isinstance(end.__context__, KeyboardInterrupt):
@@ -125,6 +128,12 @@ def _run(command: Command, words: list[str]) -> Run:
                 raise
             raise UserError(message[0]) from error
     return result
+
+
+def _refuse_students(words: list[str]) -> None:
+    """The command line hands a config with students on to the noisy student, which is many trainings."""
+    if any("students" in source.values for source in sources(complete(["fit", *words])[1:])):
+        raise UserError("train is one training; a config with students is for `python -m pipelines noisy-student`.")
 
 
 def _words(*given: Config) -> list[str]:
