@@ -71,6 +71,7 @@ class Beacon(Callback):
     """Says where the training is, and gives the signal time to come."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        Path(f"process.{trainer.global_rank}").write_text(str(os.getpid()))
         if trainer.is_global_zero:
             Path("step").write_text(str(trainer.global_step))
         time.sleep(0.05)
@@ -210,6 +211,53 @@ def test_a_job_that_is_preempted_three_times_is_the_undisturbed_one(tmp_path: Pa
     tracked = [path.name for path in Path("runs/job/0/wandb").glob("offline-run-*")]
     assert len(tracked) == 4
     assert {name.rpartition("-")[2] for name in tracked} == {identity}
+
+
+@pytest.mark.slow
+def test_a_job_of_torchrun_outlives_its_ranks_and_its_launcher(tmp_path: Path, cluster: dict[str, str]):
+    """Rows 14 and 17: a rank is killed, the time is over, the launcher is killed, all processes are signalled."""
+    path = config(tmp_path)
+    words = ["fit", "--config", str(path), *FLAGS, "--trainer.devices=2", "--trainer.strategy=ddp", "--name=whole"]
+    assert in_ranks(lambda: main([*words, "--data.num_workers=0", "--trainer.wandb.mode=off"])) == [0, 0]
+    one_task = {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "RANKS_PER_NODE": "2", "WANDB_MODE": "disabled"}
+    environment = {**cluster, **one_task, "RDZV_PORT": cluster["MASTER_PORT"]}
+
+    job = start("torchrun", environment, 0)
+    reach(4, job, 0)
+    killed = process_of(1)
+    os.kill(killed, signal.SIGKILL)
+    reach(9, job, 0)
+    assert process_of(1) != killed  # torchrun has started both ranks again, and they have gone on
+    os.kill(job.pid, signal.SIGUSR1)  # to the script only
+    ended(job)
+    assert Path("requeued").read_text().split() == ["4711"], Path("job.0.log").read_text()
+    assert states(Path("runs/job/0"))[0]["global_step"] >= 9
+
+    job = start("torchrun", environment, 1)
+    reach(13, job, 1)
+    launcher = int(Path(f"/proc/{process_of(0)}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(launcher, signal.SIGKILL)
+    seconds = time.monotonic()
+    assert ended(job) != 0
+    print(f"without its launcher a job ended in {time.monotonic() - seconds:.1f} s")
+    assert states(Path("runs/job/0"))[0]["global_step"] >= 13
+
+    job = start("torchrun", environment, 2)
+    reach(17, job, 2)
+    os.killpg(job.pid, signal.SIGTERM)
+    seconds = time.monotonic()
+    assert ended(job) != 0
+    print(f"told to end a job ended in {time.monotonic() - seconds:.1f} s")
+    assert states(Path("runs/job/0"))[0]["global_step"] >= 17
+
+    job = start("torchrun", environment, 3)
+    assert ended(job) == 0, Path("job.3.log").read_text()
+    assert [path.name for path in Path("runs/job").iterdir()] == ["0"]
+    assert_the_same(Path("runs/job/0"), Path("runs/whole/0"))
+
+
+def process_of(rank: int) -> int:
+    return int(Path(f"process.{rank}").read_text())
 
 
 def test_scripts_are_shown_and_say_what_slurm_needs(capsys: pytest.CaptureFixture[str]):
