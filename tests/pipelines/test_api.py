@@ -177,7 +177,7 @@ def test_a_result_of_each_kind_is_saved_drawn_and_handed_on(tmp_path):
 def test_without_supervision_one_message_says_what_to_install(tmp_path, monkeypatch):
     model = pipelines.load(write_checkpoint(tmp_path / "model.ckpt", "classification", "nowhere"), "cpu")
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(pipelines.UserError, match="pip install .*supervision"):
+    with pytest.raises(pipelines.UserError, match=r"pip install .*supervision"):
         model.predict(np.zeros((8, 8, 3), np.uint8))[0].to_supervision()
 
 
