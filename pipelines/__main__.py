@@ -116,6 +116,10 @@ def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
         from pipelines.commands.probe import main as probe
 
         return probe
+    if command == "demo":
+        from pipelines.commands.demo import main as demo
+
+        return demo
     from pipelines import cli
 
     return lambda words: cli.main([command, *words])

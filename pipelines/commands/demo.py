@@ -35,6 +35,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--ckpt_path", nargs="+", required=True, metavar="FILE", help="one or more, of any tasks")
     parser.add_argument("--source", default=None, help="pictures shown at the beginning: a folder, a file or a pattern")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (auto: the GPU where there is one)")
+    parser.add_argument("--trust", nargs="+", default=(), metavar="PACKAGE", help="your own, see SECURITY.md")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="of the page's address (7860)")
     try:
@@ -43,7 +44,7 @@ def main(words: list[str]) -> int:
         return int(stop.code or 0)
     try:
         quieten()
-        page = make_page(given.ckpt_path, source=given.source, device=given.device)
+        page = make_page(given.ckpt_path, source=given.source, device=given.device, trust=given.trust)
         print(f"{serve(page, given.host, given.port)} shows the page until Ctrl-C", flush=True)
         page.block_thread()
     except UserError as error:
@@ -52,19 +53,26 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def make_page(checkpoints: Sequence[str | Path], *, source: str | None = None, device: str = "auto") -> Any:
+def make_page(
+    checkpoints: Sequence[str | Path],
+    *,
+    source: str | None = None,
+    device: str = "auto",
+    trust: Sequence[str] = (),
+) -> Any:
     """The page: a ``gradio.Blocks`` with a column for each checkpoint.
 
     Args:
         checkpoints: Files, of any tasks.
         source: Pictures that are shown as long as none are dropped.
         device: Where the networks run, see ``pipelines.load``.
+        trust: Packages whose classes the checkpoints may name, see ``pipelines.load``.
 
     Raises:
         UserError: If gradio is not installed, a checkpoint cannot be loaded, or there are no such pictures or too many.
     """
     gradio = _gradio()
-    models = [pipelines.load(file, device) for file in checkpoints]
+    models = [pipelines.load(file, device, trust=trust) for file in checkpoints]
     some_find_boxes = any(_finds_boxes(model) for model in models)
     first = _at_most(find_pictures(source) if source else [])
 
@@ -107,9 +115,8 @@ def serve(page: Any, host: str, port: int) -> str:
         UserError: If the port is taken.
     """
     gradio = _gradio()
-    theme = gradio.themes.Default(
-        font="system-ui", font_mono="monospace"
-    )  # gradio's own fonts are fetched from outside
+    # gradio's own fonts are fetched from outside.
+    theme = gradio.themes.Default(font="system-ui", font_mono="monospace")
     options = {"share": False, "ssr_mode": False, "footer_links": [], "show_error": True, "quiet": True}
     try:
         _, address, _ = page.launch(
@@ -120,7 +127,7 @@ def serve(page: Any, host: str, port: int) -> str:
     return str(address)
 
 
-def shown(model: Any, files: Sequence[str], threshold: float = 0.0) -> list[tuple[Any, str]]:
+def shown(model: pipelines.Model, files: Sequence[str], threshold: float = 0.0) -> list[tuple[Any, str]]:
     """What a model says of pictures, each drawn uint8 (H, W, 3) and in words.
 
     Args:
@@ -128,8 +135,8 @@ def shown(model: Any, files: Sequence[str], threshold: float = 0.0) -> list[tupl
         files: The pictures.
         threshold: The score from which on an object counts; 0 for the checkpoint's own.
     """
-    asked = {"threshold": threshold} if threshold and _finds_boxes(model) else {}
-    results = model.predict(list(files), **asked) if files else []
+    chosen = threshold if threshold and _finds_boxes(model) else None
+    results = model.predict(list(files), threshold=chosen) if files else []
     return [(result.plot(), _words(result)) for result in results]
 
 
@@ -146,7 +153,7 @@ def _at_most(files: list[str]) -> list[str]:
     return files
 
 
-def _finds_boxes(model: Any) -> bool:
+def _finds_boxes(model: pipelines.Model) -> bool:
     return bool(model.predictor.task.finds_boxes)
 
 
