@@ -22,6 +22,7 @@ COMMANDS = {
     "check": "look for what is wrong with a data set: files, annotations, classes, splits",
     "summary": "show a network's layers: shapes, parameters, operations, receptive fields, memory",
     "convert": "convert boxes and masks between COCO JSON, VOC XML and YOLO text",
+    "doctor": "check installation and machine, and with a config its memory and time: one page for a bug report",
     "list": "show commands, tasks, datamodules and ready configs; `list backbones PATTERN` network names",
 }
 MAX_IMPORTS = 8  # no class is imported by way of more files
