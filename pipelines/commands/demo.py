@@ -137,10 +137,10 @@ def shown(model: pipelines.Model, files: Sequence[str], threshold: float = 0.0) 
     """
     chosen = threshold if threshold and _finds_boxes(model) else None
     results = model.predict(list(files), threshold=chosen) if files else []
-    return [(result.plot(), _words(result)) for result in results]
+    return [(result.plot(), describe(result)) for result in results]
 
 
-def _words(result: Any) -> str:
+def describe(result: Any) -> str:
     """The most probable classes; of other results what their summary says."""
     if isinstance(result, pipelines.ClassificationResult) and not result.multi_label:
         return ", ".join(f"{name} {probability:.2f}" for name, probability in result.top(TOP))
