@@ -16,6 +16,7 @@ from datamodules.arguments import Cache
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.decoding.files import find_images
+from datamodules.decoding.shards import is_shards, list_pictures
 from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, read_record
 from datamodules.readers.lists import read_paths
 from datamodules.segmentation import SegmentationData
@@ -134,13 +135,15 @@ class UnlabeledImages(DataModule):
 
 
 def pool_records(source: str | Path) -> list[Record]:
-    """The images of a pool: a folder with its sub-folders, an image, a video, or a ``.csv`` or ``.parquet`` list.
+    """The images of a pool: a folder with its sub-folders, an image, a video, tar shards, or a ``.csv`` list.
 
     Raises:
         UserError: If there is no such thing.
         UserError: If it holds no images.
     """
     path = Path(source)
+    if is_shards(str(source)):
+        return [{"image": file, "path": file} for file in list_pictures(str(source))]
     if not path.exists():
         raise UserError(
             f"The pool '{source}' does not exist (looked in {Path.cwd()}). Give a folder of images, or a .csv or"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from datamodules.annotations.records import Record
 from datamodules.checking.findings import Finding
 from datamodules.common.errors import UserError
+from datamodules.decoding.contents import exists, read_bytes, state_of
 from datamodules.decoding.conversion import Decoded, convert, from_array
 from datamodules.decoding.headers import JPEG, NPY, PNG
 from datamodules.decoding.images import decode
@@ -86,8 +87,8 @@ def _told(looks: Iterator[Look], total: int, progress: Progress | None) -> Itera
 
 def _sizes_again(records: Sequence[Record]) -> set[int]:
     """Sizes in bytes that two files have: only these can be equal."""
-    files = [record["image"] for record in records if _is_file(record) and os.path.exists(record["image"])]
-    return {size for size, number in Counter(map(os.path.getsize, files)).items() if number > 1}
+    files = [record["image"] for record in records if _is_file(record) and exists(record["image"])]
+    return {size for size, number in Counter(state_of(file).size for file in files).items() if number > 1}
 
 
 def _is_file(record: Record) -> bool:
@@ -101,8 +102,7 @@ def _look(record: Record, channels: int, again: set[int]) -> Look:
             return _facts(from_array(image, name), channels, name)._replace(digest=_digest(image.tobytes()))
         if not isinstance(image, str) or is_frame(image):
             return Look()
-        with open(image, "rb") as file:
-            data = file.read()
+        data = read_bytes(image)
         if not data:
             return Look(error="the file is empty.")
         look = _facts(decode(data, name), channels, name)

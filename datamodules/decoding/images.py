@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageChops
 
+from datamodules.decoding.contents import open_bytes, read_bytes
 from datamodules.decoding.conversion import Decoded, Pixels, convert, from_array
 from datamodules.decoding.headers import (
     JPEG,
@@ -52,8 +53,8 @@ def read_image(
     257, float images must lie in [0, 1] and are multiplied by 255, both rounded. Color profiles are ignored.
 
     Args:
-        source: File, its bytes, a video's frame (``clip.mp4#000012``), or an array (H, W) or (H, W, C) of uint8,
-            uint16, bool or float in [0, 1].
+        source: File, its bytes, a file in an archive (``0.tar#a.jpg``), a video's frame (``clip.mp4#000012``), or an
+            array (H, W) or (H, W, C) of uint8, uint16, bool or float in [0, 1].
         channels: 1 (grey), 3 (RGB), or the exact number of channels in the source, which then come unconverted.
         dtype: ``float32`` gives [0, 1] with the source's full depth.
         max_pixels: Height times width above which the file is refused before decoding.
@@ -71,7 +72,7 @@ def read_image(
         name = "image array"
         return np.array(convert(from_array(source, name), channels, dtype, name))  # never the caller's memory
     name = _name(source)
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    data = source if isinstance(source, bytes) else read_bytes(source)
     if not data:
         raise ImageError(f"{name}: the file is empty.")
     pixels = convert(decode(data, name, max_pixels), channels, dtype, name)
@@ -87,7 +88,7 @@ def check_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Non
     """
     name = _name(source)
     file: BinaryIO
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else open_bytes(source) as file:
         check_pixels(read_header(file, name), name, max_pixels)
 
 

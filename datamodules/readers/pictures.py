@@ -8,6 +8,7 @@ from pathlib import Path
 
 from datamodules.common.errors import UserError
 from datamodules.decoding.files import find_images
+from datamodules.decoding.shards import is_shards, list_pictures
 from datamodules.readers.lists import read_paths
 from datamodules.readers.places import find_files
 from datamodules.readers.text import read_lines
@@ -19,8 +20,9 @@ def find_pictures(source: str | Sequence[str]) -> list[str]:
     """List what a source names, each file once.
 
     Args:
-        source: A file, a folder or a video (see ``find_images``), a pattern (``new/**/*.jpg``), a ``.csv`` or
-            ``.parquet`` list with a column ``path``, a ``.txt`` file with a path a line; or several of these.
+        source: A file, a folder or a video (see ``find_images``), tar shards, a pattern (``new/**/*.jpg``), a
+            ``.csv`` or ``.parquet`` list with a column ``path``, a ``.txt`` file with a path a line; or several of
+            these.
 
     Returns:
         Files and frames, in the order of the sources; those of a folder or a pattern sorted.
@@ -41,6 +43,8 @@ def _find(source: str) -> list[str]:
         return [record["path"] for record in read_paths(path)]
     if path.is_file() and path.suffix.lower() == ".txt":
         return _lines(path)
+    if is_shards(source):
+        return list_pictures(source)
     if path.exists():
         return find_images(path)
     if "://" in source:
