@@ -94,18 +94,19 @@ def _expand(pattern: str) -> list[str]:
 def _in_folder(folder: Path) -> list[Path]:
     """The archives of a folder without pictures: some folders of pictures have the archive that they are from."""
     found: list[Path] = []
-    for entry in os.scandir(folder):
-        if not is_visible(entry.name):
-            continue
-        if entry.is_dir():
-            inner = _in_folder(Path(entry.path))
-            if not inner:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not is_visible(entry.name):
+                continue
+            if entry.is_dir():
+                inner = _in_folder(Path(entry.path))
+                if not inner:
+                    return []
+                found += inner
+            elif is_image_name(entry.name):
                 return []
-            found += inner
-        elif is_image_name(entry.name):
-            return []
-        elif entry.name.lower().endswith((ARCHIVE, *COMPRESSED)):
-            found.append(Path(entry.path))
+            elif entry.name.lower().endswith((ARCHIVE, *COMPRESSED)):
+                found.append(Path(entry.path))
     return found
 
 
