@@ -15,10 +15,10 @@ from datamodules.annotations.records import Listing
 from datamodules.arguments import Cache
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
-from datamodules.decoding.files import find_images
-from datamodules.decoding.shards import is_shards, list_pictures
+from datamodules.decoding.shards import is_shards
 from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, read_record
 from datamodules.readers.lists import read_paths
+from datamodules.readers.pictures import find_pictures
 from datamodules.segmentation import SegmentationData
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.pipeline import Transform
@@ -41,7 +41,7 @@ class UnlabeledImages(DataModule):
         self.num_workers, self.on_corrupt = labeled.num_workers, labeled.on_corrupt
         self.cache = labeled.cache if labeled.cache in ("decoded", "resized") else "none"
         self.cache_dir = labeled.cache_dir
-        self.seed = None
+        self.max_pixels, self.seed = labeled.max_pixels, None
         self.augment = labeled.augment  # that of the weak view
         self.labeled, self.source, self.ratio = labeled, source, ratio
         self._strong = strong
@@ -142,16 +142,14 @@ def pool_records(source: str | Path) -> list[Record]:
         UserError: If it holds no images.
     """
     path = Path(source)
-    if is_shards(str(source)):
-        return [{"image": file, "path": file} for file in list_pictures(str(source))]
-    if not path.exists():
+    if not (path.exists() or is_shards(str(source))):
         raise UserError(
             f"The pool '{source}' does not exist (looked in {Path.cwd()}). Give a folder of images, or a .csv or"
             " .parquet list with a column 'path'."
         )
     if path.suffix in (".csv", ".parquet"):
         return read_paths(path)
-    return [{"image": file, "path": file} for file in find_images(path)]
+    return [{"image": file, "path": file} for file in find_pictures(str(path))]
 
 
 def hide_labels(
