@@ -35,6 +35,7 @@ from datamodules.decoding.video import is_frame, read_frame
 # Optional: without it cv2 gives the same pixels, a little slower.
 simplejpeg: Any = import_module("simplejpeg") if find_spec("simplejpeg") else None
 
+_COLORS = 3  # of a JPEG; one with 1 is gray, with 4 it is printer's inks
 _PNG_GREY_ALPHA = 4  # a PNG's color type
 _PNG_COLOR_TYPE = 25  # its place in the file
 
@@ -114,10 +115,25 @@ def decode(data: bytes, name: str) -> Decoded:
     return _read_other(data, name)
 
 
+def decode_brightness(data: bytes, name: str) -> tuple[Decoded, int]:
+    """``decode`` for who does not look at colors: of a JPEG they are not made, though all of the file is read.
+
+    Returns:
+        The pixels, of a colored JPEG its brightness alone (Rec. 601 luma, as stored), and how many colors the file has.
+
+    Raises:
+        ImageError: As ``decode``.
+    """
+    if data.startswith(JPEG) and jpeg_header(data, name).components == _COLORS:
+        return _read_jpeg(data, name, luma=True), _COLORS
+    decoded = decode(data, name)
+    return decoded, decoded.pixels.shape[2] - decoded.has_alpha
+
+
 # JPEG.
 
 
-def _read_jpeg(data: bytes, name: str) -> Decoded:
+def _read_jpeg(data: bytes, name: str, *, luma: bool = False) -> Decoded:
     header = jpeg_header(data, name)
     check_pixels(Header(header.width, header.height), name)
     # Decoders fill a missing rest with grey without an error; entropy-coded data cannot contain the end marker.
@@ -126,7 +142,7 @@ def _read_jpeg(data: bytes, name: str) -> Decoded:
     if header.components == 4:
         pixels = _decode_cmyk(data, header, name)
     else:
-        pixels = _decode_jpeg(data, is_grey=header.components == 1, name=name)
+        pixels = _decode_jpeg(data, is_grey=luma or header.components == 1, name=name)
     return Decoded(pixels, orientation=header.orientation)
 
 
