@@ -112,6 +112,14 @@ def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
         from pipelines.commands.probe import main as probe
 
         return probe
+    if command == "export":
+        from pipelines.commands.export import main as export
+
+        return export
+    if command == "verify":
+        from pipelines.commands.verify import main as verify
+
+        return verify
     from pipelines import cli
 
     return lambda words: cli.main([command, *words])

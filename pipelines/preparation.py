@@ -22,6 +22,8 @@ from pipelines.callbacks.pictures import Pictures
 from pipelines.callbacks.run_files import RunFiles
 from pipelines.callbacks.student import WriteStudent
 from pipelines.config.values import differences
+from pipelines.exported.metadata import is_exported
+from pipelines.exported.runtime import use_exported
 from pipelines.run.checkpoints import global_step_of
 from pipelines.run.compatibility import check_data, check_fits
 from pipelines.run.directory import (
@@ -149,7 +151,10 @@ def start_evaluation(
     """
     checkpoint = find_checkpoint(trainer.runs_dir, trainer.run_name, ckpt_path, task_name(trainer.config))
     prepare(trainer, model, datamodule, command, weights_follow=True)
-    check_fits(checkpoint, model.taught)
+    if is_exported(checkpoint):
+        use_exported(model.taught, checkpoint)
+    else:
+        check_fits(checkpoint, model.taught)
     check_data(checkpoint, datamodule)
     trainer.run_dir = run_of_checkpoint(checkpoint) or (Path(output) if output else _new_run(trainer))
     rank_zero_info(f"Using {checkpoint}.")
@@ -157,6 +162,11 @@ def start_evaluation(
     if command != "predict" and trainer.run_dir is not None:
         trainer.callbacks.append(Pictures(trainer.run_dir / "pictures", 0))
     return checkpoint
+
+
+def weights_of(checkpoint: Path) -> str | None:
+    """The file whose weights Lightning loads; None where an exported file runs in place of the network."""
+    return None if is_exported(checkpoint) else str(checkpoint)
 
 
 def start_run(

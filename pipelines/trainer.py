@@ -35,6 +35,7 @@ from pipelines.preparation import (
     print_metrics,
     start_evaluation,
     start_run,
+    weights_of,
 )
 from pipelines.resuming import resumes_nothing, start_of
 from pipelines.run.compatibility import check_fits, check_optimizer
@@ -225,7 +226,7 @@ class Trainer(RunTrainer):
         """
         with self.one_command():
             checkpoint = start_evaluation(self, model, datamodule, ckpt_path, "validate")
-            results = super().validate(model, dataloaders, str(checkpoint), False, datamodule)
+            results = super().validate(model, dataloaders, weights_of(checkpoint), False, datamodule)
             print_metrics(self)
         return results
 
@@ -250,7 +251,7 @@ class Trainer(RunTrainer):
         with self.one_command():
             checkpoint = start_evaluation(self, model, datamodule, ckpt_path, "test")
             self.callbacks.append(PredictionWriter(self.run_dir))
-            results = super().test(model, dataloaders, str(checkpoint), False, datamodule)
+            results = super().test(model, dataloaders, weights_of(checkpoint), False, datamodule)
             print_metrics(self)
         return results
 
@@ -291,6 +292,6 @@ class Trainer(RunTrainer):
             directory = Path(output) if output else self.run_dir and self.run_dir / "predict"
             writer = PredictionWriter(directory, box_formats)
             self.callbacks.append(writer)
-            super().predict(model, dataloaders, datamodule, False, str(checkpoint))
+            super().predict(model, dataloaders, datamodule, False, weights_of(checkpoint))
         rank_zero_info(f"Predictions are in {writer.directory}.")
         return writer.directory

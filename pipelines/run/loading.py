@@ -19,7 +19,7 @@ from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from pipelines.config.carried import Names, changed, classes_in, make, plain
 from pipelines.config.errors import Mistake, Source, checked_anchors, place_of
-from pipelines.run.checkpoints import open_checkpoint
+from pipelines.run.checkpoints import carried_text
 from tasks.base import Task
 
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
@@ -117,7 +117,7 @@ def read_carried(checkpoint: str | Path) -> Carried:
         UserError: If there is no such file, it is damaged, or carries none or one that is none.
     """
     path = Path(checkpoint)
-    text = open_checkpoint(path).get("config")
+    text = carried_text(path)
     if text is None:
         raise UserError(f"{path} carries no config: it was not written by this command line. Give --config FILE too.")
     try:
