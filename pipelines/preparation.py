@@ -151,12 +151,14 @@ def start_evaluation(
     """
     checkpoint = find_checkpoint(trainer.runs_dir, trainer.run_name, ckpt_path, task_name(trainer.config))
     prepare(trainer, model, datamodule, command, weights_follow=True)
-    if is_exported(checkpoint):
-        use_exported(model.taught, checkpoint)
-    else:
+    if not is_exported(checkpoint):
         check_fits(checkpoint, model.taught)
     check_data(checkpoint, datamodule)
-    trainer.run_dir = run_of_checkpoint(checkpoint) or (Path(output) if output else _new_run(trainer))
+    if is_exported(checkpoint):
+        use_exported(model.taught, checkpoint)
+        trainer.run_dir = checkpoint.with_suffix("")  # what the checkpoint itself scored is not replaced
+    else:
+        trainer.run_dir = run_of_checkpoint(checkpoint) or (Path(output) if output else _new_run(trainer))
     rank_zero_info(f"Using {checkpoint}.")
     trainer.callbacks[:0] = [RunFiles(trainer.run_dir, trainer.config)]
     if command != "predict" and trainer.run_dir is not None:

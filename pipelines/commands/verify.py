@@ -96,7 +96,8 @@ def load_weights(
     model.load_state_dict(content["state_dict"])
     task: Task = model.taught
     task.load_state(content.get("task_state", {}))
-    return task.to(torch.device("cpu")).eval()
+    task.to(torch.device("cpu")).eval()
+    return task
 
 
 def print_outcome(outcome: dict[str, Any], path: Path) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 from datamodules.annotations.records import Record
 from datamodules.common import rle
 from datamodules.common.errors import UserError
-from datamodules.common.geometry import original_size
 from datamodules.decoding.video import is_frame
 from pipelines.export.onnx_file import with_inner
 from pipelines.exported.metadata import metadata_path, read_metadata
@@ -64,8 +63,8 @@ class Export:
             return np.asarray(self.model.read(image))
         return np.asarray(self.read(record)["image"])
 
-    def found(self, records: Sequence[Record]) -> tuple[dict[str, Any], list[Tensor]]:
-        """Predictions of pictures, in the form of ``Task.predict``, and their geometry."""
+    def found(self, records: Sequence[Record]) -> dict[str, Any]:
+        """Predictions of pictures, in the form of ``Task.predict``."""
         prepared = [self.model.prepare(self.decoded(record)) for record in records]
         step = self.about["input"]["batch"] or len(prepared)
         results = []
@@ -75,10 +74,9 @@ class Export:
             for i, (_, geometry) in enumerate(part):
                 one = {name: value[i] for name, value in outputs.items()}
                 results.append(self.model.finish(one, geometry, sure_only=False))
-        geometry = [torch.from_numpy(record) for _, record in prepared]
-        return self.predictions(results, geometry), geometry
+        return self.predictions(results)
 
-    def predictions(self, results: list[dict[str, Any]], geometry: list[Tensor]) -> dict[str, Any]:
+    def predictions(self, results: list[dict[str, Any]]) -> dict[str, Any]:
         """What the runner gives, with the checkpoint's numbers of its class names."""
         if "probabilities" in results[0]:
             rows = [[result["probabilities"][name] for name in self.class_names] for result in results]
@@ -98,7 +96,6 @@ class Export:
             predictions["masks"] = [
                 rle.of_masks(torch.from_numpy(np.stack(r["masks"]))) if r["masks"] else [] for r in results
             ]
-            assert all(original_size(record) for record in geometry)
         return predictions
 
     def _label_map(self, mask: Array) -> Tensor:

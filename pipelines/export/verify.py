@@ -85,7 +85,7 @@ def _metrics(task: Task, data: DataModule, export: Export, split: str, metric: s
     loader = data.val_dataloader() if split == "val" else data.test_dataloader()
     for batch in loader:
         records = [data.records[split][number] for number in batch["id"].tolist()]
-        found, _ = export.found(records)
+        found = export.found(records)
         for metrics, predictions in ((ours, task.predict(batch)), (theirs, found)):
             task.eval_metrics = metrics
             task.update_metrics(batch, predictions)

@@ -62,7 +62,7 @@ class Settings:
             raise UserError(f"--nms is 'outside', but a {type(task).__name__} finds no boxes: leave it out.")
         if self.format == "torch_export" and self.precision == "int8":
             raise UserError("--precision is 'int8', which --format torch_export has not: use onnx or openvino.")
-        needed = NEEDS.get(self.format, ())
+        needed: tuple[str, ...] = NEEDS.get(self.format, ())
         needed = (*needed, "onnxruntime") if self.precision != "fp32" and needed else needed
         for package in needed:
             if not _version(package):

@@ -186,7 +186,7 @@ def _plain_colors(pixels: Array) -> Array:
     if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if pixels.ndim == 2:
-        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB))
     if pixels.shape[2] == 4:
         color, alpha = pixels[..., :3].astype(np.uint32), pixels[..., 3:].astype(np.uint32)
         pixels = ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
@@ -221,7 +221,7 @@ def resize(image: Array, size: tuple[int, int], interpolation: int) -> Array:
     resized = cv2.resize(image, size[::-1], interpolation=interpolation)
     if interpolation == cv2.INTER_CUBIC and resized.dtype == np.float32:
         resized = resized.clip(0, 1)
-    return resized.reshape(*size, image.shape[2])
+    return np.asarray(resized).reshape(*size, image.shape[2])
 
 
 def place(image: Array, top: int, left: int, canvas: tuple[int, int], fill: int) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from datamodules.common.errors import UserError
 from pipelines.exported.metadata import read_metadata
-from pipelines.exported.runner import Run, open_model
+from pipelines.exported.runner import Array, Run, open_model, suppress
 from tasks.base import Task
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "torch_export": "torch"}
@@ -61,3 +62,14 @@ def use_exported(task: Task, path: str | Path) -> None:
 
     task.load_state(about["task_state"])
     task.runtime = runtime
+
+
+def _suppressed(outputs: dict[str, Array], limits: dict[str, Any]) -> dict[str, Array]:
+    """A batch's boxes without duplicates, where the graph leaves them in: labels of those are -1."""
+    labels = np.full_like(outputs["labels"], -1)
+    for i, (boxes, scores, of_image) in enumerate(
+        zip(outputs["boxes"], outputs["scores"], outputs["labels"], strict=True)
+    ):
+        kept = suppress(boxes, scores, of_image, np.flatnonzero(of_image >= 0), limits)
+        labels[i, kept] = of_image[kept]
+    return {**outputs, "labels": labels}
