@@ -20,6 +20,8 @@ PIXELS = 0.1
 #: Relative difference of float values by precision, and the fraction of boxes that have no partner.
 VALUES = {"fp32": 1e-3, "fp16": 3e-2, "int8": 0.5}
 BOXES = {"fp32": 0.02, "fp16": 0.2, "int8": 1.0}
+#: What the network gives; a classifier's logits are outputs of the file, too.
+RAW = ("raw_", "logits")
 #: Boxes before the suppression that are compared: the best.
 BEST = 100
 #: Partners differ by at most so much of their size, and in their score.
@@ -102,7 +104,7 @@ def _values(ours: dict[str, Array], found: dict[str, Array], export: Export) -> 
     shared = [name for name in ours if name in found]
     if "network_input" in shared:
         differences["network input"] = relative(ours["network_input"], found["network_input"])
-    raw = [relative(ours[name], found[name]) for name in shared if name.startswith("raw_")]
+    raw = [relative(ours[name], found[name]) for name in shared if name.startswith(RAW)]
     if raw:
         differences["raw outputs"] = max(raw)
     if "boxes" in ours:
