@@ -26,8 +26,10 @@ LAYERS = (
         "pipelines.config",
         "pipelines.exported",
         "pipelines.run",
+        "pipelines.ensemble",
         "pipelines.fusion",
         "pipelines.hardware",
+        "pipelines.inference",
         "pipelines.listing",
         "pipelines.statistics",
         "pipelines.scorers",
@@ -43,6 +45,7 @@ LAYERS = (
     ("pipelines.cli",),
     ("pipelines.commands",),
     ("pipelines.noisy_student",),
+    ("pipelines.api",),
     ("pipelines.__main__",),
 )
 #: Imports (from, of) that are still to go, as modules or their packages. Delete a line with the import it allows.

@@ -15,9 +15,8 @@ from pipelines.export.verify import PICTURES
 from pipelines.export.verify import verify as verify_file
 from pipelines.exported.metadata import is_exported
 from pipelines.preparation import prepare
-from pipelines.run.checkpoints import open_checkpoint
-from pipelines.run.compatibility import check_fits
 from pipelines.run.directory import find_checkpoint
+from pipelines.run.loading import load_weights as load_into
 from pipelines.trainer import Trainer
 from tasks.base import Task
 from tasks.hooks import TaskHooks
@@ -91,11 +90,8 @@ def load_weights(
         raise UserError(f"--ckpt_path {checkpoint} is exported already: give the checkpoint that it comes from.")
     model.taught.compile_network = False
     prepare(trainer, model, datamodule if needs_data else None, stage, weights_follow=True)
-    check_fits(checkpoint, model)
-    content = open_checkpoint(checkpoint)
-    model.load_state_dict(content["state_dict"])
+    load_into(model, checkpoint)  # type: ignore[arg-type]
     task: Task = model.taught
-    task.load_state(content.get("task_state", {}))
     task.to(torch.device("cpu")).eval()
     return task
 
