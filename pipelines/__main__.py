@@ -7,6 +7,7 @@ else is handed to ``pipelines.cli``.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import sys
@@ -18,6 +19,9 @@ from pipelines import __version__, listing
 # Words that people bring from other tools.
 SYNONYMS = {"train": "fit", "training": "fit", "eval": "validate", "evaluate": "validate", "val": "validate"}
 SYNONYMS |= {"infer": "predict", "inference": "predict", "ls": "list"}
+
+# Commands with a module of their name in ``pipelines.commands``.
+OF_THEIR_OWN = ("benchmark", "check", "convert", "doctor", "export", "probe", "verify")
 
 
 def usage() -> str:
@@ -88,18 +92,9 @@ def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
     """What runs a command; it is imported here, since each needs more than the one before it."""
     if command == "list":
         return listing.main
-    if command == "convert":
-        from pipelines.commands.convert import main as convert
-
-        return convert
-    if command == "check":
-        from pipelines.commands.check import main as check
-
-        return check
-    if command == "doctor":
-        from pipelines.commands.doctor import main as doctor
-
-        return doctor
+    if command in OF_THEIR_OWN:
+        main_of_command: Callable[[list[str]], int] = importlib.import_module(f"pipelines.commands.{command}").main
+        return main_of_command
     if command == "noisy-student":
         from pipelines.noisy_student.command import main as noisy_student
 
@@ -112,18 +107,6 @@ def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
         from pipelines.noisy_student.pseudo_label import main as pseudo_label
 
         return pseudo_label
-    if command == "probe":
-        from pipelines.commands.probe import main as probe
-
-        return probe
-    if command == "export":
-        from pipelines.commands.export import main as export
-
-        return export
-    if command == "verify":
-        from pipelines.commands.verify import main as verify
-
-        return verify
     from pipelines import cli
 
     return lambda words: cli.main([command, *words])

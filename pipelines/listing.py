@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": "write the predictions of a checkpoint for a folder of pictures or a data set",
     "export": "write a checkpoint as ONNX, torch.export or OpenVINO file, proved to be the same model",
     "verify": "compare an exported file with its checkpoint, and name the first stage that differs",
+    "benchmark": "measure latency, throughput and memory of a checkpoint and of its exports",
     "probe": "train scikit-learn's logistic regression on frozen features",
     "pseudo-label": "label a pool of images with a trained teacher, for noisy student",
     "noisy-student": "train teacher and students over generations, and report what the unlabeled images were worth",

@@ -24,7 +24,6 @@ from pipelines.callbacks.run_files import RunFiles
 from pipelines.callbacks.student import WriteStudent
 from pipelines.config.values import differences
 from pipelines.ensemble import Ensemble
-from pipelines.exported.metadata import is_exported
 from pipelines.exported.runtime import use_exported
 from pipelines.run.checkpoints import global_step_of
 from pipelines.run.compatibility import check_data, check_fits
@@ -154,13 +153,12 @@ def start_evaluation(
     checkpoints = _checkpoints_of(trainer, model, ckpt_path)
     prepare(trainer, model, datamodule, command, weights_follow=True)
     one = None if isinstance(model, Ensemble) else checkpoints[0]
-    exported = one is not None and is_exported(one)
-    if one is not None:
-        (use_exported(model.taught, one) if exported else check_fits(one, model.taught))
+    exported = one is not None and use_exported(model.taught, one)
+    if one is not None and not exported:
+        check_fits(one, model.taught)
     for checkpoint in checkpoints:
         check_data(checkpoint, datamodule)
-    # An export has a folder of its own, so that what the checkpoint itself scored is not replaced.
-    run = None if one is None else one.with_suffix("") if exported else run_of_checkpoint(one)
+    run = None if one is None else run_of_checkpoint(one)
     trainer.run_dir = run or (Path(output) if output else _new_run(trainer))
     if isinstance(model, Ensemble) and trainer.run_dir is not None and rank_zero_only.rank == 0:
         write_json(trainer.run_dir / "ensemble.json", {"checkpoints": [str(file) for file in checkpoints]})
@@ -172,7 +170,7 @@ def start_evaluation(
 
 
 def _checkpoints_of(trainer: RunTrainer, model: TaskHooks, ckpt_path: str | list[str] | None) -> list[Path]:
-    """The checkpoint to evaluate; of an ensemble all of them, which it knows."""
+    """The checkpoint to evaluate; of an ensemble all of them."""
     if isinstance(model, Ensemble):
         return model.checkpoints
     if isinstance(ckpt_path, list):

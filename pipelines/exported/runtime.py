@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datamodules.common.errors import UserError
-from pipelines.exported.metadata import read_metadata
+from pipelines.exported.metadata import is_exported, read_metadata
 from pipelines.exported.runner import Array, Run, open_model, suppress
 from tasks.base import Task
 
@@ -31,8 +31,11 @@ def open_exported(path: Path, kind: str, threads: int = 0) -> Run:
         ) from error
 
 
-def use_exported(task: Task, path: str | Path) -> None:
+def use_exported(task: Task, path: str | Path) -> bool:
     """Let an exported file compute what the task's network would.
+
+    Returns:
+        Whether the file is one; a checkpoint is left to others.
 
     Args:
         task: Its network is built, and never run.
@@ -42,6 +45,8 @@ def use_exported(task: Task, path: str | Path) -> None:
         UserError: As ``read_metadata`` and ``open_exported``.
     """
     path = Path(path)
+    if not is_exported(path):
+        return False
     about = read_metadata(path)
     run = open_exported(path, about["format"])
     given = about["input"]
@@ -62,6 +67,7 @@ def use_exported(task: Task, path: str | Path) -> None:
 
     task.load_state(about["task_state"])
     task.runtime = runtime
+    return True
 
 
 def _suppressed(outputs: dict[str, Array], limits: dict[str, Any]) -> dict[str, Array]:

@@ -19,7 +19,6 @@ from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from pipelines.config.carried import Names, changed, classes_in, make, plain
 from pipelines.config.errors import Mistake, Source, checked_anchors, place_of
-from pipelines.exported.metadata import is_exported
 from pipelines.exported.runtime import use_exported
 from pipelines.run.checkpoints import carried_text, open_checkpoint
 from pipelines.run.compatibility import check_fits
@@ -125,8 +124,7 @@ def load_weights(task: Task, checkpoint: Path) -> None:
     """
     task.load_pretrained = False  # the checkpoint's weights follow
     task.configure_model()
-    if is_exported(checkpoint):
-        use_exported(task, checkpoint)
+    if use_exported(task, checkpoint):
         return
     check_fits(checkpoint, task)
     saved = open_checkpoint(checkpoint)

@@ -20,7 +20,6 @@ from pipelines.command import Command
 from pipelines.commands.verify import verify
 from pipelines.exported import runner
 from pipelines.exported.metadata import read_metadata
-from tests.conftest import write_images
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
