@@ -20,8 +20,16 @@ from pipelines import __version__, listing
 SYNONYMS = {"train": "fit", "training": "fit", "eval": "validate", "evaluate": "validate", "val": "validate"}
 SYNONYMS |= {"infer": "predict", "inference": "predict", "ls": "list"}
 
-# Commands with a module of their name in ``pipelines.commands``.
-OF_THEIR_OWN = ("benchmark", "check", "convert", "doctor", "export", "probe", "verify")
+#: Where commands lie that are more than a method of the Trainer.
+MODULES = {
+    "list": "pipelines.listing",
+    "noisy-student": "pipelines.noisy_student.command",
+    "pseudo-label": "pipelines.noisy_student.pseudo_label",
+    **{
+        name: f"pipelines.commands.{name}"
+        for name in ("benchmark", "check", "convert", "doctor", "export", "probe", "summary", "verify")
+    },
+}
 
 
 def usage() -> str:
@@ -89,24 +97,14 @@ def _announce(args: list[str]) -> None:
 
 
 def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
-    """What runs a command; it is imported here, since each needs more than the one before it."""
-    if command == "list":
-        return listing.main
-    if command in OF_THEIR_OWN:
-        main_of_command: Callable[[list[str]], int] = importlib.import_module(f"pipelines.commands.{command}").main
-        return main_of_command
-    if command == "noisy-student":
-        from pipelines.noisy_student.command import main as noisy_student
-
-        return noisy_student
+    """What runs a command: ``main`` of its module, which is imported here, since each needs more than ``list``."""
     if command == "fit" and _has_students(words):
         from pipelines.noisy_student.command import main as noisy_student
 
         return functools.partial(noisy_student, one_generation=True)
-    if command == "pseudo-label":
-        from pipelines.noisy_student.pseudo_label import main as pseudo_label
-
-        return pseudo_label
+    if command in MODULES:
+        run: Callable[[list[str]], int] = importlib.import_module(MODULES[command]).main
+        return run
     from pipelines import cli
 
     return lambda words: cli.main([command, *words])
