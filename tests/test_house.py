@@ -24,6 +24,7 @@ LAYERS = (
     ("datamodules", "tasks"),
     (
         "pipelines.config",
+        "pipelines.exported",
         "pipelines.run",
         "pipelines.ensemble",
         "pipelines.fusion",
@@ -40,6 +41,7 @@ LAYERS = (
     ("pipelines.resuming",),
     ("pipelines.trainer",),
     ("pipelines.command", "pipelines.orphans", "pipelines.quiet"),
+    ("pipelines.export",),
     ("pipelines.cli",),
     ("pipelines.commands",),
     ("pipelines.noisy_student",),
