@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
@@ -67,6 +68,18 @@ def check_parts(callbacks: Sequence[Callback], strategy: Any, settings: dict[str
     for name, (working, reason) in SETTINGS.items():
         if name in settings and settings[name] not in working:
             raise UserError(f"trainer.{name} is {settings[name]}, which does not work here: {reason}.")
+
+
+def wait_for_ranks(strategy: Any, *seconds: float) -> None:
+    """Let the process group outwait the watch of ranks over each other, which names the one that hangs.
+
+    Args:
+        strategy: Its time-out, half an hour by default, is raised to twice the longest of the watch's.
+        seconds: The watch's limits.
+    """
+    of_group = getattr(strategy, "_timeout", None)  # Lightning's DDPStrategy takes it from its constructor only
+    if isinstance(of_group, timedelta):
+        strategy._timeout = max(of_group, timedelta(seconds=2 * max(seconds)))
 
 
 def _check_checkpoint(callback: ModelCheckpoint) -> None:

@@ -19,6 +19,7 @@ from pipelines.callbacks.checkpoints import KeepBest, SaveLast
 from pipelines.callbacks.curves import Curves
 from pipelines.callbacks.overview import decides_best, doubts
 from pipelines.callbacks.pictures import Pictures
+from pipelines.callbacks.ranks import Ranks
 from pipelines.callbacks.run_files import RunFiles
 from pipelines.callbacks.student import WriteStudent
 from pipelines.config.values import differences
@@ -59,6 +60,8 @@ class RunTrainer(pl.Trainer):
         handles_signals: Whether ``last.ckpt`` is written on SIGTERM and SIGUSR1.
         save_every_minutes: Of ``last.ckpt``.
         save_every_n_steps: Of ``last.ckpt``.
+        rank_start_timeout: Seconds for which a rank may hang before its first batch.
+        rank_timeout: Seconds for which a rank may hang later.
         wandb: Weights & Biases.
         wandb_mode: Of Weights & Biases, ``off`` without loggers.
         user_loggers: Those beside ours.
@@ -73,6 +76,8 @@ class RunTrainer(pl.Trainer):
     handles_signals: bool
     save_every_minutes: float
     save_every_n_steps: int | None
+    rank_start_timeout: float
+    rank_timeout: float
     wandb: Wandb
     wandb_mode: Literal["auto", "online", "offline", "off"]
     user_loggers: list[Logger]
@@ -153,7 +158,7 @@ def start_evaluation(
     check_data(checkpoint, datamodule)
     trainer.run_dir = run_of_checkpoint(checkpoint) or (Path(output) if output else _new_run(trainer))
     rank_zero_info(f"Using {checkpoint}.")
-    trainer.callbacks[:0] = [RunFiles(trainer.run_dir, trainer.config)]
+    trainer.callbacks[:0] = [_ranks(trainer), RunFiles(trainer.run_dir, trainer.config)]
     if command != "predict" and trainer.run_dir is not None:
         trainer.callbacks.append(Pictures(trainer.run_dir / "pictures", 0))
     return checkpoint
@@ -180,7 +185,7 @@ def start_run(
     carried = None if config is None else checkpoint_config(task_config(config, model, datamodule))
     files = RunFiles(directory, carried)
     files.is_resumed = run is not None
-    trainer.callbacks[:0] = [files]
+    trainer.callbacks[:0] = [_ranks(trainer), files]
     # Ranks above 0 learn the directory from rank 0 once the ranks are connected; until then nothing is written.
     _add_checkpoints(trainer, model, datamodule, (directory or Path(trainer.runs_dir)) / "checkpoints")
     if directory is None:
@@ -223,6 +228,10 @@ def _refuse_batch_hooks(datamodule: pl.LightningDataModule) -> None:
                 f"{type(datamodule).__name__} overrides {hook}; Lightning would then skip the model's, which"
                 " seeds and augments the batch. Move that work into the datamodule's transforms."
             )
+
+
+def _ranks(trainer: RunTrainer) -> Ranks:
+    return Ranks(trainer.rank_start_timeout, trainer.rank_timeout)
 
 
 def _new_run(trainer: RunTrainer) -> Path | None:

@@ -26,7 +26,7 @@ from pipelines.defaults import (
 )
 from pipelines.epoch_loop import EpochLoop
 from pipelines.hardware import AveragedWeights, Precision, resolve_precision
-from pipelines.lightning_parts import check_parts
+from pipelines.lightning_parts import check_parts, wait_for_ranks
 from pipelines.outputs.detections import BoxFormat
 from pipelines.preparation import (
     RunTrainer,
@@ -56,6 +56,9 @@ class Trainer(RunTrainer):
         save_every_n_steps: Save ``last.ckpt`` inside epochs after so many optimizer steps.
         max_skipped_steps: An optimizer step whose loss or gradient is NaN or infinite is skipped; so many in a row end
             the run. 0 does not look.
+        rank_start_timeout: Seconds for which a rank may hang, while another waits for it, before its first batch: it is
+            then named, and all end. 0 for no limit but the strategy's own.
+        rank_timeout: The same later. Saving, drawing and measuring may take 25 minutes at one place.
         wandb: Weights & Biases.
         callbacks: Further Lightning callbacks; a ModelCheckpoint writes beside ``best.ckpt`` and ``last.ckpt``.
         logger: Further Lightning loggers; ``false`` leaves only ``metrics.csv``.
@@ -77,6 +80,8 @@ class Trainer(RunTrainer):
         save_every_minutes: float = 10.0,
         save_every_n_steps: int | None = None,
         max_skipped_steps: int = 10,
+        rank_start_timeout: float = 300.0,
+        rank_timeout: float = 120.0,
         wandb: Wandb = Wandb(),  # noqa: B008 - frozen
         callbacks: list[Callback] | Callback | None = None,
         logger: Logger | Iterable[Logger] | bool | None = None,
@@ -92,6 +97,7 @@ class Trainer(RunTrainer):
             ema_decay=ema_decay,
             save_every_n_steps=save_every_n_steps,
             max_skipped_steps=max_skipped_steps,
+            rank_timeouts=(rank_start_timeout, rank_timeout),
             log_every_n_steps=log_every_n_steps,
             use_distributed_sampler=use_distributed_sampler,
         )
@@ -132,6 +138,8 @@ class Trainer(RunTrainer):
         self.handles_signals = not requeues(plugins, kwargs.get("strategy"))
         self.save_every_minutes, self.save_every_n_steps = save_every_minutes, save_every_n_steps
         self.max_skipped_steps = max_skipped_steps
+        self.rank_start_timeout, self.rank_timeout = rank_start_timeout, rank_timeout
+        wait_for_ranks(self.strategy, rank_start_timeout, rank_timeout)
         self.wandb = wandb
         self.wandb_mode = "off" if logger is False else wandb.mode
         self.user_loggers = as_loggers(logger)
