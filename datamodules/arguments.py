@@ -12,6 +12,7 @@ from typing import Literal
 
 from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
+from datamodules.decoding.limits import MAX_PIXELS, MOST_PIXELS, limit_pixels
 from datamodules.splits import hold_out
 
 Cache = Literal["auto", "none", "decoded", "resized", "tensor"]
@@ -35,6 +36,7 @@ class Loading:
         cache_dir: Folder of the decoded images; one of the user's own (``~/.cache/pipelines/decoded``) by default.
         on_corrupt: ``error`` refuses unreadable files, naming them; ``skip`` decodes all files first and leaves the
             bad ones out, counted and listed.
+        max_pixels: Height times width above which no image or mask is decoded; a small file can unfold to gigabytes.
         seed: Seed of order and augmentation; the run's ``seed_everything`` by default.
     """
 
@@ -44,6 +46,7 @@ class Loading:
     cache: Cache = "auto"
     cache_dir: str | None = None
     on_corrupt: Literal["error", "skip"] = "error"
+    max_pixels: int = MAX_PIXELS
     seed: int | None = None
 
     def _check_loading(self) -> None:
@@ -55,6 +58,12 @@ class Loading:
             raise UserError(
                 f"data.num_workers is {self.num_workers}; it must be 0 (load in the training process) or more."
             )
+        if not 1 <= self.max_pixels <= MOST_PIXELS:
+            raise UserError(
+                f"data.max_pixels is {self.max_pixels:,}; it must be at least 1, and at most {MOST_PIXELS:,}, beyond"
+                " which OpenCV decodes nothing: cut larger images into tiles."
+            )
+        limit_pixels(self.max_pixels)
         if self.cache_dir is not None and self.cache in ("none", "tensor"):
             raise UserError(
                 f"data.cache_dir is set, but data.cache is '{self.cache}', which keeps nothing on the disk."

@@ -12,14 +12,14 @@ import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
 
-from datamodules.annotations.records import Listing
+from datamodules.annotations.records import Listing, Record
 from datamodules.arguments import Cache
 from datamodules.cache import DecodedCache, readable_images, reduced_side, said_of_cache
 from datamodules.common.errors import UserError
+from datamodules.decoding.limits import MAX_PIXELS, limit_pixels
 from datamodules.decoding.video import is_frame
 from datamodules.leaks import check_splits
 from datamodules.loaders import (
-    Record,
     RecordDataset,
     TensorLoader,
     TrainLoader,
@@ -51,6 +51,7 @@ class DataModule(LightningDataModule, ABC):
     cache_dir: str | None
     on_corrupt: Literal["error", "skip"]
     duplicates: Literal["error", "warn"] = "error"
+    max_pixels: int = MAX_PIXELS
     seed: int | None
     class_names: list[str] | None = None
     #: The batch size by default, where there are images enough.
@@ -118,6 +119,7 @@ class DataModule(LightningDataModule, ABC):
         Raises:
             UserError: If the data is not where the config says, or not usable; file or setting is named.
         """
+        limit_pixels(self.max_pixels)  # again: another datamodule may have been made since
         self.evaluates = stage in ("validate", "test", "predict")
         if self.predict_source is not None:
             self._setup_predict(self.predict_source)
@@ -275,19 +277,16 @@ class DataModule(LightningDataModule, ABC):
             read = self._decoded[split].read
         dataset = self.make_dataset(split, read, train=train)
         pin = torch.cuda.is_available()
-        return make_loader(dataset, sampler, num_workers=self._loader_workers(split), pin_memory=pin)
+        return make_loader(dataset, sampler, num_workers=self._workers(self.records[split]), pin_memory=pin)
 
-    def _loader_workers(self, split: str) -> int:
-        records = self.records[split]
-        workers = self._resolve_num_workers(len(records))
-        # Each worker decodes a video from its start, so by default one does it.
-        return min(workers, 1) if self.num_workers is None and is_frame(records[0]["image"]) else workers
-
-    def _resolve_num_workers(self, num_images: int) -> int:
+    def _workers(self, records: Sequence[Record]) -> int:
         if self.num_workers is not None:
             return self.num_workers
+        if len(records) <= self.train_batch:
+            return 0
         local = self.trainer.num_devices if self.trainer is not None else 1
-        return 0 if num_images <= self.train_batch else min(8, max(1, available_cores() // local))
+        most = 1 if is_frame(records[0]["image"]) else 8  # each worker decodes a video from its start
+        return min(most, max(1, available_cores() // local))
 
     def _resolve_cache(self) -> Cache:
         """The cache in use; see ``choose_cache``."""
@@ -297,4 +296,4 @@ class DataModule(LightningDataModule, ABC):
         dataset = RecordDataset(self.records[split], self.make_reader(), self.make_transform(train=False))
         # Workers pay for themselves only where files are decoded, and many of them.
         is_file = isinstance(self.records[split][0]["image"], str)
-        return read_whole(dataset, self._resolve_num_workers(len(dataset)) if is_file else 0)
+        return read_whole(dataset, self._workers(self.records[split]) if is_file else 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from datamodules.annotations.records import Record as Record  # handed on
 from datamodules.collate import collate
 from datamodules.common.batch import ANNOTATIONS
 from datamodules.decoding.images import read_image
+from datamodules.decoding.limits import limit_pixels, max_pixels
 from datamodules.samplers import EvalSampler, Key, TrainSampler, key_seed
 
 
@@ -75,9 +77,10 @@ def _end_at_the_second(number: int, frame: Any) -> None:
     signal.signal(number, signal.SIG_DFL)
 
 
-def _init_worker(_: int) -> None:
+def _init_worker(_: int, most_pixels: int) -> None:
     import cv2
 
+    limit_pixels(most_pixels)
     # Ctrl-C, and what a cluster sends to the whole job, reach all: the training process saves, then ends these.
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -206,7 +209,7 @@ def make_loader(
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers > 0 else None,
         timeout=timeout if num_workers > 0 else 0,
-        worker_init_fn=_init_worker,
+        worker_init_fn=partial(_init_worker, most_pixels=max_pixels()),
     )
 
 

@@ -60,12 +60,18 @@ class SemiSupervised(DataModule):
         self.batch_size, self.eval_batch_size = labeled.batch_size, labeled.eval_batch_size
         self.num_workers, self.seed, self.augment = labeled.num_workers, labeled.seed, labeled.augment
         self.cache, self.cache_dir, self.on_corrupt = "none", None, "error"
+        self.max_pixels = labeled.max_pixels
         if ratio < 1:
             raise UserError(f"data.ratio is {ratio}; it must be a whole number of at least 1.")
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise UserError(f"data.steps_per_epoch is {steps_per_epoch}; it must be at least 1.")
         hiding = {"labels_per_class": labels_per_class, "labeled_images": labeled_images}
         _check_halves(unlabeled, {"pool": pool, **hiding}, strong)
+        if unlabeled is not None and unlabeled.max_pixels != labeled.max_pixels:
+            raise UserError(
+                f"data.unlabeled.max_pixels is {unlabeled.max_pixels:,}, but data.labeled.max_pixels is"
+                f" {labeled.max_pixels:,}: give both the same."
+            )
         self.labeled, self.unlabeled = labeled, unlabeled
         self.ratio, self.steps_per_epoch = ratio, steps_per_epoch
         self._hiding = hiding

@@ -40,7 +40,7 @@ class UnlabeledImages(DataModule):
         self.num_workers, self.on_corrupt = labeled.num_workers, labeled.on_corrupt
         self.cache = labeled.cache if labeled.cache in ("decoded", "resized") else "none"
         self.cache_dir = labeled.cache_dir
-        self.seed = None
+        self.max_pixels, self.seed = labeled.max_pixels, None
         self.augment = labeled.augment  # that of the weak view
         self.labeled, self.source, self.ratio = labeled, source, ratio
         self._strong = strong

@@ -120,8 +120,8 @@ def load_changed(command: Command, checkpoint: Path, words: Sequence[str]) -> tu
     carried = read_carried(checkpoint)
     configs = _written_in(sources(words))
     changing = [flag for flag in flags(words) if _speaks_of_part(flag)]
-    taken = [flag.position + i for flag in changing for i in range(flag.size)]
-    mistake = find_mistake(command.name, command.arguments, [carried.source, *sources([words[i] for i in taken])])
+    changes = [words[i] for i in _positions(changing)]
+    mistake = find_mistake(command.name, command.arguments, [carried.source, *sources(changes)])
     if mistake is not None:
         raise UsageError(mistake)
     loaded = load(
@@ -130,11 +130,16 @@ def load_changed(command: Command, checkpoint: Path, words: Sequence[str]) -> tu
         changes=_changes_of(changing),
         typed=[name for flag in changing for name in _classes_typed(flag)],
     )
-    taken += [flag.position + i for flag in flags(words) if flag.name in CONFIG for i in range(flag.size)]
-    rest = [word for i, word in enumerate(words) if i not in set(taken)]
+    taken = _positions([*changing, *(flag for flag in flags(words) if flag.name in CONFIG)])
+    rest = [word for i, word in enumerate(words) if i not in taken]
     if configs:
         _say_what_the_run_has(carried, configs, [flag.name.removeprefix("--") for flag in changing])
     return loaded, [*_of_checkpoint(carried), *_of_configs(configs), *rest]
+
+
+def _positions(given: Sequence[Flag]) -> list[int]:
+    """Where the words of flags stand on the command line, in its order."""
+    return sorted(flag.position + i for flag in given for i in range(flag.size))
 
 
 def _changes_of(changing: Sequence[Flag]) -> list[tuple[str, Any]]:

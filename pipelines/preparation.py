@@ -36,8 +36,8 @@ from pipelines.run.directory import (
     wandb_id,
     write_config,
     write_data_files,
-    write_environment,
 )
+from pipelines.run.environment import write_environment
 from pipelines.run.masking import masked
 from pipelines.run.metrics_file import MetricsCSV
 from pipelines.run.student import task_config

@@ -130,29 +130,46 @@ def create_from_file(name: str, file: str, arguments: dict[str, Any]) -> nn.Modu
         UserError: No such file, or weights that do not fit, naming the keys.
     """
     weights = _of_backbone(_read(file), name)
-    heads = classifier_names(net_config(name))
-    rows = [len(weights[f"{head}.weight"]) for head in heads if f"{head}.weight" in weights]
-    overlay = {"state_dict": dict(weights), "num_classes": rows[0] if rows else -1}  # -1: it has no classifier
+    heads = tuple(f"{head}." for head in classifier_names(net_config(name)))
+    classes = _classes_of(weights, heads)
+    model, keys = _load(name, file, weights, classes, arguments)
+    _forget_weights(model)
+    is_pyramid = bool(arguments.get("features_only"))
+    _refuse_unfitting(model, name, file, keys, features=is_pyramid)
+    has_its_head = classes is not None and classes == arguments.get("num_classes") and not is_pyramid
+    left = [] if has_its_head else [key for key in weights if key in keys.unexpected or key.startswith(heads)]
+    line = f"pretrained: {len(weights) - len(left)} of {len(weights)} tensors of {file}"
+    about: Any = model.pretrained_cfg
+    about["loaded"] = line + (f"; not loaded: {_short(left)}" if left else "")
+    return model
+
+
+def _classes_of(weights: dict[str, Any], heads: tuple[str, ...]) -> int | None:
+    """How many classes the classifier in a file has; None where it has none."""
+    return next((len(weights[f"{head}weight"]) for head in heads if f"{head}weight" in weights), None)
+
+
+def _load(
+    name: str, file: str, weights: dict[str, Any], classes: int | None, arguments: dict[str, Any]
+) -> tuple[nn.Module, _UnfittingKeys]:
+    """The net with the weights, and the keys that did not fit; shapes that differ are refused."""
+    overlay = {"state_dict": dict(weights), "num_classes": classes or -1}  # -1: it has no classifier
     with _UnfittingKeys() as keys:
         try:
-            model: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+            return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments), keys
         except RuntimeError as error:
             if "loading state_dict" not in str(error):
                 raise
             lines = [line.strip() for line in str(error).splitlines()[1:]]
             reasons = [re.sub(r"size mismatch for (\S+): .*", r"\1 has another shape", line) for line in lines]
             raise UserError(f"model.pretrained: {file} does not fit '{name}': {_short(reasons)}") from error
-    for module in model.modules():  # else the net would keep them, and each copy of it
+
+
+def _forget_weights(model: nn.Module) -> None:
+    """Remove the weights from the config that the net keeps, and each copy of it would."""
+    for module in model.modules():
         if isinstance(config := getattr(module, "pretrained_cfg", None), dict):
             config.pop("state_dict", None)
-    _refuse_unfitting(model, name, file, keys, features=bool(arguments.get("features_only")))
-    left = [key for key in weights if key in keys.unexpected or key.startswith(tuple(f"{head}." for head in heads))]
-    if rows and rows[0] == arguments.get("num_classes") and not arguments.get("features_only"):
-        left = []
-    line = f"pretrained: {len(weights) - len(left)} of {len(weights)} tensors of {file}"
-    about: Any = model.pretrained_cfg
-    about["loaded"] = line + (f"; not loaded: {_short(left)}" if left else "")
-    return model
 
 
 def _refuse_unfitting(model: nn.Module, name: str, file: str, keys: _UnfittingKeys, *, features: bool) -> None:
@@ -163,7 +180,7 @@ def _refuse_unfitting(model: nn.Module, name: str, file: str, keys: _UnfittingKe
         # A pyramid has lost its head after loading, and with it what may be missing or too much.
         kept = {key.removeprefix("model.") for key in model.state_dict()}
         missing, unexpected = [key for key in missing if key in kept], []
-    if not {key.removeprefix("model.") for key, _ in model.named_parameters()} - set(keys.missing):
+    if _nothing_fits(model, keys):
         raise UserError(
             f"model.pretrained: {file}: none of its tensors fits '{name}'; it has {_short(keys.unexpected)}."
         )
@@ -171,3 +188,8 @@ def _refuse_unfitting(model: nn.Module, name: str, file: str, keys: _UnfittingKe
     reasons += [f"it has also {_short(unexpected)}"] if unexpected else []
     if reasons:
         raise UserError(f"model.pretrained: {file} does not fit '{name}': {'; '.join(reasons)}.")
+
+
+def _nothing_fits(model: nn.Module, keys: _UnfittingKeys) -> bool:
+    parameters = {key.removeprefix("model.") for key, _ in model.named_parameters()}
+    return parameters <= set(keys.missing)

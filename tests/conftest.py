@@ -8,7 +8,7 @@ import signal
 import struct
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 @pytest.fixture(autouse=True)
-def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test runs in a directory of its own, so that `runs/` is too."""
+def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test runs in a directory of its own, so that `runs/` is too, and leaves no limit of pixels behind."""
     monkeypatch.chdir(tmp_path)
+    yield
+    if limits := sys.modules.get("datamodules.decoding.limits"):
+        limits.limit_pixels(limits.MAX_PIXELS)
 
 
 @pytest.fixture(scope="session")

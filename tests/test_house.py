@@ -27,6 +27,7 @@ LAYERS = (
         "pipelines.run",
         "pipelines.fusion",
         "pipelines.hardware",
+        "pipelines.inference",
         "pipelines.listing",
         "pipelines.statistics",
         "pipelines.scorers",

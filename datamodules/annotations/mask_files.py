@@ -12,9 +12,9 @@ from PIL import Image
 
 from datamodules.common.errors import UserError
 from datamodules.decoding.headers import (
-    MAX_PIXELS,
     NPY,
     PNG,
+    Header,
     ImageError,
     attempt,
     check_pixels,
@@ -58,7 +58,8 @@ def load_mask(source: str | Path) -> Stored:
         return Stored(as_mask(read_npy(data, name), name))
     if is_tiff(data):
         return _load_tiff(data, name)
-    image = open_image(io.BytesIO(data), name, MAX_PIXELS, _FORMATS)
+    image = open_image(io.BytesIO(data), name, _FORMATS)
+    check_pixels(Header(*image.size), name)
     attempt(image.load, name)
     return _from_pillow(image, data, name)
 

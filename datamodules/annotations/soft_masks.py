@@ -18,7 +18,7 @@ import numpy.typing as npt
 from datamodules.annotations.mask_files import Mask
 from datamodules.annotations.mask_records import check_size
 from datamodules.annotations.records import Record
-from datamodules.decoding.headers import MAX_PIXELS, ImageError, open_image
+from datamodules.decoding.headers import Header, ImageError, check_pixels, open_image
 
 STEPS = 255  # a probability of 1
 _FILE_ORDER = [2, 1, 0, 3]  # OpenCV's blue, green, red, alpha
@@ -39,7 +39,7 @@ def read_soft_mask(file: str | Path) -> Mask:
         FileNotFoundError: If there is none.
     """
     data = Path(file).read_bytes()
-    open_image(io.BytesIO(data), str(file), MAX_PIXELS, ("PNG",))  # OpenCV's own limit is six times as high
+    check_pixels(Header(*open_image(io.BytesIO(data), str(file), ("PNG",)).size), str(file))
     channels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if channels is None or channels.dtype != np.uint8 or channels.ndim != 3 or channels.shape[2] != 4:
         raise ImageError(f"{file}: a soft mask is a PNG of four 8-bit channels; label the images again.")

@@ -13,12 +13,10 @@ from PIL import Image, PngImagePlugin
 
 from datamodules.common.errors import UserError
 from datamodules.decoding.jpeg import ORIENTATION_TAG, JpegHeader, parse_jpeg
+from datamodules.decoding.limits import max_pixels
 from datamodules.decoding.tiff import is_tiff, read_layout
 
 T = TypeVar("T")
-
-#: Height times width above which no file is decoded: 2/3 GiB of RGB pixels. Pillow's own limit for an error.
-MAX_PIXELS = 178_956_970
 
 JPEG = b"\xff\xd8\xff"
 NPY = b"\x93NUMPY"
@@ -30,9 +28,6 @@ _PILLOW_FORMATS = ("PNG", "WEBP", "GIF", "BMP", "JPEG2000", "PPM", "JPEG", "AVIF
 _START_BYTES = 1 << 16
 _FREE_BANDS = 16  # so many channels of a TIFF are taken as one pixel
 
-# `check_pixels` refuses such files first. Pillow's own limit warns from half of ours on, and refuses twice its value:
-# it stays as a second net, also for other users of Pillow in this process.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 # Editors store whole histories and large color profiles in a PNG's text, which Pillow refuses from a megabyte on.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 26
 # What goes wrong is raised as an ImageError; OpenCV would print pages about the same file.
@@ -95,20 +90,20 @@ def read_header(file: BinaryIO, name: str) -> Header:
     return Header(*image.size, orientation if isinstance(orientation, int) else 1)
 
 
-def check_pixels(header: Header, name: str, max_pixels: int = MAX_PIXELS) -> None:
+def check_pixels(header: Header, name: str) -> None:
     """Refuse what is too large to be decoded, whatever the file's own size.
 
     Raises:
-        ImageError: If there are more pixels than ``max_pixels``, or none.
+        ImageError: If there are more pixels than ``limits.max_pixels``, or none.
     """
     width, height = header.width, header.height
     if width < 1 or height < 1:
         raise ImageError(f"{name}: the header says {width} x {height} pixels.")
-    if width * height * max(1, header.bands // _FREE_BANDS) > max_pixels:
+    if width * height * max(1, header.bands // _FREE_BANDS) > max_pixels():
         bands = f" of {header.bands} channels" if header.bands > _FREE_BANDS else ""
         raise ImageError(
-            f"{name}: {width} x {height} = {width * height:,} pixels{bands} are more than max_pixels = {max_pixels:,};"
-            " it was not decoded. Scale it down, or cut it into tiles."
+            f"{name}: {width} x {height} = {width * height:,} pixels{bands} are more than max_pixels ="
+            f" {max_pixels():,}; it was not decoded. Scale it down, cut it into tiles, or raise data.max_pixels."
         )
 
 
@@ -167,14 +162,14 @@ def npy_header(file: BinaryIO, name: str) -> NpyHeader:
     return NpyHeader(shape, fortran_order, dtype, file.tell())
 
 
-def read_npy(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[Any]:
+def read_npy(data: bytes, name: str) -> npt.NDArray[Any]:
     """The array of a ``.npy`` file: a view of ``data``, (H, W) or (H, W, C).
 
     Raises:
         ImageError: If it is damaged, too large, or holds Python objects.
     """
     header = npy_header(io.BytesIO(data), name)
-    check_pixels(Header(header.shape[1], header.shape[0]), name, max_pixels)
+    check_pixels(Header(header.shape[1], header.shape[0]), name)
     if header.dtype.hasobject:
         raise ImageError(f"{name}: it holds Python objects, which are not read; save a plain array.")
     count = int(np.prod(header.shape))
@@ -186,15 +181,12 @@ def read_npy(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> npt.NDArra
     return flat.reshape(header.shape, order="F" if header.fortran_order else "C")
 
 
-def open_image(
-    file: BinaryIO, name: str, max_pixels: int | None = None, formats: tuple[str, ...] = _PILLOW_FORMATS
-) -> Image.Image:
-    """Let Pillow read the header.
+def open_image(file: BinaryIO, name: str, formats: tuple[str, ...] = _PILLOW_FORMATS) -> Image.Image:
+    """Let Pillow read the header; before the pixels are decoded, ``check_pixels`` is to be asked.
 
     Args:
         file: At its start.
         name: What errors call it.
-        max_pixels: Refuse larger images; None leaves that to the caller, who only wants to know the size.
         formats: Those of Pillow that are tried.
 
     Raises:
@@ -204,13 +196,11 @@ def open_image(
         image = Image.open(file, formats=formats)
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"{name}: its pixels are more than max_pixels = {max_pixels or MAX_PIXELS:,}; it was not decoded ({error})."
+            f"{name}: its pixels are more than max_pixels = {max_pixels():,}; it was not decoded ({error})."
         ) from error
     except Exception as error:
         file.seek(0)
         raise ImageError(f"{name}: {_no_image(file.read(512))}.") from error
-    if max_pixels is not None:
-        check_pixels(Header(*image.size), name, max_pixels)
     return image
 
 

@@ -15,7 +15,6 @@ from PIL import Image, ImageChops
 from datamodules.decoding.conversion import Decoded, Pixels, convert, from_array
 from datamodules.decoding.headers import (
     JPEG,
-    MAX_PIXELS,
     NPY,
     PNG,
     Header,
@@ -43,7 +42,6 @@ def read_image(
     source: str | Path | bytes | Pixels,
     channels: int = 3,
     dtype: Literal["uint8", "float32"] = "uint8",
-    max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
     """Decode an image by the one conversion rule.
 
@@ -56,13 +54,13 @@ def read_image(
             uint16, bool or float in [0, 1].
         channels: 1 (grey), 3 (RGB), or the exact number of channels in the source, which then come unconverted.
         dtype: ``float32`` gives [0, 1] with the source's full depth.
-        max_pixels: Height times width above which the file is refused before decoding.
 
     Returns:
         C-contiguous (H, W, channels) of ``dtype``, writeable and never shared with an array given.
 
     Raises:
-        ImageError: If the file is corrupt, truncated, no image, too large, or does not have so many channels.
+        ImageError: If the file is corrupt, truncated, no image, larger than ``limits.max_pixels``, or does not have so
+            many channels.
         FileNotFoundError: If there is no such file.
     """
     if is_frame(source):
@@ -74,21 +72,21 @@ def read_image(
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if not data:
         raise ImageError(f"{name}: the file is empty.")
-    pixels = convert(decode(data, name, max_pixels), channels, dtype, name)
+    pixels = convert(decode(data, name), channels, dtype, name)
     return pixels if pixels.flags.writeable else pixels.copy()
 
 
-def check_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> None:
+def check_image(source: str | Path | bytes) -> None:
     """Look at an image's header only; damage behind it is found by ``read_image``.
 
     Raises:
-        ImageError: If the file is empty, no image, or larger than ``max_pixels``.
+        ImageError: If the file is empty, no image, or larger than ``limits.max_pixels``.
         FileNotFoundError: If there is no such file.
     """
     name = _name(source)
     file: BinaryIO
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        check_pixels(read_header(file, name), name, max_pixels)
+        check_pixels(read_header(file, name), name)
 
 
 def _name(source: str | Path | bytes) -> str:
@@ -96,39 +94,39 @@ def _name(source: str | Path | bytes) -> str:
     return f"image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
-def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Decoded:
+def decode(data: bytes, name: str) -> Decoded:
     """The pixels as the file has them: own depth and channels, not yet turned.
 
     Raises:
         ImageError: If the file is corrupt, truncated, no image, or too large.
     """
     if data.startswith(JPEG):
-        return _read_jpeg(data, name, max_pixels)
+        return _read_jpeg(data, name)
     if data.startswith(NPY):
-        return from_array(read_npy(data, name, max_pixels), name)
+        return from_array(read_npy(data, name), name)
     if is_tiff(data):
-        return _read_tiff(data, name, max_pixels)
-    return _read_other(data, name, max_pixels)
+        return _read_tiff(data, name)
+    return _read_other(data, name)
 
 
 # JPEG.
 
 
-def _read_jpeg(data: bytes, name: str, max_pixels: int) -> Decoded:
+def _read_jpeg(data: bytes, name: str) -> Decoded:
     header = jpeg_header(data, name)
-    check_pixels(Header(header.width, header.height), name, max_pixels)
+    check_pixels(Header(header.width, header.height), name)
     # Decoders fill a missing rest with grey without an error; entropy-coded data cannot contain the end marker.
     if data.rfind(b"\xff\xd9", header.scan) < 0:
         raise ImageError(f"{name}: the file is truncated, the JPEG has no end marker.")
     if header.components == 4:
-        pixels = _decode_cmyk(data, header, name, max_pixels)
+        pixels = _decode_cmyk(data, header, name)
     else:
         pixels = _decode_jpeg(data, is_grey=header.components == 1, name=name)
     return Decoded(pixels, orientation=header.orientation)
 
 
-def _decode_cmyk(data: bytes, header: JpegHeader, name: str, max_pixels: int) -> Pixels:
-    image = open_image(io.BytesIO(data), name, max_pixels)
+def _decode_cmyk(data: bytes, header: JpegHeader, name: str) -> Pixels:
+    image = open_image(io.BytesIO(data), name)
     attempt(image.load, name)
     # Pillow takes all CMYK JPEGs for Adobe's inverted ones.
     inks = image if header.adobe else ImageChops.invert(image)
@@ -164,9 +162,10 @@ def _opencv(data: bytes, flags: int, name: str) -> Pixels:
     return pixels
 
 
-def _read_other(data: bytes, name: str, max_pixels: int) -> Decoded:
+def _read_other(data: bytes, name: str) -> Decoded:
     """PNG, WebP, GIF, BMP, AVIF, JPEG 2000, PNM; of an animation the first frame."""
-    image = open_image(io.BytesIO(data), name, max_pixels)
+    image = open_image(io.BytesIO(data), name)
+    check_pixels(Header(*image.size), name)
     # Pillow decodes the whole PNG to look for EXIF behind the pixels, so ask only where there is some.
     has_exif = "exif" in image.info or b"eXIf" in data or b"Raw profile type" in data
     orientation = attempt(lambda: image.getexif().get(ORIENTATION_TAG, 1), name) if has_exif else 1
@@ -227,8 +226,8 @@ def _plain_mode(mode: str, *, has_key: bool) -> str:
     return mode if mode in ("L", "LA", "RGB", "RGBA") else "RGB"
 
 
-def _read_tiff(data: bytes, name: str, max_pixels: int) -> Decoded:
-    check_pixels(tiff_header(io.BytesIO(data), name), name, max_pixels)
+def _read_tiff(data: bytes, name: str) -> Decoded:
+    check_pixels(tiff_header(io.BytesIO(data), name), name)
     try:
         result = read_tiff(data)
     except Exception as error:  # whatever the decoders make of damage

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.common.errors import UserError
-from datamodules.decoding.headers import MAX_PIXELS
+from datamodules.decoding.limits import max_pixels
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
@@ -56,7 +56,7 @@ def read_frame(name: str) -> NDArray[np.uint8]:
     Frames are cheap in order: an earlier one than the last is decoded from the start of the file.
 
     Raises:
-        VideoError: If there is no such frame, or frames have more than ``MAX_PIXELS``.
+        VideoError: If there is no such frame, or frames have more than ``limits.max_pixels``.
     """
     match = _FRAME.fullmatch(name)
     if match is None:
@@ -108,9 +108,9 @@ def _open(path: str) -> cv2.VideoCapture:
     if not video.isOpened():
         raise VideoError(f"{path}: the video cannot be opened; convert it, for example to H.264 in .mp4.")
     width, height = (int(video.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels():
         raise VideoError(
-            f"{path}: its frames of {width} x {height} = {width * height:,} pixels are more than {MAX_PIXELS:,}; none"
-            " was decoded. Scale the video down."
+            f"{path}: its frames of {width} x {height} = {width * height:,} pixels are more than max_pixels ="
+            f" {max_pixels():,}; none was decoded. Scale the video down, or raise data.max_pixels."
         )
     return video

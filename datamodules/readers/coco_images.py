@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.common.errors import UserError
-from datamodules.decoding.headers import MAX_PIXELS
+from datamodules.decoding.limits import max_pixels
 from datamodules.readers.coco_values import number_of
 from datamodules.readers.places import find_files, roots_of
 from datamodules.readers.text import whole
@@ -21,10 +21,11 @@ def image_sizes(file: Path, images: list[Any]) -> list[tuple[int, int]]:
     sizes = []
     for image in images:
         height, width = (_side(file, image, key) for key in ("height", "width"))
-        if height * width > MAX_PIXELS:  # so large would its masks be, whatever the image file is
+        if height * width > max_pixels():  # so large would its masks be, whatever the image file is
             raise UserError(
                 f"'{file}': image {image['id']}: {width} x {height} = {width * height:,} pixels are more than"
-                f" {MAX_PIXELS:,}. Correct its height and width, or cut the image into tiles."
+                f" max_pixels = {max_pixels():,}. Correct its height and width, cut the image into tiles, or raise"
+                " data.max_pixels."
             )
         sizes.append((height, width))
     return sizes

@@ -12,7 +12,7 @@ import numpy as np
 from datamodules.annotations.records import Listing, Record, sort_classes, split_name
 from datamodules.common import rle
 from datamodules.common.errors import UserError, did_you_mean
-from datamodules.decoding.headers import MAX_PIXELS
+from datamodules.decoding.limits import max_pixels
 from datamodules.decoding.sizes import image_size
 from datamodules.readers.places import find_files, roots_of
 
@@ -82,10 +82,10 @@ def split_of(file: Path) -> str | None:
 
 def _record(file: Path, path: str, drawing: Drawing, names: list[str]) -> Record:
     height, width = drawing.height, drawing.width
-    if height * width > MAX_PIXELS:
+    if height * width > max_pixels():
         raise UserError(
-            f"'{file}': image '{drawing.image}': {width} x {height} pixels are more than {MAX_PIXELS:,}. Correct its"
-            " height and width, or cut the image into tiles."
+            f"'{file}': image '{drawing.image}': {width} x {height} pixels are more than max_pixels ="
+            f" {max_pixels():,}. Correct its height and width, cut the image into tiles, or raise data.max_pixels."
         )
     if height < 1 or width < 1:
         height, width = image_size(path)

@@ -209,7 +209,7 @@ class Pool(pl.LightningDataModule):
             [chunk for chunk in mine if not self.file(chunk).exists()], self.chunk, self.batch_size, len(self.records)
         )
         dataset = RecordDataset(self.records, self.data.make_reader(), self.data.make_transform(train=False))
-        workers = self.data._resolve_num_workers(len(self.records)) if isinstance(self.records[0]["image"], str) else 0
+        workers = self.data._workers(self.records) if isinstance(self.records[0]["image"], str) else 0
         loader: Any = make_loader(dataset, batches, num_workers=workers, pin_memory=False)  # type: ignore[arg-type]
         return Batches(loader)
 

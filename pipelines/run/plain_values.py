@@ -53,15 +53,29 @@ def _plain(value: Any, keys: tuple[str, ...], is_argument: bool) -> Any:
         return _plain_dict(value, keys, is_argument)
     if isinstance(value, list | tuple | set | frozenset):
         return _plain_items(value, keys, is_argument)
-    if is_argument:
-        for kind, convert in CONVERSIONS:
-            if isinstance(value, kind):
-                return _plain(convert(value), keys, is_argument)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return _plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, keys, is_argument)
-    elif not isinstance(value, enum.Enum) and (base := next((kind for kind in PLAIN if isinstance(value, kind)), None)):
-        return base(value)
-    raise UserError(_refusal(value, keys, is_argument))
+    try:
+        converted = _converted(value) if is_argument else _base_value(value)
+    except LookupError:
+        raise UserError(_refusal(value, keys, is_argument)) from None
+    return _plain(converted, keys, is_argument)
+
+
+def _converted(value: Any) -> Any:
+    """An argument's value as what it was made from; LookupError where no rule knows it."""
+    for kind, convert in CONVERSIONS:
+        if isinstance(value, kind):
+            return convert(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    raise LookupError(type(value))
+
+
+def _base_value(value: Any) -> Any:
+    """A number or text of a class of its own as Python's; LookupError for others, and for enums, which would change."""
+    base = next((kind for kind in PLAIN if isinstance(value, kind)), None)
+    if base is None or isinstance(value, enum.Enum):
+        raise LookupError(type(value))
+    return base(value)
 
 
 def _plain_dict(value: Any, keys: tuple[str, ...], is_argument: bool) -> Any:

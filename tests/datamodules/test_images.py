@@ -20,6 +20,7 @@ from datamodules.decoding import images
 from datamodules.decoding.files import find_images
 from datamodules.decoding.headers import ImageError
 from datamodules.decoding.images import check_image, read_image
+from datamodules.decoding.limits import limit_pixels
 from datamodules.decoding.sizes import image_size
 
 RNG = np.random.default_rng(0)
@@ -393,6 +394,7 @@ def test_files_that_are_no_images(decoder, tmp_path, data, message):
 
 def test_flipped_bytes_never_crash(decoder):
     """Any damage ends in pixels or an ImageError, nothing else."""
+    limit_pixels(10**6)
     rng = np.random.default_rng(1)
     for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"):
         data = encode(PHOTO, kind)
@@ -401,7 +403,7 @@ def test_flipped_bytes_never_crash(decoder):
             for at in rng.integers(0, len(bad) if rng.random() < 0.5 else min(200, len(bad)), 3):
                 bad[at] = int(rng.integers(256))
             with contextlib.suppress(ImageError):
-                assert read_image(bytes(bad), max_pixels=10**6).shape[2] == 3
+                assert read_image(bytes(bad)).shape[2] == 3
 
 
 def test_a_jpeg_with_trailing_bytes_or_wrong_suffix_is_fine(decoder, tmp_path):
@@ -437,9 +439,11 @@ def test_bombs_are_refused_by_their_header(decoder, tmp_path, monkeypatch, kind)
 def test_the_limit_can_be_set(decoder):
     for kind in ("JPEG", "PNG", "TIFF"):
         data = encode(PHOTO, kind)
+        limit_pixels(1349)
         with pytest.raises(ImageError, match="45 x 30 = 1,350 pixels"):
-            read_image(data, max_pixels=1349)
-        assert read_image(data, max_pixels=1350).shape == (30, 45, 3)
+            read_image(data)
+        limit_pixels(1350)
+        assert read_image(data).shape == (30, 45, 3)
 
 
 def test_header_check_reads_large_headers(tmp_path):
@@ -497,8 +501,9 @@ def test_find_images_without_images(tmp_path):
 def test_a_tiff_of_many_channels_has_a_limit_too(monkeypatch):
     bands = np.zeros((6, 8, 33), np.uint8)
     monkeypatch.setattr(images, "read_tiff", None)  # nothing may be decoded
+    limit_pixels(95)
     with pytest.raises(ImageError, match=r"8 x 6 = 48 pixels of 33 channels are more than max_pixels = 95"):
-        read_image(tiff(bands, 1, (0,) * 32), 33, max_pixels=95)
+        read_image(tiff(bands, 1, (0,) * 32), 33)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

@@ -30,8 +30,9 @@ from datamodules.annotations.masks import (
     unpack_color,
 )
 from datamodules.annotations.soft_masks import read_soft_mask
-from datamodules.decoding.headers import MAX_PIXELS, ImageError
+from datamodules.decoding.headers import ImageError
 from datamodules.decoding.images import read_image
+from datamodules.decoding.limits import MAX_PIXELS
 from datamodules.decoding.sizes import image_size
 from datamodules.readers.samples import read_pixels
 

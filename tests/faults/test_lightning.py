@@ -16,7 +16,8 @@ from pytorch_lightning.callbacks import EarlyStopping, LambdaCallback, LearningR
 from datamodules.common.errors import UserError
 from pipelines.advice import shared_memory_doubts, with_advice
 from pipelines.lightning_parts import CALLBACKS, SETTINGS, check_parts, keep_patience, stopped_early
-from pipelines.run.directory import newest_config, wandb_id, write_config, write_environment
+from pipelines.run.directory import newest_config, wandb_id, write_config
+from pipelines.run.environment import write_environment
 from pipelines.trainer import Trainer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "lightning.md").read_text()
