@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
@@ -41,46 +40,11 @@ from pipelines.run.environment import write_environment
 from pipelines.run.masking import masked
 from pipelines.run.metrics_file import MetricsCSV
 from pipelines.run.student import task_config
-from pipelines.run.tracking import Wandb, wandb_logger
+from pipelines.run.tracking import wandb_logger
+from pipelines.run_trainer import RunTrainer
 from tasks.checks import TrainingPlan
 from tasks.hooks import TaskHooks
 from tasks.noisy_student import NoisyStudent
-
-
-class RunTrainer(pl.Trainer):
-    """What the Trainer knows of its run, beside what Lightning's knows; ``pipelines.trainer`` sets it.
-
-    Attributes:
-        run_name: Of the run.
-        runs_dir: Folder of all runs.
-        run_dir: The run directory, once a command has chosen it; on rank 0 only.
-        config: The parsed config, where the command line made this trainer.
-        trust: Packages whose classes further checkpoints may name.
-        adds_checkpoints: Whether ``best.ckpt`` and ``last.ckpt`` are written.
-        handles_signals: Whether ``last.ckpt`` is written on SIGTERM and SIGUSR1.
-        save_every_minutes: Of ``last.ckpt``.
-        save_every_n_steps: Of ``last.ckpt``.
-        rank_start_timeout: Seconds for which a rank may hang before its first batch.
-        rank_timeout: Seconds for which a rank may hang later.
-        wandb: Weights & Biases.
-        wandb_mode: Of Weights & Biases, ``off`` without loggers.
-        user_loggers: Those beside ours.
-    """
-
-    run_name: str
-    runs_dir: Path
-    run_dir: Path | None
-    config: dict[str, Any] | None
-    trust: list[str]
-    adds_checkpoints: bool
-    handles_signals: bool
-    save_every_minutes: float
-    save_every_n_steps: int | None
-    rank_start_timeout: float
-    rank_timeout: float
-    wandb: Wandb
-    wandb_mode: Literal["auto", "online", "offline", "off"]
-    user_loggers: list[Logger]
 
 
 def prepare(

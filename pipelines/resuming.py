@@ -9,11 +9,11 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
 from pipelines.lightning_parts import keep_patience, stopped_early
-from pipelines.preparation import RunTrainer
 from pipelines.run.checkpoints import open_checkpoint
 from pipelines.run.compatibility import check_data
 from pipelines.run.directory import find_checkpoint, find_resume, task_name
 from pipelines.run.lock import only_writer
+from pipelines.run_trainer import RunTrainer
 
 
 def start_of(

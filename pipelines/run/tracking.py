@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from argparse import Namespace
@@ -234,7 +235,8 @@ class WandbRun(WandbLogger):
 
     def _remember(self, step: int) -> None:
         if step > self._floor:
-            write_text(self._last_step, f"{step}\n")
+            with contextlib.suppress(OSError):  # a full disk: at worst a resumed run repeats some steps
+                write_text(self._last_step, f"{step}\n")
 
     def _open(self) -> Any:
         # Without this, W&B's own error reports wait 20 s at exit for a server that does not answer.
