@@ -41,10 +41,15 @@ from pipelines.run.masking import masked
 from pipelines.run.metrics_file import MetricsCSV
 from pipelines.run.student import task_config
 from pipelines.run.tracking import wandb_logger
+from pipelines.run.writable import check_writable
 from pipelines.run_trainer import RunTrainer
 from tasks.checks import TrainingPlan
 from tasks.hooks import TaskHooks
 from tasks.noisy_student import NoisyStudent
+
+#: What to do where a command's results cannot be written beside its checkpoint.
+_COPY = "make it writable, or copy the checkpoint elsewhere and give --ckpt_path COPY.ckpt with --runs_dir PLACE"
+_ELSEWHERE = {"validate": _COPY, "test": _COPY, "predict": "give a writable folder with --output"}
 
 
 def prepare(
@@ -117,10 +122,15 @@ def start_evaluation(
         UserError: If there is none, or it is of another model or other classes.
     """
     checkpoint = find_checkpoint(trainer.runs_dir, trainer.run_name, ckpt_path, task_name(trainer.config))
+    run = run_of_checkpoint(checkpoint)
+    if output is not None:
+        check_writable(Path(output), "give a writable folder with --output")
+    else:
+        check_writable(run or trainer.runs_dir, _ELSEWHERE[command])
     prepare(trainer, model, datamodule, command, weights_follow=True)
     check_fits(checkpoint, model.taught)
     check_data(checkpoint, datamodule)
-    trainer.run_dir = run_of_checkpoint(checkpoint) or (Path(output) if output else _new_run(trainer))
+    trainer.run_dir = run or (Path(output) if output else _new_run(trainer))
     rank_zero_info(f"Using {checkpoint}.")
     trainer.callbacks[:0] = [_ranks(trainer), RunFiles(trainer.run_dir, trainer.config)]
     if command != "predict" and trainer.run_dir is not None:
