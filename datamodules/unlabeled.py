@@ -15,9 +15,10 @@ from datamodules.annotations.records import Listing
 from datamodules.arguments import Cache
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
-from datamodules.decoding.files import find_images
+from datamodules.decoding.shards import is_shards
 from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, read_record
 from datamodules.readers.lists import read_paths
+from datamodules.readers.pictures import find_pictures
 from datamodules.segmentation import SegmentationData
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.pipeline import Transform
@@ -134,21 +135,21 @@ class UnlabeledImages(DataModule):
 
 
 def pool_records(source: str | Path) -> list[Record]:
-    """The images of a pool: a folder with its sub-folders, an image, a video, or a ``.csv`` or ``.parquet`` list.
+    """The images of a pool: a folder with its sub-folders, an image, a video, tar shards, or a ``.csv`` list.
 
     Raises:
         UserError: If there is no such thing.
         UserError: If it holds no images.
     """
     path = Path(source)
-    if not path.exists():
+    if not (path.exists() or is_shards(str(source))):
         raise UserError(
             f"The pool '{source}' does not exist (looked in {Path.cwd()}). Give a folder of images, or a .csv or"
             " .parquet list with a column 'path'."
         )
     if path.suffix in (".csv", ".parquet"):
         return read_paths(path)
-    return [{"image": file, "path": file} for file in find_images(path)]
+    return [{"image": file, "path": file} for file in find_pictures(str(path))]
 
 
 def hide_labels(

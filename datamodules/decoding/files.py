@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.common.errors import UserError, examples
+from datamodules.decoding.contents import exists
 from datamodules.decoding.video import is_video, list_frames
 
 IMAGE_SUFFIXES = (
@@ -55,7 +56,7 @@ def find_file(name: str, roots: Iterable[str | Path]) -> str | None:
     """
     spellings = (name, name.replace("\\", "/")) if "\\" in name else (name,)
     places = (os.path.join(root, spelling) for root in roots for spelling in spellings)
-    return next((place for place in places if os.path.isfile(place)), None)
+    return next((place for place in places if exists(place)), None)
 
 
 def only_folder(folder: Path) -> Path | None:
@@ -74,6 +75,25 @@ class Found(NamedTuple):
 
     images: list[str]  # paths, sorted
     others: Counter[str]  # suffix -> number of files that are no images and no texts
+
+
+def left_out(others: Counter[str], source: str | Path) -> list[str]:
+    """What a reader says of files that were left out because of their suffix: one note, or none."""
+    return [f"'{source}': {skipped_files(others)}"] if others else []
+
+
+def list_images(folder: str | Path) -> Found:
+    """Names of the images right in a folder, and what was left out there; see ``find_images``."""
+    names = sorted(name for name in os.listdir(folder) if is_visible(name))
+    images = [name for name in names if is_image_name(name)]
+    rest = [name for name in names if not is_image_name(name) and os.path.isfile(os.path.join(folder, name))]
+    return Found(images, count_others(rest))
+
+
+def count_others(names: Iterable[str]) -> Counter[str]:
+    """Suffix -> number, of files that are no images and no texts."""
+    suffixes = (os.path.splitext(name)[1].lower() for name in names if not is_image_name(name))
+    return Counter(suffix for suffix in suffixes if suffix not in _TEXTS)
 
 
 def find_images(source: str | Path) -> list[str]:
@@ -122,7 +142,7 @@ def walk_images(root: str | Path) -> Found:
     """Files below a folder, each real folder being visited once; see ``find_images``."""
     images: list[str] = []
     links: list[str] = []
-    others: Counter[str] = Counter()
+    rest: list[str] = []
     seen: set[str] = set()
     folders, linked = [str(root)], list[str]()
     while folders or linked:  # real folders first, then the linked ones found among them
@@ -138,9 +158,9 @@ def walk_images(root: str | Path) -> Found:
                 (linked if entry.is_symlink() else folders).append(entry.path)
             elif entry.name.lower().endswith(IMAGE_SUFFIXES):
                 (links if entry.is_symlink() else images).append(entry.path)
-            elif (suffix := os.path.splitext(entry.name)[1].lower()) not in _TEXTS:
-                others[suffix] += 1
-    return Found(sorted(images + _new(links, images)), others)
+            else:
+                rest.append(entry.name)
+    return Found(sorted(images + _new(links, images)), count_others(rest))
 
 
 def _new(links: list[str], images: list[str]) -> list[str]:
