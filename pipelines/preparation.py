@@ -24,6 +24,7 @@ from pipelines.callbacks.run_files import RunFiles
 from pipelines.callbacks.student import WriteStudent
 from pipelines.config.values import differences
 from pipelines.ensemble import Ensemble
+from pipelines.exported.runtime import use_exported
 from pipelines.run.checkpoints import global_step_of
 from pipelines.run.compatibility import check_data, check_fits
 from pipelines.run.directory import (
@@ -131,7 +132,8 @@ def start_evaluation(
     else:
         check_writable(run or trainer.runs_dir, _ELSEWHERE[command])
     prepare(trainer, model, datamodule, command, weights_follow=True)
-    if one is not None:
+    exported = one is not None and use_exported(model.taught, one)
+    if one is not None and not exported:
         check_fits(one, model.taught)
     for checkpoint in checkpoints:
         check_data(checkpoint, datamodule)
@@ -142,11 +144,11 @@ def start_evaluation(
     trainer.callbacks[:0] = [_ranks(trainer), RunFiles(trainer.run_dir, trainer.config)]
     if command != "predict" and trainer.run_dir is not None:
         trainer.callbacks.append(Pictures(trainer.run_dir / "pictures", 0))
-    return None if one is None else str(one)
+    return None if one is None or exported else str(one)
 
 
 def _checkpoints_of(trainer: RunTrainer, model: TaskHooks, ckpt_path: str | list[str] | None) -> list[Path]:
-    """The checkpoint to evaluate; of an ensemble all of them, which it knows."""
+    """The checkpoint to evaluate; of an ensemble all of them."""
     if isinstance(model, Ensemble):
         return model.checkpoints
     if isinstance(ckpt_path, list):

@@ -57,8 +57,8 @@ class Trainer(RunTrainer):
         save_every_n_steps: Save ``last.ckpt`` inside epochs after so many optimizer steps.
         max_skipped_steps: An optimizer step whose loss or gradient is NaN or infinite is skipped; so many in a row end
             the run. 0 does not look.
-        max_failed_saves: A checkpoint that cannot be written, on a full disk, is tried again at the next save; so many
-            failures of one file in a row end the run.
+        max_failed_saves: A checkpoint that cannot be written is tried again at the next save; so many failures of one
+            file in a row end the run.
         rank_start_timeout: Seconds for which a rank may hang, while another waits for it, before its first batch: it is
             then named, and all end. 0 for no limit but the strategy's own.
         rank_timeout: The same later. Saving, drawing and measuring may take 25 minutes at one place.
@@ -142,8 +142,7 @@ class Trainer(RunTrainer):
         self.adds_checkpoints = enable_checkpointing is not False
         self.handles_signals = not requeues(plugins, kwargs.get("strategy"))
         self.save_every_minutes, self.save_every_n_steps = save_every_minutes, save_every_n_steps
-        self.max_skipped_steps = max_skipped_steps
-        self.saves = Saves(max_failed_saves)
+        self.max_skipped_steps, self.saves = max_skipped_steps, Saves(max_failed_saves)
         self.rank_start_timeout, self.rank_timeout = rank_start_timeout, rank_timeout
         wait_for_ranks(self.strategy, rank_start_timeout, rank_timeout)
         self.wandb = wandb

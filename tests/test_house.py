@@ -24,6 +24,7 @@ LAYERS = (
     ("datamodules", "tasks"),
     (
         "pipelines.config",
+        "pipelines.exported",
         "pipelines.run",
         "pipelines.ensemble",
         "pipelines.fusion",
@@ -41,6 +42,7 @@ LAYERS = (
     ("pipelines.resuming",),
     ("pipelines.trainer",),
     ("pipelines.command", "pipelines.orphans", "pipelines.quiet"),
+    ("pipelines.export",),
     ("pipelines.cli",),
     ("pipelines.commands",),
     ("pipelines.noisy_student",),
