@@ -133,7 +133,7 @@ def _tear_down() -> None:
 class WandbRun(WandbLogger):
     """Lightning's W&B logger with an identity that a resumed run keeps, and without surprises.
 
-    It never prompts and never hangs, is silent but for one line, and saves no code. Steps strictly grow, also when a run
+    It never prompts and never hangs, is silent but for a line, and saves no code. Steps strictly grow, also when a run
     is resumed; those that were recorded before only update its summary. Made by ``wandb_logger``.
     """
 
