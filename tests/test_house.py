@@ -47,6 +47,7 @@ LAYERS = (
     ("pipelines.commands",),
     ("pipelines.noisy_student",),
     ("pipelines.api",),
+    ("pipelines.commands.demo",),
     ("pipelines.__main__",),
 )
 #: Imports (from, of) that are still to go, as modules or their packages. Delete a line with the import it allows.
