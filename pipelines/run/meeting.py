@@ -68,7 +68,7 @@ class Meeting:
     """
 
     def __init__(self, place: Place, number: int, timeout: float) -> None:
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         self.place = place
         self._prefix = f"pipelines/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{number}"
@@ -126,7 +126,7 @@ def open_store(place: Place) -> Any:
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return None
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     with contextlib.suppress(RuntimeError):  # the port is taken: the group's own attempt says so
         store = TCPStore(place.host, place.port, is_master=True, wait_for_workers=False)
