@@ -248,7 +248,7 @@ def message_of(error: Exception, command: Command, words: list[str]) -> tuple[st
         words: Its flags.
     """
     try:
-        given = _given(command, words)
+        given = _given(command, complete([command.name, *words])[1:])
     except (Mistake, UserError) as mistake:
         # The command line itself cannot be read, so that is what the error was about.
         return str(mistake), 2
