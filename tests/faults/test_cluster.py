@@ -111,7 +111,8 @@ FLAGS = ["--trainer.accelerator=cpu", "--data.num_workers=1", "--trainer.enable_
 
 def start(script: str, environment: dict[str, str], restarts: int) -> subprocess.Popen[bytes]:
     """A job's script as SLURM starts it, in a process group of its own."""
-    Path("step").unlink(missing_ok=True)
+    for path in (Path("step"), *Path().glob("process.*")):
+        path.unlink(missing_ok=True)
     words = ["bash", str(HOUSE / "configs" / "cluster" / f"{script}.sh"), "job.yaml", *FLAGS]
     words += ["--name=job", f"--trainer.callbacks={__name__}.Beacon"]
     log = open(f"job.{restarts}.log", "wb")  # noqa: SIM115
@@ -132,21 +133,33 @@ def reach(step: int, job: subprocess.Popen[bytes], restarts: int) -> None:
 
 def ended(job: subprocess.Popen[bytes]) -> int:
     """The status of a job, of which nothing goes on."""
+    # torchrun gives each rank a session of its own.
+    ranks = [int(path.read_text()) for path in Path().glob("process.*")]
     try:
         status = job.wait(timeout=600)
         deadline = time.monotonic() + 30
-        while group_lives(job.pid):
+        while group_lives(job.pid) or any(map(lives, ranks)):
             assert time.monotonic() < deadline, "orphans"
             time.sleep(0.05)
     finally:
         if group_lives(job.pid):
             os.killpg(job.pid, signal.SIGKILL)
+        for rank in filter(lives, ranks):
+            os.kill(rank, signal.SIGKILL)
     return status
 
 
 def group_lives(group: int) -> bool:
     try:
         os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
     except ProcessLookupError:
         return False
     return True
