@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MEETING_SECONDS = 300.0  # ranks of other nodes may start later
