@@ -11,19 +11,19 @@ from torchmetrics import Metric
 
 from datamodules.common.batch import IGNORE
 from datamodules.common.errors import UserError
-from tasks.base import Task
+from tasks.calibration import CalibratedTask, on_grid, sampled_pixels
 from tasks.device_augment import jitter_images
 from tasks.hooks import Batch
 from tasks.optim import Optim
 from tasks.segmentation.losses import Kind, check_loss_arguments, check_losses, presence_loss, segmentation_loss
 from tasks.segmentation.metrics import SegmentationMetrics
 from tasks.segmentation.networks import create_segmenter
-from tasks.segmentation.postprocess import labels_by_tiles, labels_in_original
+from tasks.segmentation.postprocess import labels_by_tiles, labels_in_original, log_probabilities, resized
 from tasks.segmentation.segmenter import encoder_parameter_names
 from tasks.segmentation.whole_segformer import whole_segformer
 
 
-class Segmentation(Task):
+class Segmentation(CalibratedTask):
     """Semantic segmentation: an encoder-decoder on any timm backbone.
 
     Args:
@@ -52,6 +52,7 @@ class Segmentation(Task):
         color_jitter: Strength of brightness, contrast and saturation jitter on the device.
         tta: Views that evaluation and prediction average over, beside the image itself.
         tta_scales: Sizes that they average over, beside the image's own, as ``[0.75, 1.25]``.
+        calibrated: Divide the logits of evaluation and prediction by the temperature that the validation found.
         boundary_metric: Also report the boundary F-score, which costs time.
         optim: Optimizer and schedule.
         in_chans: Channels of the images.
@@ -102,6 +103,7 @@ class Segmentation(Task):
         color_jitter: float = 0.0,
         tta: list[Literal["hflip", "vflip"]] = [],  # noqa: B006 - never changed
         tta_scales: list[float] = [],  # noqa: B006 - never changed
+        calibrated: bool = False,
         boundary_metric: bool = False,
         optim: Optim = Optim(),  # noqa: B008 - frozen
         in_chans: int | None = None,
@@ -142,6 +144,7 @@ class Segmentation(Task):
         self.aux_weight = aux_weight
         self.jitter = color_jitter
         self.tta, self.tta_scales = tta, tta_scales
+        self.calibrated = calibrated
         self.boundary_metric = boundary_metric
         self.multi_label = multi_label
         self.with_confidence = 0  # classes a pixel whose probability pseudo-label asks for
@@ -230,8 +233,8 @@ class Segmentation(Task):
 
     def _view(self, image: Tensor, scale: float, flip: int | None) -> Tensor:
         """Class probabilities of an image that the network sees resized and flipped along an axis, turned back."""
-        seen = image if scale == 1 else _resized(image, scale)
-        logits = self(seen if flip is None else seen.flip(flip)).float()
+        seen = image if scale == 1 else resized(image, scale)
+        logits = self(seen if flip is None else seen.flip(flip)).float() / self.divisor
         scores: Tensor = logits.softmax(1) if self.kind == "multiclass" else logits.sigmoid()
         scores = scores if flip is None else scores.flip(flip)
         return scores if scale == 1 else F.interpolate(scores, image.shape[2:], mode="bilinear")
@@ -241,21 +244,28 @@ class Segmentation(Task):
 
         With ``with_confidence`` also ``confidence``: uint8 (H, W), the label's probability in parts of 255, rounded
         down; and with two of them ``second``: uint8 (2, H, W), the next class and its probability.
+        Of annotated images with one class a pixel, ``sample``: float32 (B, K, P), logits of the pixels ``on_grid``.
         """
         how = self.kind == "multilabel", self.with_confidence
+        sample = {}
         if "tiles" in batch:
             pairs = zip(batch["image"], batch["tiles"], strict=True)
             labels = [labels_by_tiles(self.scores, image, windows, *how) for image, windows in pairs]
         else:
-            records = zip(self.scores(batch["image"]), batch["geometry"].cpu(), strict=True)
-            labels = [labels_in_original(scores, record, *how) for scores, record in records]
+            scores = self.scores(batch["image"])
+            if "mask" in batch and self.kind != "multilabel":
+                sample = {"sample": log_probabilities(on_grid(scores))}
+            records = zip(scores, batch["geometry"].cpu(), strict=True)
+            labels = [labels_in_original(of_image, record, *how) for of_image, record in records]
         if self.with_confidence:
             found = {"mask": [planes[0] for planes in labels], "confidence": [planes[1] for planes in labels]}
             return found | ({"second": [planes[2:] for planes in labels]} if self.with_confidence > 1 else {})
-        return {"mask": labels}
+        return {"mask": labels, **sample}
 
     def update_metrics(self, batch: Batch, predictions: dict[str, Any]) -> None:
         """Compare with the masks of the original pictures."""
+        if "sample" in predictions:
+            self.eval_metrics.add_logits(*sampled_pixels(batch["mask"], predictions["sample"]))
         for prediction, target in zip(predictions["mask"], batch["target"], strict=True):
             self.eval_metrics.update(prediction, target["mask"].to(prediction.device))
 
@@ -285,15 +295,8 @@ class Segmentation(Task):
             return names
         texts = []
         for name, row in zip(names, self.rows({"path": batch["path"]}, predictions, class_names), strict=True):
-            areas = sorted(
-                ((v, k.removeprefix("area_")) for k, v in row.items() if k.startswith("area_")), reverse=True
+            areas = [(v, k.removeprefix("area_")) for k, v in row.items() if k.startswith("area_")]
+            texts.append(
+                " · ".join([name, *(f"{k} {v:.0%}" for v, k in sorted(areas, reverse=True)[:3] if v >= 0.005)])
             )
-            texts.append(" · ".join([name, *(f"{k} {v:.0%}" for v, k in areas[:3] if v >= 0.005)]))
         return texts
-
-
-def _resized(image: Tensor, scale: float) -> Tensor:
-    """A batch of images of the same dtype, its sides multiplied by ``scale``."""
-    size = [max(1, round(side * scale)) for side in image.shape[2:]]
-    resized = F.interpolate(image.float(), size, mode="bilinear", antialias=scale < 1)
-    return resized.round().to(image.dtype) if image.dtype == torch.uint8 else resized
