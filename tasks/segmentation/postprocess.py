@@ -204,6 +204,6 @@ def resized(image: Tensor, scale: float) -> Tensor:
 
 
 def log_probabilities(scores: Tensor) -> Tensor:
-    """Logits up to a constant, (B, K, ...), of class probabilities of the same shape; K = 2 of the one of two classes."""
+    """Logits up to a constant, (B, K, ...), of class probabilities; of one probability those of two classes."""
     both = torch.cat([1 - scores, scores], 1) if scores.shape[1] == 1 else scores
     return both.clamp_min(1e-12).log()
