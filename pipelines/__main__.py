@@ -92,6 +92,10 @@ def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
         from pipelines.commands.convert import main as convert
 
         return convert
+    if command == "report":
+        from pipelines.commands.report import main as report
+
+        return report
     if command == "check":
         from pipelines.commands.check import main as check
 

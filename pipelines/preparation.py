@@ -19,6 +19,7 @@ from pipelines.callbacks.checkpoints import KeepBest, SaveLast
 from pipelines.callbacks.curves import Curves
 from pipelines.callbacks.overview import decides_best, doubts
 from pipelines.callbacks.pictures import Pictures
+from pipelines.callbacks.report import Report
 from pipelines.callbacks.run_files import RunFiles
 from pipelines.callbacks.student import WriteStudent
 from pipelines.config.values import differences
@@ -60,6 +61,7 @@ class RunTrainer(pl.Trainer):
         save_every_minutes: Of ``last.ckpt``.
         save_every_n_steps: Of ``last.ckpt``.
         wandb: Weights & Biases.
+        report: Whether a report is written.
         wandb_mode: Of Weights & Biases, ``off`` without loggers.
         user_loggers: Those beside ours.
     """
@@ -74,6 +76,7 @@ class RunTrainer(pl.Trainer):
     save_every_minutes: float
     save_every_n_steps: int | None
     wandb: Wandb
+    report: bool
     wandb_mode: Literal["auto", "online", "offline", "off"]
     user_loggers: list[Logger]
 
@@ -156,6 +159,8 @@ def start_evaluation(
     trainer.callbacks[:0] = [RunFiles(trainer.run_dir, trainer.config)]
     if command != "predict" and trainer.run_dir is not None:
         trainer.callbacks.append(Pictures(trainer.run_dir / "pictures", 0))
+    if command != "predict" and trainer.report:
+        trainer.callbacks.append(Report(trainer.run_dir))
     return checkpoint
 
 
@@ -182,6 +187,8 @@ def start_run(
     files.is_resumed = run is not None
     trainer.callbacks[:0] = [files]
     # Ranks above 0 learn the directory from rank 0 once the ranks are connected; until then nothing is written.
+    if trainer.report:
+        trainer.callbacks.append(Report(directory))
     _add_checkpoints(trainer, model, datamodule, (directory or Path(trainer.runs_dir)) / "checkpoints")
     if directory is None:
         return files

@@ -57,6 +57,7 @@ class Trainer(RunTrainer):
         max_skipped_steps: An optimizer step whose loss or gradient is NaN or infinite is skipped; so many in a row end
             the run. 0 does not look.
         wandb: Weights & Biases.
+        report: Write ``report.html`` and a model card at the end of ``fit``, ``validate`` and ``test``.
         callbacks: Further Lightning callbacks; a ModelCheckpoint writes beside ``best.ckpt`` and ``last.ckpt``.
         logger: Further Lightning loggers; ``false`` leaves only ``metrics.csv``.
         enable_checkpointing: ``false`` writes neither ``best.ckpt`` nor ``last.ckpt``.
@@ -78,6 +79,7 @@ class Trainer(RunTrainer):
         save_every_n_steps: int | None = None,
         max_skipped_steps: int = 10,
         wandb: Wandb = Wandb(),  # noqa: B008 - frozen
+        report: bool = True,
         callbacks: list[Callback] | Callback | None = None,
         logger: Logger | Iterable[Logger] | bool | None = None,
         enable_checkpointing: bool | None = None,
@@ -132,7 +134,7 @@ class Trainer(RunTrainer):
         self.handles_signals = not requeues(plugins, kwargs.get("strategy"))
         self.save_every_minutes, self.save_every_n_steps = save_every_minutes, save_every_n_steps
         self.max_skipped_steps = max_skipped_steps
-        self.wandb = wandb
+        self.wandb, self.report = wandb, report
         self.wandb_mode = "off" if logger is False else wandb.mode
         self.user_loggers = as_loggers(logger)
         self.run_name = "run"

@@ -33,6 +33,7 @@ LAYERS = (
         "pipelines.scorers",
     ),
     ("pipelines.outputs",),
+    ("pipelines.report",),
     ("pipelines.callbacks",),
     ("pipelines.advice", "pipelines.defaults", "pipelines.epoch_loop", "pipelines.lightning_parts"),
     ("pipelines.preparation",),
