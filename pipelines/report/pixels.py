@@ -1,10 +1,10 @@
 """Segmented images with one class a pixel: what is measured of each, and what a report says of them.
 
-Of each of N images: ``each.cell`` int32 and ``each.cell.count``, the cells of its confusion matrix that are not empty,
-``true * (K + 1) + predicted``, where K as the prediction is a pixel that nothing covers; ``each.pixels`` int64, how many
-of its pixels each has; ``each.sample`` float16 (E, K), logits of some pixels before any temperature, and
-``each.sample_truth`` uint8 their classes, 255 where ignored; ``each.truth_map`` and ``each.map``, PNGs of the true and
-the predicted classes at ``MAP_SIDE`` pixels a side at most, of up to ``MOST_MAPS`` images of a rank.
+Of each of N images: ``each.cell`` int32, the cells of its confusion matrix that are not empty, numbered
+``true * (K + 1) + predicted`` (K is predicted where nothing covers a pixel), and ``each.pixels`` int64, how many pixels
+each has; ``each.sample`` float16 (E, K), logits of some pixels before any temperature, and ``each.sample_truth`` uint8,
+their classes, 255 where ignored; ``each.truth_map`` and ``each.map``, PNGs of the true and the predicted classes at
+``MAP_SIDE`` pixels a side at most, of the first ``MOST_MAPS`` images.
 """
 
 from __future__ import annotations
