@@ -92,6 +92,10 @@ def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
         from pipelines.commands.convert import main as convert
 
         return convert
+    if command == "compare":
+        from pipelines.commands.compare import main as compare
+
+        return compare
     if command == "report":
         from pipelines.commands.report import main as report
 

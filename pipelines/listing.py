@@ -21,6 +21,7 @@ COMMANDS = {
     "noisy-student": "train teacher and students over generations, and report what the unlabeled images were worth",
     "check": "look for what is wrong with a data set: files, annotations, classes, splits",
     "report": "write a run's report and model card again, from what lies in its directory",
+    "compare": "say which of several runs is better on the same test images, and by how much",
     "convert": "convert boxes and masks between COCO JSON, VOC XML and YOLO text",
     "list": "show commands, tasks, datamodules and ready configs; `list backbones PATTERN` network names",
 }

@@ -54,14 +54,21 @@ def sampled(
     rng = np.random.default_rng(seed)
     parts: list[dict[str, Floats]] = []
     chosen = np.empty((replicates, seeds), np.int64)
-    units = images if groups is None else int(groups.max()) + 1
     step = max(1, CELLS // images)
     for first in range(0, replicates, step):
         size = min(step, replicates - first)
-        drawn = rng.multinomial(units, np.full(units, 1 / units), size=size)
-        parts.append(score(drawn if groups is None else drawn[:, groups]))
+        parts.append(score(counts_drawn(rng, images, size, groups)))
         chosen[first : first + size] = rng.integers(0, seeds, (size, seeds))
     return {name: Sampled(each[name], np.concatenate([part[name] for part in parts]), chosen) for name in each}
+
+
+def counts_drawn(
+    rng: np.random.Generator, images: int, size: int, groups: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """How often each image is drawn in ``size`` resamples, (R, N); with ``groups`` (N,) whole groups are drawn."""
+    units = images if groups is None else int(groups.max()) + 1
+    drawn = rng.multinomial(units, np.full(units, 1 / units), size=size)
+    return drawn if groups is None else drawn[:, groups]
 
 
 def interval(found: Sampled) -> dict[str, Any]:

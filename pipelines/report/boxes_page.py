@@ -160,12 +160,15 @@ def _sizes(measured: Measured, matching: Matching) -> str:
         mine = (area >= low) & (area < high) & ~matching.crowd
         if not mine.any():
             continue
-        sums = [np.bincount(matching.true_image[w], minlength=len(measured)) for w in (mine & found, mine)]
-        recall = scored(
-            measured, lambda counts, s=sums: {"recall": (counts @ s[0]) / np.maximum(counts @ s[1], 1)}, FEW
-        )  # type: ignore[misc]
+        recall = scored(measured, _recall(matching, mine & found, mine), FEW)
         rows.append([name, f"{mine.sum():,}", parts.with_interval(recall["recall"])])
     return page.table(["area in pixels", "objects", "found [95 %]"], rows)
+
+
+def _recall(matching: Matching, found: NDArray[np.bool_], objects: NDArray[np.bool_]) -> Scorer:
+    """Which fraction of some annotated objects is found."""
+    hits, total = (np.bincount(matching.true_image[w], minlength=matching.num_images) for w in (found, objects))
+    return lambda counts: {"recall": (counts @ hits) / np.maximum(counts @ total, 1)}
 
 
 def _mistakes(measured: Measured) -> str:
@@ -243,3 +246,19 @@ def _around(measured: Measured, image: int, box: NDArray[Any], label: int, score
     side = max(64.0, 2.5 * float(max(box[2] - box[0], box[3] - box[1])))
     left, top = (int(max(0, (box[i] + box[i + 2] - side) / 2)) for i in (0, 1))
     return parts.thumbnail(drawn[top : min(height, int(top + side)), left : min(width, int(left + side))]), caption
+
+
+def image_scores(measured: Measured) -> NDArray[np.float64]:
+    """How good each image's answer is, (N,): F1 of its objects at the thresholds."""
+    hits, number, true = (table.sum(1) for table in _tables(measured, boxes.matching_of(measured)))
+    return np.asarray(np.where(number + true > 0, 2 * hits / np.maximum(number + true, 1), 1.0))
+
+
+def pictures(one: Measured, other: Measured, image: int) -> str:
+    """The errors of two models in an image."""
+    return "".join(parts.thumbnail(errors(measured, image), 300) for measured in (one, other))
+
+
+def answer(measured: Measured, image: int) -> str:
+    """How good a model's answer is."""
+    return f"F1 {image_scores(measured.take([image]))[0]:.3f}"

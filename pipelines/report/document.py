@@ -61,7 +61,7 @@ def write_report(run: Path) -> Path:
     ]
     body.append(f"<p>All that follows is of the {len(measured[shown]):,} {TITLES[shown]} images.</p>")
     said = _said_of_temperature(measured[shown], shown)
-    body += [_section(title, text) for title, text in kinds.sections(measured[shown], said)]
+    body += [_section(title, text) for title, text in kinds.page_of(measured[shown]).sections(measured[shown], said)]
     body.append(_section("How it was made", _environment(run, config)))
     page.write_page(run / PAGE, name, body)
     write_text(run / CARD, card.model_card(name, measured, found, config, command_of(run)))
@@ -110,7 +110,7 @@ def _data(run: Path, measured: Mapping[str, Measured]) -> str:
     rows = []
     for split, paths in splits.items():
         of_split = measured.get(split)
-        objects = kinds.described(of_split) if of_split is not None else ""
+        objects = kinds.page_of(of_split).described(of_split) if of_split is not None else ""
         rows.append([page.escaped(split), f"{len(paths):,}", objects])
     table = page.table(["split", "images", "evaluated"], rows, texts=(0, 2))
     one = next(iter(measured.values()))

@@ -173,3 +173,21 @@ def described(measured: Measured) -> str:
     most = np.argsort(-counts, kind="stable")[:12]
     named = ", ".join(f"{page.escaped(measured.class_names[k])} {counts[k]:,}" for k in most.tolist())
     return named + (f" and {len(counts) - 12:,} more classes" if len(counts) > 12 else "")
+
+
+def image_scores(measured: Measured) -> NDArray[np.float64]:
+    """How good each image's answer is, (N,): the probability of its true class."""
+    return images.truth_probability(measured, measured.temperature)
+
+
+def pictures(one: Measured, other: Measured, image: int) -> str:
+    """An image, for a comparison of two models."""
+    return parts.thumbnail(parts.original(one, image))
+
+
+def answer(measured: Measured, image: int) -> str:
+    """What a model says of an image."""
+    names, own = measured.class_names, measured.take([image])
+    guess, truth = names[images.predicted(own)[0]], names[images.truth_of(own)[0]]
+    said = f"{page.escaped(guess)} {images.probabilities(own, own.temperature)[0, 0]:.2f}"
+    return said if guess == truth else f"{said}, truly {page.escaped(truth)}"

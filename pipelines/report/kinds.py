@@ -53,13 +53,6 @@ def replicates(measured: Measured) -> int:
     return number
 
 
-def sections(measured: Measured, said: str) -> list[tuple[str, str]]:
-    """Title and HTML of the kind's own sections; ``said`` is a sentence about the temperature."""
-    found: list[tuple[str, str]] = _PAGES[measured.facts["kind"]].sections(measured, said)
-    return found
-
-
-def described(measured: Measured) -> str:
-    """What is annotated in these images, as HTML."""
-    text: str = _PAGES[measured.facts["kind"]].described(measured)
-    return text
+def page_of(measured: Measured) -> ModuleType:
+    """The module of the kind's sections and pictures."""
+    return _PAGES[measured.facts["kind"]]

@@ -92,7 +92,7 @@ class Measured:
         end = int(self.counts[name][: image + 1].sum())
         return self.each[name][end - int(self.counts[name][image]) : end]
 
-    def take(self, images: NDArray[Any]) -> Measured:
+    def take(self, images: NDArray[Any] | list[int]) -> Measured:
         """Some of the images, by their rising numbers or as a mask."""
         chosen = np.zeros(len(self), bool)
         chosen[images] = True

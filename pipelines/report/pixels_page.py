@@ -145,3 +145,19 @@ def tiles(measured: Measured, image: int) -> list[Picture | None]:
     small = np.full((height, width, 3), 128, np.uint8) if shown is None else cv2.resize(shown, (width, height))
     palette = class_palette(measured.class_names, None)
     return [small, overlay(small, truth, palette), overlay(small, found, palette), error_picture(small, truth, found)]
+
+
+def image_scores(measured: Measured) -> NDArray[np.float64]:
+    """How good each image's answer is, (N,): the mean IoU of its own classes."""
+    return pixels.image_ious(measured)
+
+
+def pictures(one: Measured, other: Measured, image: int) -> str:
+    """An image, its truth and the predictions of two models."""
+    first, second = tiles(one, image), tiles(other, image)
+    return "".join(parts.thumbnail(tile, SIDE) for tile in (*first[:3], *second[2:3]))
+
+
+def answer(measured: Measured, image: int) -> str:
+    """How good a model's answer is."""
+    return f"mean IoU {pixels.image_ious(measured.take([image]))[0]:.3f}"
