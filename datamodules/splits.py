@@ -48,22 +48,32 @@ def split_records(records: list[Record], val: float, test: float, seed: int) -> 
     todo = [r for r in records if r["split"] is None]
     if not todo:
         return
-    top = common_folder(r["path"] for r in todo)
-    grouped = by_group(todo)
+    _draw_groups(todo, val, test, seed)
+    _draw_images(todo, val, test, seed)
+    for fraction, name in ((val, "val"), (test, "test")):
+        if fraction > 0:
+            _check_drawn(records, name, f"A {name} fraction of {fraction:g} of {len(todo)} images")
+
+
+def _draw_groups(records: list[Record], val: float, test: float, seed: int) -> None:
+    """Give the records that have a group a split, all of a group the same."""
+    grouped = by_group(records)
     drawn = sorted(grouped, key=lambda name: (most_frequent_label(grouped[name]), _key(seed, name)))
     for split, own in split_groups([grouped[name] for name in drawn], val, test):
         for record in own:
             record["split"] = split
+
+
+def _draw_images(records: list[Record], val: float, test: float, seed: int) -> None:
+    """Give the records that have no split yet one, class by class."""
+    top = common_folder(r["path"] for r in records)
     rounding = _Rounding(val, test)
-    for members in _strata([record for record in todo if record["split"] is None]):
+    for members in _strata([record for record in records if record["split"] is None]):
         members.sort(key=partial(_order, seed, top))
         num_val, num_test = rounding.counts(len(members))
         splits = ["test"] * num_test + ["val"] * num_val + ["train"] * (len(members) - num_test - num_val)
         for record, split in zip(members, splits, strict=True):
             record["split"] = split
-    for fraction, name in ((val, "val"), (test, "test")):
-        if fraction > 0:
-            _check_drawn(records, name, f"A {name} fraction of {fraction:g} of {len(todo)} images")
 
 
 def _check_drawn(records: list[Record], split: str, what: str) -> None:

@@ -15,9 +15,9 @@ from datamodules.annotations.records import Listing
 from datamodules.arguments import Cache
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
-from datamodules.decoding.files import find_images
 from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, read_record
 from datamodules.readers.lists import read_paths
+from datamodules.readers.pictures import find_pictures
 from datamodules.segmentation import SegmentationData
 from datamodules.transforms.augment import Augment
 from datamodules.transforms.pipeline import Transform
@@ -148,7 +148,7 @@ def pool_records(source: str | Path) -> list[Record]:
         )
     if path.suffix in (".csv", ".parquet"):
         return read_paths(path)
-    return [{"image": file, "path": file} for file in find_images(path)]
+    return [{"image": file, "path": file} for file in find_pictures(str(path))]
 
 
 def hide_labels(

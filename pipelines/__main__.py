@@ -104,6 +104,10 @@ def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
         from pipelines.commands.check import main as check
 
         return check
+    if command == "doctor":
+        from pipelines.commands.doctor import main as doctor
+
+        return doctor
     if command == "noisy-student":
         from pipelines.noisy_student.command import main as noisy_student
 

@@ -23,13 +23,16 @@ COMMANDS = {
     "report": "write a run's report and model card again, from what lies in its directory",
     "compare": "say which of several runs is better on the same test images, and by how much",
     "convert": "convert boxes and masks between COCO JSON, VOC XML and YOLO text",
+    "doctor": "check installation and machine, and with a config its memory and time: one page for a bug report",
     "list": "show commands, tasks, datamodules and ready configs; `list backbones PATTERN` network names",
 }
 MAX_IMPORTS = 8  # no class is imported by way of more files
-SECTIONS = ("commands", "tasks", "datamodules", "configs", "backbones")
+SCRIPTS = "configs/cluster"
+SECTIONS = ("commands", "tasks", "datamodules", "configs", "scripts", "backbones")
 USAGE = f"""usage: {PROGRAM} list [{" | ".join(SECTIONS)}] [PATTERN]
 
-Without a section: all but the backbones. PATTERN is text within a name, or has wildcards: 'resnet*', '*vit*'."""
+Without a section: all but the backbones. PATTERN is text within a name, or has wildcards: 'resnet*', '*vit*'.
+`list scripts NAME` prints a script of a cluster's job."""
 
 
 def main(args: list[str]) -> int:
@@ -67,6 +70,9 @@ def _print_all() -> None:
 
 def _print_section(section: str, pattern: str | None) -> int:
     entries = _entries(section)
+    if section == "scripts" and pattern in entries:
+        print((HOME / SCRIPTS / f"{pattern}.sh").read_text(encoding="utf-8"), end="")
+        return 0
     shown = {name: text for name, text in entries.items() if pattern is None or matches(name, pattern)}
     if pattern is not None and not shown:
         close = nearest(pattern.strip("*"), list(entries))
@@ -109,6 +115,12 @@ def list_configs() -> dict[str, str]:
     return {name: _first_comment(folder / f"{name}.yaml") for name in names}
 
 
+def list_scripts() -> dict[str, str]:
+    """Return the names of the scripts for clusters and the first comment line of each, behind ``#!``."""
+    files = sorted((HOME / SCRIPTS).glob("*.sh"))
+    return {file.stem: file.read_text(encoding="utf-8").splitlines()[1].lstrip("# ") for file in files}
+
+
 def list_classes(package: str) -> dict[str, str]:
     """Find the tasks or datamodules that a package exports, without importing it.
 
@@ -147,6 +159,8 @@ def _entries(section: str) -> dict[str, str]:
         return COMMANDS
     if section == "configs":
         return list_configs()
+    if section == "scripts":
+        return list_scripts()
     if section == "backbones":
         from tasks.backbones import list_backbones
 

@@ -221,8 +221,12 @@ class Classification(CalibratedTask):
         probabilities = torch.stack([x.sigmoid() if self.multi_label else x.softmax(1) for x in logits]).mean(0)
         if len(views) == 1:
             return {"logits": logits[0], "probabilities": probabilities}
-        mean_logits = probabilities.logit(1e-7) if self.multi_label else probabilities.clamp_min(1e-12).log()
-        return {"logits": mean_logits, "probabilities": probabilities}
+        return self.with_logits(probabilities)
+
+    def with_logits(self, probabilities: Tensor) -> dict[str, Tensor]:
+        """``probabilities`` float32 (B, K), a mean of several, and the ``logits`` that would give them."""
+        logits = probabilities.logit(1e-7) if self.multi_label else probabilities.clamp_min(1e-12).log()
+        return {"logits": logits, "probabilities": probabilities}
 
     def update_metrics(self, batch: Batch, predictions: dict[str, Any]) -> None:
         """Accuracy and its kin count the most likely class of a soft label; the loss is without label smoothing."""

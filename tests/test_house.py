@@ -25,6 +25,7 @@ LAYERS = (
     (
         "pipelines.config",
         "pipelines.run",
+        "pipelines.ensemble",
         "pipelines.fusion",
         "pipelines.hardware",
         "pipelines.inference",
@@ -43,6 +44,7 @@ LAYERS = (
     ("pipelines.cli",),
     ("pipelines.commands",),
     ("pipelines.noisy_student",),
+    ("pipelines.api",),
     ("pipelines.__main__",),
 )
 #: Imports (from, of) that are still to go, as modules or their packages. Delete a line with the import it allows.

@@ -76,6 +76,25 @@ class Found(NamedTuple):
     others: Counter[str]  # suffix -> number of files that are no images and no texts
 
 
+def left_out(others: Counter[str], source: str | Path) -> list[str]:
+    """What a reader says of files that were left out because of their suffix: one note, or none."""
+    return [f"'{source}': {skipped_files(others)}"] if others else []
+
+
+def list_images(folder: str | Path) -> Found:
+    """Names of the images right in a folder, and what was left out there; see ``find_images``."""
+    names = sorted(name for name in os.listdir(folder) if is_visible(name))
+    images = [name for name in names if is_image_name(name)]
+    rest = [name for name in names if not is_image_name(name) and os.path.isfile(os.path.join(folder, name))]
+    return Found(images, count_others(rest))
+
+
+def count_others(names: Iterable[str]) -> Counter[str]:
+    """Suffix -> number, of files that are no images and no texts."""
+    suffixes = (os.path.splitext(name)[1].lower() for name in names if not is_image_name(name))
+    return Counter(suffix for suffix in suffixes if suffix not in _TEXTS)
+
+
 def find_images(source: str | Path) -> list[str]:
     """List image files: the file itself, a video's frames, or all images in a folder and its sub-folders, sorted.
 
@@ -122,7 +141,7 @@ def walk_images(root: str | Path) -> Found:
     """Files below a folder, each real folder being visited once; see ``find_images``."""
     images: list[str] = []
     links: list[str] = []
-    others: Counter[str] = Counter()
+    rest: list[str] = []
     seen: set[str] = set()
     folders, linked = [str(root)], list[str]()
     while folders or linked:  # real folders first, then the linked ones found among them
@@ -138,9 +157,9 @@ def walk_images(root: str | Path) -> Found:
                 (linked if entry.is_symlink() else folders).append(entry.path)
             elif entry.name.lower().endswith(IMAGE_SUFFIXES):
                 (links if entry.is_symlink() else images).append(entry.path)
-            elif (suffix := os.path.splitext(entry.name)[1].lower()) not in _TEXTS:
-                others[suffix] += 1
-    return Found(sorted(images + _new(links, images)), others)
+            else:
+                rest.append(entry.name)
+    return Found(sorted(images + _new(links, images)), count_others(rest))
 
 
 def _new(links: list[str], images: list[str]) -> list[str]:

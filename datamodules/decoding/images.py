@@ -39,7 +39,7 @@ _PNG_COLOR_TYPE = 25  # its place in the file
 
 
 def read_image(
-    source: str | Path | bytes | Pixels,
+    source: str | Path | bytes | Pixels | Image.Image,
     channels: int = 3,
     dtype: Literal["uint8", "float32"] = "uint8",
 ) -> Pixels:
@@ -51,7 +51,7 @@ def read_image(
 
     Args:
         source: File, its bytes, a video's frame (``clip.mp4#000012``), or an array (H, W) or (H, W, C) of uint8,
-            uint16, bool or float in [0, 1].
+            uint16, bool or float in [0, 1], or a Pillow image.
         channels: 1 (grey), 3 (RGB), or the exact number of channels in the source, which then come unconverted.
         dtype: ``float32`` gives [0, 1] with the source's full depth.
 
@@ -68,6 +68,10 @@ def read_image(
     if isinstance(source, np.ndarray):
         name = "image array"
         return np.array(convert(from_array(source, name), channels, dtype, name))  # never the caller's memory
+    if isinstance(source, Image.Image):
+        decoded = _from_pillow(source, "Pillow image")
+        orientation = source.getexif().get(ORIENTATION_TAG, 1)
+        return np.array(convert(decoded._replace(orientation=orientation), channels, dtype, "Pillow image"))
     name = _name(source)
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if not data:

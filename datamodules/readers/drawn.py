@@ -47,25 +47,11 @@ def listing_of(files: Sequence[tuple[Path, list[Drawing]]], class_names: list[st
     Raises:
         UserError: If an image is missing or stands in two places, a class is unknown, or there is no object.
     """
-    drawn = [drawing for _, drawings in files for drawing in drawings]
-    names = class_names or sort_classes(shape.name for drawing in drawn for shape in drawing.shapes)
-    if not names:
-        raise UserError(
-            f"'{files[0][0]}' has no object with a class; there is nothing to learn." if files else "No files."
-        )
+    names = class_names or _names_of(files)
     records: list[Record] = []
     seen: dict[str, Path] = {}
     for file, drawings in files:
-        splits = {drawing.split or split_of(file) for drawing in drawings}
-        split = splits.pop() if len(splits) == 1 else None
-        roots = roots_of(file, split) if image_root is None else [str(image_root)]
-        paths, missing = find_files([drawing.image for drawing in drawings], roots, loose=True)
-        if missing:
-            raise UserError(
-                f"'{file}': image '{drawings[missing[0]].image}' does not exist (looked in {', '.join(roots)});"
-                f" {len(missing)} of {len(paths)} are missing. Set image_root to the folder where file names start."
-            )
-        for drawing, path in zip(drawings, paths, strict=True):
+        for drawing, path in zip(drawings, _paths(file, drawings, image_root), strict=True):
             if path in seen:
                 raise UserError(
                     f"Image '{path}' is in '{seen[path]}' and in '{file}' once more; remove it from one place."
@@ -73,6 +59,31 @@ def listing_of(files: Sequence[tuple[Path, list[Drawing]]], class_names: list[st
             seen[path] = file
             records.append(_record(file, path, drawing, names))
     return Listing(records, names)
+
+
+def _names_of(files: Sequence[tuple[Path, list[Drawing]]]) -> list[str]:
+    """The classes that occur, sorted."""
+    drawn = [drawing for _, drawings in files for drawing in drawings]
+    names = sort_classes(shape.name for drawing in drawn for shape in drawing.shapes)
+    if not names:
+        raise UserError(
+            f"'{files[0][0]}' has no object with a class; there is nothing to learn." if files else "No files."
+        )
+    return names
+
+
+def _paths(file: Path, drawings: list[Drawing], image_root: Any) -> list[str]:
+    """Where the images of an annotation file are."""
+    splits = {drawing.split or split_of(file) for drawing in drawings}
+    split = splits.pop() if len(splits) == 1 else None
+    roots = roots_of(file, split) if image_root is None else [str(image_root)]
+    paths, missing = find_files([drawing.image for drawing in drawings], roots, loose=True)
+    if missing:
+        raise UserError(
+            f"'{file}': image '{drawings[missing[0]].image}' does not exist (looked in {', '.join(roots)});"
+            f" {len(missing)} of {len(paths)} are missing. Set image_root to the folder where file names start."
+        )
+    return paths
 
 
 def split_of(file: Path) -> str | None:
@@ -89,23 +100,18 @@ def _record(file: Path, path: str, drawing: Drawing, names: list[str]) -> Record
         )
     if height < 1 or width < 1:
         height, width = image_size(path)
-    for shape in drawing.shapes:
-        if shape.name not in names:
-            raise UserError(
-                f"'{file}', object {shape.number} of '{drawing.image}': class '{shape.name}' is none of"
-                f" {', '.join(names)}.{did_you_mean(shape.name, names)} Add it to the class names, or correct it."
-            )
     boxes = np.array([shape.box for shape in drawing.shapes], np.float64).reshape(-1, 4)
     masks = [shape.mask for shape in drawing.shapes]
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    for i, mask in enumerate(masks):
-        if mask is not None:
-            try:
-                area[i] = rle.area(rle.verified(mask, height, width))
-            except UserError as error:
-                raise UserError(
-                    f"'{file}', object {drawing.shapes[i].number} of '{drawing.image}': {error}."
-                ) from error
+    for i, shape in enumerate(drawing.shapes):
+        where = f"'{file}', object {shape.number} of '{drawing.image}'"
+        if shape.name not in names:
+            raise UserError(
+                f"{where}: class '{shape.name}' is none of {', '.join(names)}.{did_you_mean(shape.name, names)} Add it"
+                " to the class names, or correct it."
+            )
+        if shape.mask is not None:
+            area[i] = _mask_area(shape.mask, height, width, where)
     return {
         "image": path,
         "path": path,
@@ -120,6 +126,13 @@ def _record(file: Path, path: str, drawing: Drawing, names: list[str]) -> Record
         "annotation_ids": np.array([shape.number for shape in drawing.shapes], np.int64),
         "annotation_file": str(file),
     }
+
+
+def _mask_area(mask: Any, height: int, width: int, where: str) -> float:
+    try:
+        return float(rle.area(rle.verified(mask, height, width)))
+    except UserError as error:
+        raise UserError(f"{where}: {error}.") from error
 
 
 def polygon_shape(name: str, polygons: Sequence[Sequence[float]], number: int) -> Shape:

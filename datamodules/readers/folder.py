@@ -7,7 +7,15 @@ from pathlib import Path
 
 from datamodules.annotations.records import Listing, Record, split_name
 from datamodules.common.errors import UserError, did_you_mean
-from datamodules.decoding.files import is_image_name, only_folder, only_images, skipped_files, subfolders, walk_images
+from datamodules.decoding.files import (
+    is_image_name,
+    left_out,
+    only_folder,
+    only_images,
+    skipped_files,
+    subfolders,
+    walk_images,
+)
 
 _NO_SPLIT = ("unlabeled", "unlabelled")  # may stand beside the split folders, for semi-supervised training
 
@@ -31,26 +39,34 @@ def read_folder(root: str | Path) -> Listing:
     top = _inner(root, splits=True)
     folders = subfolders(top)
     splits = {split: _inner(folder) for split, folder in _splits(folders).items()}
-    others = [f.name for f in folders if split_name(f.name) is None and f.name.lower() not in _NO_SPLIT]
-    if splits and others:
-        raise UserError(
-            f"'{top}' has split folders ({', '.join(f.name for f in splits.values())}) and others beside them:"
-            f" {', '.join(others)}. Move the others elsewhere, or rename the split folders if they are classes."
-        )
-    if "train" in splits or not splits:
-        class_names = _class_names(splits.get("train", top))
-    else:
-        class_names = sorted({name for folder in splits.values() for name in _class_names(folder)})
-    others_by_suffix: Counter[str] = Counter()
+    if splits:
+        _refuse_others(top, folders, splits)
+    class_names = _all_classes(top, splits)
+    others: Counter[str] = Counter()
     records: list[Record] = []
     parts: dict[str | None, Path] = {s: splits[s] for s in ("train", "val", "test") if s in splits} or {None: top}
     for split, folder in parts.items():
         _check_classes(folder, class_names, splits.get("train", top))
-        records += _read_classes(folder, class_names, split, others_by_suffix)
+        records += _read_classes(folder, class_names, split, others)
     notes = [f"Classes are the folders in '{top}', the only folder in '{root}'."] if top != root else []
-    if others_by_suffix:
-        notes.append(f"'{root}': {skipped_files(others_by_suffix)}")
-    return Listing(records, class_names, notes=tuple(notes))
+    return Listing(records, class_names, notes=(*notes, *left_out(others, root)))
+
+
+def _refuse_others(top: Path, folders: list[Path], splits: dict[str, Path]) -> None:
+    """Refuse folders beside those of splits."""
+    others = [f.name for f in folders if split_name(f.name) is None and f.name.lower() not in _NO_SPLIT]
+    if others:
+        raise UserError(
+            f"'{top}' has split folders ({', '.join(f.name for f in splits.values())}) and others beside them:"
+            f" {', '.join(others)}. Move the others elsewhere, or rename the split folders if they are classes."
+        )
+
+
+def _all_classes(top: Path, splits: dict[str, Path]) -> list[str]:
+    """The classes of the training images, or of all where no folder is that of training."""
+    if "train" in splits or not splits:
+        return _class_names(splits.get("train", top))
+    return sorted({name for folder in splits.values() for name in _class_names(folder)})
 
 
 def has_class_folders(root: Path) -> bool:

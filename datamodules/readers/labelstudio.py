@@ -49,15 +49,22 @@ def _task(task: Any, where: str) -> tuple[str, list[Any]]:
     """The image of a task and its results."""
     image = _image(task, where)
     if "data" not in task:  # JSON-MIN
-        lists = [v for v in task.values() if isinstance(v, list) and all(isinstance(r, dict) for r in v)]
-        return image, [{"value": r, **r} for own in lists for r in own]
+        return image, [{"value": result, **result} for own in task.values() if _are_objects(own) for result in own]
     given = task.get("annotations") or []
-    if not isinstance(given, list) or not all(has_keys(a, "result") and isinstance(a["result"], list) for a in given):
+    if not isinstance(given, list) or not all(map(_has_results, given)):
         raise UserError(f"{where} ('{image}'): 'annotations' must be a list of objects with a list 'result'.")
     done = [a for a in given if not a.get("was_cancelled")]
     if len(done) > 1:
         raise UserError(f"{where} ('{image}'): it has {len(done)} annotations; keep one of them.")
     return image, list(done[0]["result"]) if done else []
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
+
+
+def _has_results(annotation: Any) -> bool:
+    return has_keys(annotation, "result") and isinstance(annotation["result"], list)
 
 
 def _image(task: Any, where: str) -> str:

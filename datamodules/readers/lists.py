@@ -233,19 +233,12 @@ def _with_one_kind(file: Path, header: list[str], names: dict[str, str], columns
 def _paths(table: Table, column: str, image_root: str | Path | None) -> list[str]:
     """The files of a column."""
     cells, where = table.columns[column], table.where
-    rows: dict[Path, list[int]] = defaultdict(list)
-    for i, (cell, folder) in enumerate(zip(cells, table.folders, strict=True)):
-        if not isinstance(cell, str) or not cell:
-            raise UserError(f"{where(i)}: the path is empty.")
-        if not cell.startswith(_EMBEDDED):
-            rows[folder].append(i)
+    rows = _rows_by_folder(table, column)
     paths = list(cells)
     missing = [i for i, cell in enumerate(cells) if cell.startswith(_EMBEDDED) and cell not in _embedded()]
     for folder, own in rows.items():
-        roots = [folder] if image_root is None else [Path(image_root)]
-        if table.is_text:
-            roots = [place for root in roots for place in (root, root / "images", root.parent, root.parent / "images")]
-        found, gone = find_files([cells[i] for i in own], list(map(str, roots)), loose=table.is_text)
+        roots = _roots(folder if image_root is None else Path(image_root), loose=table.is_text)
+        found, gone = find_files([cells[i] for i in own], roots, loose=table.is_text)
         for i, path in zip(own, found, strict=True):
             paths[i] = path
         missing += [own[k] for k in gone]
@@ -256,6 +249,23 @@ def _paths(table: Table, column: str, image_root: str | Path | None) -> list[str
             " missing. Relative paths start from the list's folder, or from image_root."
         )
     return paths
+
+
+def _roots(root: Path, *, loose: bool) -> list[str]:
+    """Where relative paths may start; ``loose`` for text files, whose names start at several places."""
+    places = (root, root / "images", root.parent, root.parent / "images") if loose else (root,)
+    return list(map(str, places))
+
+
+def _rows_by_folder(table: Table, column: str) -> dict[Path, list[int]]:
+    """Folder of a list -> the rows that name files, the embedded digits apart."""
+    rows: dict[Path, list[int]] = defaultdict(list)
+    for i, (cell, folder) in enumerate(zip(table.columns[column], table.folders, strict=True)):
+        if not isinstance(cell, str) or not cell:
+            raise UserError(f"{table.where(i)}: the path is empty.")
+        if not cell.startswith(_EMBEDDED):
+            rows[folder].append(i)
+    return rows
 
 
 def _refuse_repeats(paths: list[str], where: Where) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from datamodules.common.errors import UserError, examples
-from datamodules.decoding.files import IMAGE_SUFFIXES, is_visible
+from datamodules.decoding.files import IMAGE_SUFFIXES, count_others, is_visible, skipped_files
 
 #: What a mask's name may have behind its image's, in folders that are found without patterns.
 MASK_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "_L")
@@ -36,14 +37,18 @@ def pair_files(images: Mapping[str, str], masks: Mapping[str, str], where: str) 
     return pairs
 
 
-def stems(folder: Path) -> dict[str, str]:
+def stems(folder: Path, others: Counter[str]) -> dict[str, str]:
     """Path of each image file below the folder, by its name below it without the suffix.
+
+    Files left out because of their suffix are added to ``others``.
 
     Raises:
         UserError: If two files have one name, or there is none.
     """
     found: dict[str, str] = {}
-    for path in list_files(folder):
+    files = list_files(folder)
+    others.update(count_others(map(os.path.basename, files)))
+    for path in files:
         if not path.lower().endswith(IMAGE_SUFFIXES):
             continue
         stem = os.path.splitext(path)[0]
@@ -51,7 +56,8 @@ def stems(folder: Path) -> dict[str, str]:
             raise UserError(f"'{found[stem]}' and '{folder / path}' have one name; which is meant? Remove one.")
         found[stem] = str(folder / path)
     if not found:
-        raise UserError(f"Folder '{folder}' holds no image files.")
+        told = f" {skipped_files(others)}" if others else ""
+        raise UserError(f"Folder '{folder}' holds no image files.{told}")
     return found
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.annotations.records import SPLIT_WORDS, Listing, Record, split_name
 from datamodules.common.errors import UserError
-from datamodules.decoding.files import only_folder, subfolders
+from datamodules.decoding.files import left_out, only_folder, subfolders
 from datamodules.readers.pairing import pair_files, stems
 from datamodules.readers.patterns import read_pattern
 
@@ -65,9 +66,10 @@ def read_pairs(root: str | Path, images: str | None = None, masks: str | None = 
             raise UserError("data.images and data.masks go together: one is the pattern of the images, one of masks.")
         return read_pattern(root, images, masks)
     records: list[Record] = []
+    others: Counter[str] = Counter()
     for folders in _layout(root):
-        records += _by_folder(folders)
-    return Listing(records, [])
+        records += _by_folder(folders, others)
+    return Listing(records, [], notes=tuple(left_out(others, root)))
 
 
 # Layouts.
@@ -169,8 +171,8 @@ def _pair(folders: list[Path]) -> tuple[Path, Path] | None:
 # Pairing.
 
 
-def _by_folder(folders: _Folders) -> list[Record]:
-    images, masks = stems(folders.images), stems(folders.masks)
+def _by_folder(folders: _Folders, others: Counter[str]) -> list[Record]:
+    images, masks = stems(folders.images, others), stems(folders.masks, others)
     pairs = pair_files(images, masks, f"'{folders.images}' and '{folders.masks}'")
     return [
         {"image": images[name], "path": images[name], "mask": masks[mask], "split": folders.split}

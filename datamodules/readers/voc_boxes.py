@@ -34,8 +34,9 @@ def read_voc_boxes(
     lists all XML files, split None; what only ``trainval`` names has split None), in any case and by the usual other
     names (``xmls``, ``images``), or the two in ``root/SPLIT``; or XML files beside the images, in ``root`` or in
     ``root/SPLIT``. An image belongs to the XML of the same name; ``path`` in it, and ``filename`` unless
-    needed, are not used: both go stale. An XML without objects is an image without objects; one that is missing is
-    an error.
+    needed, are not used: both go stale. An XML without objects is an image without objects. Where XML files have a
+    folder of their own, images without one are left out and counted; among images that have theirs beside them, and in
+    the lists, one that is missing is an error.
 
     VOC counts pixels from 1, and its boxes include their last pixel. So 1 is subtracted from ``xmin`` and ``ymin``, and
     ``xmax`` and ``ymax`` stay: 1..W becomes the edges 0..W, as in detectron2 and the VOC development kit. Many tools
@@ -64,7 +65,7 @@ def read_voc_boxes(
         raise UserError(f"VOC folder '{root}' does not exist (looked in {Path.cwd()}).")
     if class_names is None:
         class_names = read_class_file(root)
-    found = find_pairs(root)
+    found, notes = find_pairs(root)
 
     def read(item: tuple[Path, str, str | None]) -> tuple[Record, list[str]]:
         return _read_xml(*item, offset=float(one_based), difficult=difficult)
@@ -76,7 +77,7 @@ def read_voc_boxes(
         raise UserError(f"None of the {len(parts)} XML files of '{root}' has an object; there is no class to learn.")
     for record, objects in parts:
         record["labels"] = _numbers(record, objects, names)
-    return Listing([record for record, _ in parts], list(names))
+    return Listing([record for record, _ in parts], list(names), notes=tuple(notes))
 
 
 def _numbers(record: Record, objects: list[str], names: list[str]) -> npt.NDArray[np.int64]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.annotations.records import split_name
 from datamodules.common.errors import UserError
-from datamodules.decoding.files import find_file, is_image_name, is_visible, subfolder, subfolders
+from datamodules.decoding.files import find_file, is_visible, left_out, list_images, subfolder, subfolders
 from datamodules.readers.text import parse_xml, read_lines
 
 #: What the folders are called, in any case.
@@ -25,8 +26,8 @@ class _Folders(NamedTuple):
     images: Path | None
 
 
-def find_pairs(root: Path) -> list[_Pair]:
-    """(XML, image, split) of each image of a folder.
+def find_pairs(root: Path) -> tuple[list[_Pair], list[str]]:
+    """(XML, image, split) of each image of a folder, and what was left out.
 
     Raises:
         UserError: If an image, an XML file or a line of a list has no partner, or there is nothing.
@@ -35,11 +36,14 @@ def find_pairs(root: Path) -> list[_Pair]:
     if folders is not None:
         return _devkit(root, folders)
     found: list[_Pair] = []
+    notes: list[str] = []
     for folder in subfolders(root):
         split, own = split_name(folder.name), _folders(folder)
         if split is not None and own is not None:
-            found += [(xml, image, split) for xml, image, _ in _devkit(folder, own, with_lists=False)]
-    return found or _beside(root)
+            pairs, left = _devkit(folder, own, with_lists=False)
+            found += [(xml, image, split) for xml, image, _ in pairs]
+            notes += left
+    return (found, notes) if found else _beside(root)
 
 
 def has_xmls(root: Path) -> bool:
@@ -64,12 +68,13 @@ def _xmls(folder: Path) -> dict[str, Path]:
     return {name[:-4]: folder / name for name in names}
 
 
-def _devkit(root: Path, folders: _Folders, *, with_lists: bool = True) -> list[_Pair]:
+def _devkit(root: Path, folders: _Folders, *, with_lists: bool = True) -> tuple[list[_Pair], list[str]]:
     """VOC's own layout, and the usual variants of it."""
     xmls, folder = folders
     if folder is None:
         raise UserError(f"'{root}' has {xmls.name}, but no folder JPEGImages (or images) with the images.")
-    images, files = _images(folder), _xmls(xmls)
+    there, files = list_images(folder), _xmls(xmls)
+    images = _by_stem(there.images)
     lists = _lists(root) if with_lists else {}
     splits = _listed(xmls, lists, files) if lists else dict.fromkeys(files)
     if not splits:
@@ -79,7 +84,20 @@ def _devkit(root: Path, folders: _Folders, *, with_lists: bool = True) -> list[_
         if stem not in files:
             raise UserError(f"'{xmls / stem}.xml' does not exist, but a list in ImageSets/Main names '{stem}'.")
         out.append((files[stem], _image_of(files[stem], stem, images, folder), split))
-    return out
+    return out, _without_xml(folder, images, files, {image for _, image, _ in out}) + left_out(there.others, folder)
+
+
+def _without_xml(folder: Path, images: dict[str, list[str]], xmls: dict[str, Path], used: set[str]) -> list[str]:
+    """A sentence about images that no XML file is of, where there are any."""
+    paths = [os.path.join(folder, name) for stem, names in images.items() if stem not in xmls for name in names]
+    alone = [path for path in paths if path not in used]
+    if not alone:
+        return []
+    total = sum(map(len, images.values()))
+    return [
+        f"{len(alone):,} of {total:,} images in '{folder}' have no XML file and are left out, for example '{alone[0]}'."
+        " Write one without objects where nothing is on the image."
+    ]
 
 
 def _lists(root: Path) -> dict[str, Path]:
@@ -114,13 +132,16 @@ def _listed(xmls: Path, lists: dict[str, Path], files: dict[str, Path]) -> dict[
     return splits
 
 
-def _beside(root: Path) -> list[_Pair]:
+def _beside(root: Path) -> tuple[list[_Pair], list[str]]:
     """XML files that lie beside their images."""
     folders: dict[Path, str | None] = {root: None}
     folders |= {folder: split_name(folder.name) for folder in subfolders(root) if split_name(folder.name)}
     out: list[_Pair] = []
+    others: Counter[str] = Counter()
     for folder, split in folders.items():
-        images, xmls = _images(folder), _xmls(folder)
+        found, xmls = list_images(folder), _xmls(folder)
+        images = _by_stem(found.images)
+        others.update(found.others if xmls else ())
         out += [(xml, _image_of(xml, stem, images, folder), split) for stem, xml in xmls.items()]
         if xmls and (alone := sorted(images.keys() - xmls.keys())):
             raise UserError(
@@ -131,15 +152,14 @@ def _beside(root: Path) -> list[_Pair]:
         raise UserError(
             f"'{root}' holds no VOC data: expected Annotations/*.xml and JPEGImages, or XML files beside the images."
         )
-    return out
+    return out, left_out(others, root)
 
 
-def _images(folder: Path) -> dict[str, list[str]]:
+def _by_stem(names: list[str]) -> dict[str, list[str]]:
     """Stem -> image files of that name."""
     images: dict[str, list[str]] = {}
-    for name in sorted(os.listdir(folder)):
-        if is_image_name(name):
-            images.setdefault(os.path.splitext(name)[0], []).append(name)
+    for name in names:
+        images.setdefault(os.path.splitext(name)[0], []).append(name)
     return images
 
 

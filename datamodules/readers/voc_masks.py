@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from datamodules.annotations.records import Listing, Record
 from datamodules.common.errors import UserError
+from datamodules.decoding.files import left_out
 from datamodules.readers.pairing import pair_files, stems
 from datamodules.readers.text import read_lines
 
@@ -38,7 +40,8 @@ def read_voc_masks(root: str | Path) -> Listing:
         UserError: If an id is in two lists.
     """
     root = Path(root)
-    images, masks = stems(root / _IMAGES), stems(root / _MASKS)
+    others: Counter[str] = Counter()
+    images, masks = stems(root / _IMAGES, others), stems(root / _MASKS, others)
     lists = {path.stem: path for path in sorted((root / _LISTS).glob("*.txt"))}
     if lists:
         records = _listed_records(root, lists, images, masks)
@@ -49,7 +52,7 @@ def read_voc_masks(root: str | Path) -> Listing:
     if not records:
         raise UserError(f"The lists in '{root / _LISTS}' name no images.")
     is_original = all(_VOC_NAME.fullmatch(Path(record["path"]).stem) for record in records)
-    return Listing(records, list(VOC_CLASSES) if is_original else [])
+    return Listing(records, list(VOC_CLASSES) if is_original else [], notes=tuple(left_out(others, root)))
 
 
 def _record(image: str, mask: str, split: str | None) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import yaml
 
 from datamodules.annotations.records import split_name
 from datamodules.common.errors import UserError
-from datamodules.decoding.files import find_file, find_images, is_image_name, is_visible, subfolders
+from datamodules.decoding.files import find_file, is_visible, left_out, list_images, scan_images, subfolders
 from datamodules.readers.class_files import CLASSES_FILE, class_names_of
 from datamodules.readers.text import read_lines, read_text, whole
 
@@ -42,15 +43,16 @@ def find_sets(source: Path) -> DataSet:
         UserError: If something that is named does not exist, or the file is not as ``read_yolo`` describes.
     """
     file = _file_of(source)
+    others: Counter[str] = Counter()
     if file is None:
-        return DataSet(_folders(source))
+        return DataSet(_folders(source, others), notes=tuple(left_out(others, source)))
     data = _load(file)
     names = _names(file, data)
     keypoints = _keypoints(file, data)
     if source.is_dir() and not any(_places(data, split) for split in ("train", "val", "test")):
-        return DataSet(_folders(source), names, keypoints, file)
-    sets, notes = _sets(file, data)
-    return DataSet(sets, names, keypoints, file, tuple(notes))
+        return DataSet(_folders(source, others), names, keypoints, file, tuple(left_out(others, source)))
+    sets, notes = _sets(file, data, others)
+    return DataSet(sets, names, keypoints, file, (*notes, *left_out(others, source)))
 
 
 def find_names(source: Path, label_folders: list[str]) -> list[str] | None:
@@ -129,24 +131,36 @@ def _load_darknet(file: Path) -> dict[str, Any]:
 
 
 def _names(file: Path, data: dict[str, Any]) -> dict[int, str] | None:
+    """The classes by their numbers, or ``nc`` of them without names; None where the file has neither."""
     names = data.get("names")
     number = None if data.get("nc", "") in _NOTHING else whole(data["nc"], f"'{file}': nc")
     if names is None:
         return None if number is None else {i: str(i) for i in range(min(number, _MOST_CLASSES))}
-    wrong = UserError(f"'{file}': names is {names!r:.200}; it must be a list of names, or a dict of numbers to names.")
-    if isinstance(names, list):
-        names = {str(i): name for i, name in enumerate(names)}
-    if not isinstance(names, dict) or not names or not all(str(key).isdecimal() for key in names):
-        raise wrong
-    named = {int(key): name for key, name in names.items()}
-    if not all(isinstance(name, str) and name for name in named.values()) or max(named) >= _MOST_CLASSES:
-        raise wrong
-    if len(set(named.values())) < len(named):
-        twice = next(n for n in named.values() if list(named.values()).count(n) > 1)
-        raise UserError(f"'{file}': names has '{twice}' twice; give each class a name of its own.")
+    named = _by_number(names)
+    if named is None:
+        raise UserError(
+            f"'{file}': names is {names!r:.200}; it must be a list of names, or a dict of numbers to names."
+        )
+    repeated = [name for name, count in Counter(named.values()).items() if count > 1]
+    if repeated:
+        raise UserError(f"'{file}': names has '{repeated[0]}' twice; give each class a name of its own.")
     if number not in (None, len(named)):
         raise UserError(f"'{file}': nc is {number}, but names has {len(named)} names; correct one of them.")
     return named
+
+
+def _by_number(names: Any) -> dict[int, str] | None:
+    """The names of a list or a dict by their numbers; None where it is neither, or has other keys or values."""
+    pairs = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(pairs, dict) or not pairs:
+        return None
+    if not all(str(key).isdecimal() and len(str(key)) < 10 and int(key) < _MOST_CLASSES for key in pairs):
+        return None
+    return {int(key): name for key, name in pairs.items()} if all(map(_is_name, pairs.values())) else None
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _keypoints(file: Path, data: dict[str, Any]) -> int:
@@ -166,7 +180,7 @@ def _places(data: dict[str, Any], split: str) -> list[str]:
     return [str(p) for p in (places if isinstance(places, list) else [places]) if p not in _NOTHING]
 
 
-def _sets(file: Path, data: dict[str, Any]) -> tuple[Sets, list[str]]:
+def _sets(file: Path, data: dict[str, Any], others: Counter[str]) -> tuple[Sets, list[str]]:
     """Images by split, and what is missing without being needed."""
     given = data.get("path", "")
     root = file.parent if not isinstance(given, str) or given in _NOTHING else file.parent / given.replace("\\", "/")
@@ -183,7 +197,7 @@ def _sets(file: Path, data: dict[str, Any]) -> tuple[Sets, list[str]]:
             if split == "test" and sets and not path.exists():
                 notes.append(f"'{file}': test is '{place}', which does not exist: there is no test split.")
             else:
-                sets.append((_images(file, split, root, path, place), split))
+                sets.append((_images(file, split, root, path, place, others), split))
     return sets, notes
 
 
@@ -196,16 +210,23 @@ def spellings(place: str) -> Iterator[str]:
         yield spelled.removeprefix("./").removeprefix("data/")  # and darknet's one too low
 
 
-def _images(file: Path, split: str, root: Path, path: Path, place: str) -> list[str]:
+def _images(file: Path, split: str, root: Path, path: Path, place: str, others: Counter[str]) -> list[str]:
     """The images that one entry of a YAML file means."""
     if path.is_dir():
-        return find_images(path)
+        return _scan(path, others)
     if path.is_file() and path.suffix.lower() == ".txt":
         return _listed_images(path, root)
     raise UserError(
         f"'{file}': {split} is '{place}', and '{path}' is no folder and no .txt list. Relative paths start at"
         f" {'path' if root != file.parent else 'the YAML file'}: {root}."
     )
+
+
+def _scan(folder: Path, others: Counter[str]) -> list[str]:
+    """The images of a folder; files left out because of their suffix are added to ``others``."""
+    found = scan_images(folder)
+    others.update(found.others)
+    return found.images
 
 
 def _listed_images(file: Path, root: Path) -> list[str]:
@@ -231,17 +252,19 @@ def label_file(image: str) -> str:
     return os.path.splitext(os.sep.join(parts))[0] + ".txt"
 
 
-def _folders(root: Path) -> Sets:
+def _folders(root: Path, others: Counter[str]) -> Sets:
     """The images of a folder without a YAML file."""
     folders = _split_folders(root / "images", "") or _split_folders(root, "images")
     if folders:
         order = ("train", "val", "test")
         folders.sort(key=lambda found: order.index(found[0]))
-        return [(find_images(images), split) for split, images in folders]
+        return [(_scan(images, others), split) for split, images in folders]
     if (root / "images").is_dir():
-        return [(find_images(root / "images"), None)]
-    loose = [str(root / name) for name in sorted(os.listdir(root)) if is_image_name(name)]
+        return [(_scan(root / "images", others), None)]
+    found = list_images(root)
+    loose = [str(root / name) for name in found.images]
     if any(os.path.isfile(label_file(image)) for image in loose):
+        others.update(found.others)
         return [(loose, None)]
     raise UserError(
         f"'{root}' holds no YOLO data: expected a data.yaml, images/train and labels/train, or images and labels."

@@ -58,6 +58,12 @@ def _path_for(chars: str) -> str | None:
     return best
 
 
+def has_font(text: str) -> bool:
+    """Whether one font, matplotlib's or the machine's, has all characters of a text."""
+    own = _dejavu()
+    return any(set(text) <= _characters(path) for path in [*([own] if own else []), *system_fonts()])
+
+
 def system_fonts() -> list[str]:
     """The machine's font files, those of many scripts first."""
     from matplotlib import font_manager

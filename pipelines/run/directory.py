@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import secrets
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,20 +15,9 @@ import yaml
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.common.errors import UserError, examples
-from datamodules.common.files import atomic_path, read_json, write_json, write_text
+from datamodules.common.files import atomic_path, write_text
 from pipelines.run.checkpoints import newest_good_checkpoint
-from pipelines.run.masking import masked_words
 
-PACKAGES = [
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "timm",
-    "albumentations",
-    "segmentation-models-pytorch",
-    "torchmetrics",
-]
-PACKAGES += ["wandb", "numpy", "opencv-python-headless", "simplejpeg"]
 #: Arguments of one command, not of the run; a saved config is the same for all commands.
 COMMAND_KEYS = (
     "ckpt_path",
@@ -218,40 +203,6 @@ def newest_config(directory: Path) -> dict[str, Any]:
         return dict(yaml.safe_load(files[-1].read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, yaml.YAMLError):
         return {}
-
-
-def write_environment(directory: Path) -> None:
-    """Record package versions, git revision, machine and command; a list in JSON with one entry a command."""
-    path = directory / "environment.json"
-    try:
-        commands = list(read_json(path) or [])
-    except (ValueError, TypeError):  # damaged; it must not stop a resume
-        commands = []
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    commands.append(
-        {
-            "command": masked_words(sys.argv),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "git": _git_revision(),
-            "packages": versions,
-        }
-    )
-    write_json(path, commands)
-
-
-def _git_revision() -> str | None:
-    """Revision of the checkout that this code runs from, with ``-dirty`` where it has changes; None outside git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def run_config(config: dict[str, Any], resolved_model: dict[str, Any], resolved_data: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from datamodules.common.errors import UserError
 from pipelines.config.carried import Names, changed, classes_in, make, plain
 from pipelines.config.errors import Mistake, Source, checked_anchors, place_of
 from pipelines.run.checkpoints import open_checkpoint
+from pipelines.run.compatibility import check_fits
 from tasks.base import Task
 
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
@@ -65,7 +66,7 @@ class Loaded:
 
     Attributes:
         checkpoint: The file.
-        task: The task.
+        task: The task; of several checkpoints a ``pipelines.ensemble.Ensemble``, which evaluates as a task does.
         data: The datamodule.
         config: ``model`` and ``data`` as plain values, the changes included.
     """
@@ -108,6 +109,24 @@ def load(
     except Mistake as mistake:
         raise UserError(f"{place_of(carried.source, mistake.keys) or f'{checkpoint}: '}{mistake}") from mistake
     return Loaded(carried.checkpoint, task, data, config)
+
+
+def load_weights(task: Task, checkpoint: Path) -> None:
+    """Build a task's network and load a checkpoint's weights into it, with what the task keeps beside them.
+
+    Args:
+        task: That knows its classes (``resolve``).
+        checkpoint: The file.
+
+    Raises:
+        UserError: If weights and task do not fit.
+    """
+    task.load_pretrained = False  # the checkpoint's weights follow
+    task.configure_model()
+    check_fits(checkpoint, task)
+    saved = open_checkpoint(checkpoint)
+    task.load_state_dict(saved["state_dict"])
+    task.on_load_checkpoint(saved)
 
 
 def read_carried(checkpoint: str | Path) -> Carried:

@@ -73,6 +73,16 @@ def wandb_logger(
     return WandbRun(Path(directory), replace(settings, mode=mode), name, run_id, masked(dict(config)))
 
 
+def why_offline() -> str:
+    """Why a run cannot be online: no login, or no answer within seconds; empty where it can."""
+    import wandb
+
+    server = wandb.setup(wandb.Settings(silent=True)).settings
+    if not has_login(server.base_url, server.api_key):
+        return "no login (`wandb login`, or WANDB_API_KEY)"
+    return "" if answers(server.base_url) else f"{server.base_url} does not answer"
+
+
 def log_image(loggers: Sequence[Logger], key: str, image: str | Path | np.ndarray[Any, Any], step: int) -> None:
     """Show a picture in Weights & Biases; does nothing for other loggers.
 
@@ -244,11 +254,8 @@ class WandbRun(WandbLogger):
         """The run; or None, and why it cannot be online."""
         import wandb
 
-        server = wandb.setup(wandb.Settings(silent=True)).settings
-        if not has_login(server.base_url, server.api_key):
-            return None, "no login (`wandb login`, or WANDB_API_KEY)"
-        if not answers(server.base_url):
-            return None, f"{server.base_url} does not answer"
+        if reason := why_offline():
+            return None, reason
         try:
             return self._init("online"), ""
         except Exception as error:  # whatever W&B does not like, training goes on

@@ -18,7 +18,7 @@ from tasks.optim import Optim
 from tasks.segmentation.losses import Kind, check_loss_arguments, check_losses, presence_loss, segmentation_loss
 from tasks.segmentation.metrics import SegmentationMetrics
 from tasks.segmentation.networks import create_segmenter
-from tasks.segmentation.postprocess import labels_by_tiles, labels_in_original, log_probabilities, resized
+from tasks.segmentation.postprocess import Scorer, labels_by_tiles, labels_in_original, log_probabilities, resized
 from tasks.segmentation.segmenter import encoder_parameter_names
 from tasks.segmentation.whole_segformer import whole_segformer
 
@@ -239,20 +239,21 @@ class Segmentation(CalibratedTask):
         scores = scores if flip is None else scores.flip(flip)
         return scores if scale == 1 else F.interpolate(scores, image.shape[2:], mode="bilinear")
 
-    def predict(self, batch: Batch) -> dict[str, Any]:
+    def predict(self, batch: Batch, scorer: Scorer | None = None) -> dict[str, Any]:
         """``mask``: for each image the labels in its original pixels, uint8 (H, W), or (K, H, W) if multi-label.
 
         With ``with_confidence`` also ``confidence``: uint8 (H, W), the label's probability in parts of 255, rounded
         down; and with two of them ``second``: uint8 (2, H, W), the next class and its probability.
         Of annotated images with one class a pixel, ``sample``: float32 (B, K, P), logits of the pixels ``on_grid``.
+        ``scorer`` gives the scores in place of ``scores``, where several networks predict together.
         """
-        how = self.kind == "multilabel", self.with_confidence
+        how, scorer = (self.kind == "multilabel", self.with_confidence), scorer or self.scores
         sample = {}
         if "tiles" in batch:
             pairs = zip(batch["image"], batch["tiles"], strict=True)
-            labels = [labels_by_tiles(self.scores, image, windows, *how) for image, windows in pairs]
+            labels = [labels_by_tiles(scorer, image, windows, *how) for image, windows in pairs]
         else:
-            scores = self.scores(batch["image"])
+            scores = scorer(batch["image"])
             if "mask" in batch and self.kind != "multilabel":
                 sample = {"sample": log_probabilities(on_grid(scores))}
             records = zip(scores, batch["geometry"].cpu(), strict=True)

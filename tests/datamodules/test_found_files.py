@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from datamodules.readers.box_sources import read_boxes
 from datamodules.readers.folder import read_folder
 from datamodules.readers.lists import read_list, read_paths
 from datamodules.readers.mask_sources import read_mask_source
+from datamodules.readers.pictures import find_pictures
+from datamodules.unlabeled import pool_records
 
 WIDTH, HEIGHT = 48, 40
 
@@ -56,6 +60,9 @@ XML = (
     "<annotation><object><name>{name}</name>{more}<bndbox><xmin>9</xmin><ymin>7</ymin><xmax>28</xmax><ymax>22</ymax>"
     "</bndbox></object></annotation>"
 )
+
+
+FILENAME = "<annotation><filename>named.png</filename>"
 
 
 def xml(name: str = "disc", more: str = "") -> str:
@@ -513,6 +520,56 @@ def test_files_of_other_suffixes_are_counted(tmp_path):
         read_folder(write(tmp_path, {"owl/0.heic": b"x"}))
     with pytest.raises(UserError, match=r"holds no image files .* 1 file\(s\) were left out .*1 .heic"):
         read_boxes(write(tmp_path / "y", {"images/train/0.heic": b"x", "data.yaml": YAML}))
+
+
+LABEL = "0 0.5 0.5 0.2 0.2\n"
+SUFFIXES = r"^'.*/set.*': 2 file\(s\) were left out because of their suffix \(2 \.heic\)\. Pictures among them must"
+
+
+@pytest.mark.parametrize(
+    ("read", "files"),
+    [
+        (read_boxes, {"data.yaml": YAML, "images/train/0.png": PNG, "labels/train/0.txt": LABEL, "images/val/": ""}),
+        (read_boxes, {"images/train/0.png": PNG, "labels/train/0.txt": LABEL, "images/train/b/": ""}),
+        (partial(read_boxes, format="yolo"), {"0.png": PNG, "0.txt": LABEL, "classes.txt": "disc"}),
+        (read_boxes, {"Annotations/0.xml": xml(), "JPEGImages/0.png": PNG, "JPEGImages/": ""}),
+        (read_boxes, {"train/0.xml": xml(), "train/0.png": PNG, "train/": ""}),
+        (lambda root: masks(root), {"images/0.png": PNG, "masks/0.png": PNG, "images/": ""}),
+        (lambda root: masks(root), {"train/images/0.png": PNG, "train/masks/0.png": PNG, "train/masks/": ""}),
+        (lambda root: masks(root), {"JPEGImages/0.png": PNG, "SegmentationClass/0.png": PNG, "JPEGImages/": ""}),
+    ],
+)
+def test_files_of_other_suffixes_are_counted_everywhere(tmp_path, read, files):
+    place = next((name for name in files if name.endswith("/")), "")
+    root = write(tmp_path / "set", {name: content for name, content in files.items() if not name.endswith("/")})
+    write(root, {f"{place}{i}.heic": "x" for i in (1, 2)} | {f"{place}notes.md": "x", f"{place}.1.heic": "x"})
+    if "data.yaml" in files:
+        write(root, {"images/val/1.png": PNG, "labels/val/1.txt": LABEL})
+    (note,) = [note for note in read(root).notes if "left out because" in note]
+    assert re.search(SUFFIXES, note)
+
+
+def test_prediction_counts_files_of_other_suffixes(tmp_path):
+    root = write(tmp_path / "set", {"0.png": PNG, "1.heic": "x", "b/2.heic": "x", "notes.txt": "x"})
+    with pytest.warns(UserWarning, match=SUFFIXES):
+        assert find_pictures(str(root)) == [str(root / "0.png")]
+    with pytest.warns(UserWarning, match=SUFFIXES):
+        assert [record["path"] for record in pool_records(root)] == [str(root / "0.png")]
+
+
+def test_images_without_an_xml_file_are_counted(tmp_path):
+    root = voc(tmp_path / "set")
+    write(root, {"JPEGImages/1.png": PNG, "JPEGImages/named.png": PNG, "JPEGImages/2.jpg": PNG})
+    write(root, {"Annotations/other.xml": xml(more="<filename/>").replace("<annotation>", FILENAME)})
+    listing = read_boxes(root, "voc")
+    assert [Path(record["path"]).name for record in listing.records] == ["0.png", "named.png"]
+    assert listing.notes == (
+        f"2 of 4 images in '{root}/JPEGImages' have no XML file and are left out, for example"
+        f" '{root}/JPEGImages/1.png'. Write one without objects where nothing is on the image.",
+    )
+    assert read_boxes(voc(tmp_path / "whole"), "voc").notes == ()
+    split = write(tmp_path / "s", {"train/xmls/0.xml": xml(), "train/images/0.png": PNG, "train/images/1.png": PNG})
+    assert "1 of 2 images in" in read_boxes(split, "voc").notes[0]
 
 
 def test_links_give_each_picture_once(tmp_path):

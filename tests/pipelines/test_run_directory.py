@@ -28,8 +28,8 @@ from pipelines.run.directory import (
     wandb_id,
     write_config,
     write_data_files,
-    write_environment,
 )
+from pipelines.run.environment import write_environment
 from pipelines.run.results import write_metrics
 from pipelines.run.student import export, write_student
 
