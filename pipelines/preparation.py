@@ -11,7 +11,6 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
-from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from datamodules.common.errors import UserError, examples
 from datamodules.common.files import write_json
@@ -25,6 +24,7 @@ from pipelines.callbacks.run_files import RunFiles
 from pipelines.callbacks.student import WriteStudent
 from pipelines.config.values import differences
 from pipelines.ensemble import Ensemble
+from pipelines.lightning_parts import refuse_batch_hooks
 from pipelines.run.checkpoints import global_step_of
 from pipelines.run.compatibility import check_data, check_fits
 from pipelines.run.directory import (
@@ -106,7 +106,7 @@ def prepare(
     if weights_follow:
         model.taught.load_pretrained = False
     if datamodule is not None:
-        _refuse_batch_hooks(datamodule)
+        refuse_batch_hooks(datamodule)
         datamodule.trainer = trainer  # Lightning attaches it later; the number of ranks decides what a batch needs
         datamodule.setup(stage)
         if isinstance(getattr(datamodule, "class_names", None), list):
@@ -167,11 +167,8 @@ def start_evaluation(
     trainer.callbacks[:0] = [RunFiles(trainer.run_dir, trainer.config)]
     if command != "predict" and trainer.run_dir is not None:
         trainer.callbacks.append(Pictures(trainer.run_dir / "pictures", 0))
-<<<<<<< HEAD
     if command != "predict" and trainer.report:
         trainer.callbacks.append(Report(trainer.run_dir))
-    return checkpoint
-=======
     return None if one is None else str(one)
 
 
@@ -182,7 +179,6 @@ def _checkpoints_of(trainer: RunTrainer, model: TaskHooks, ckpt_path: str | list
     if isinstance(ckpt_path, list):
         raise UserError(f"ckpt_path is {ckpt_path}, but the model is one task: give one file, or an Ensemble.")
     return [find_checkpoint(trainer.runs_dir, trainer.run_name, ckpt_path, task_name(trainer.config))]
->>>>>>> main
 
 
 def start_run(
@@ -242,15 +238,6 @@ def print_metrics(trainer: RunTrainer) -> None:
     """Print what an evaluation measured, and where it is written."""
     lines = [f"  {name:<20}  {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items())]
     print("\n".join([*lines, f"  {'written to':<20}  {trainer.run_dir}"]), flush=True)
-
-
-def _refuse_batch_hooks(datamodule: pl.LightningDataModule) -> None:
-    for hook in ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device"):
-        if is_overridden(hook, datamodule):
-            raise UserError(
-                f"{type(datamodule).__name__} overrides {hook}; Lightning would then skip the model's, which"
-                " seeds and augments the batch. Move that work into the datamodule's transforms."
-            )
 
 
 def _new_run(trainer: RunTrainer) -> Path | None:

@@ -139,8 +139,7 @@ class Trainer(RunTrainer):
         self.user_loggers = as_loggers(logger)
         self.run_name = "run"
         self.runs_dir = Path("runs")
-        self.config = None
-        self.run_dir = None
+        self.config = self.run_dir = None
         self.trust = []
 
     @contextmanager

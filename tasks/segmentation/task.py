@@ -201,14 +201,7 @@ class Segmentation(CalibratedTask):
         """Mean over the batch of each image's loss times its ``weight``; where there are several, its parts too."""
         output = self(batch["image"])
         logits, presence = output if isinstance(output, tuple) else (output, None)
-        losses = self._losses(logits, batch)
-        if presence is not None:
-            losses["presence"] = presence_loss(presence.float(), batch["mask"], batch.get("weight"))
-            losses["loss"] = losses["loss"] + self.aux_weight * losses["presence"]
-        return losses
-
-    def _losses(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return segmentation_loss(
+        losses = segmentation_loss(
             logits,
             batch["mask"],
             kind=self.kind,
@@ -221,6 +214,10 @@ class Segmentation(CalibratedTask):
             tversky_alpha=self.tversky_alpha,
             tversky_beta=self.tversky_beta,
         )
+        if presence is not None:
+            losses["presence"] = presence_loss(presence.float(), batch["mask"], batch.get("weight"))
+            losses["loss"] = losses["loss"] + self.aux_weight * losses["presence"]
+        return losses
 
     # Evaluation and prediction.
 
