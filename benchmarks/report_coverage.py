@@ -92,7 +92,7 @@ def make_images(rng: np.random.Generator, images: int, model: np.random.Generato
     skill = 2.0 + 0.1 * float((model or rng).normal())
     logits = 1.5 * (0.8 * shared + 0.6 * own + skill * np.eye(CLASSES)[truth])
     classes = np.argsort(-logits, 1)
-    kept = {
+    kept: Arrays = {
         "truth": truth,
         "classes": classes.astype(np.int32),
         "logits": np.take_along_axis(logits, classes, 1).astype(np.float16),
@@ -117,7 +117,7 @@ def make_pixels(rng: np.random.Generator, images: int, model: np.random.Generato
     flat = table.reshape(images, -1)
     image, cell = np.nonzero(flat)
     number = np.bincount(image, minlength=images)
-    each = {"cell": cell.astype(np.int32), "pixels": flat[image, cell]}
+    each: Arrays = {"cell": cell.astype(np.int32), "pixels": flat[image, cell]}
     return _measured("pixels", images, {}, each, {"cell": number, "pixels": number})
 
 
@@ -134,10 +134,10 @@ def make_boxes(rng: np.random.Generator, images: int, model: np.random.Generator
         scores = np.concatenate([rng.beta(4, 2, len(hit)), rng.beta(2, 4, alarms)])
         kind = np.concatenate([labels[hit], rng.integers(0, CLASSES, alarms)])
         order = np.argsort(-scores)
-        pairs = [(int(np.flatnonzero(order == i)[0]), int(t)) for i, t in enumerate(hit)]
-        found.append((scores[order], kind[order], pairs))
+        own = [(int(np.flatnonzero(order == i)[0]), int(t)) for i, t in enumerate(hit)]
+        found.append((scores[order], kind[order], own))
     detections = np.array([len(scores) for scores, _, _ in found])
-    matched = np.array([len(pairs) for _, _, pairs in found])
+    matched = np.array([len(own) for _, _, own in found])
     pairs = np.array([pair for _, _, own in found for pair in own], np.int32).reshape(-1, 2)
     each |= {
         "truth_crowd": np.zeros(len(each["truth_labels"]), np.uint8),
