@@ -23,6 +23,7 @@ from pipelines.report.scoring import scored
 POPULATION = 20_000
 CLASSES = 5
 METRICS = {"accuracy": "images", "miou": "pixels", "map_50": "boxes"}
+SPREAD = 0.1  # of the skill of a recipe's models; a single model of each must be as good as the other
 SIGMA = 0.6  # spread of the pixels' difficulty between images
 
 
@@ -64,12 +65,13 @@ def coverage(metric: str, images: int, draws: int, replicates: int) -> tuple[flo
 
 
 def false_positives(metric: str, images: int, draws: int, seeds: int) -> float:
-    """How often one of two recipes that are the same is said to be better."""
+    """How often one of two recipes that are the same is said to be better, or of two models that are equally good."""
     rng = np.random.default_rng(1)
     wrong = 0
     for _ in range(draws):
         truth = rng.integers(0, 2**31)
-        made = [MAKERS[metric](np.random.default_rng(truth), images, rng) for _ in range(2 * seeds)]
+        make = MAKERS[metric]
+        made = [make(np.random.default_rng(truth), images, rng, SPREAD * (seeds > 1)) for _ in range(2 * seeds)]
         runs = [Run(f"{'ab'[i // seeds]}/{i % seeds}", {}, one) for i, one in enumerate(made)]
         pair = [Recipe("a", runs[:seeds]), Recipe("b", runs[seeds:])]
         wrong += next(one for one in differences(pair) if one.metric == metric).is_shown
@@ -83,13 +85,21 @@ def _measured(kind: str, images: int, arrays: Arrays, each: Arrays, counts: dict
     return Measured(facts, {**common, **arrays}, each, counts)
 
 
-def make_images(rng: np.random.Generator, images: int, model: np.random.Generator | None = None) -> Measured:
-    """Classified images: some are hard for all models, and each model adds its own noise."""
+def make_images(
+    rng: np.random.Generator, images: int, model: np.random.Generator | None = None, spread: float = 0.0
+) -> Measured:
+    """Classified images: some are hard for all models, and each model adds its own noise.
+
+    Args:
+        rng: Of the images.
+        images: Their number.
+        model: Of the model's own noise.
+        spread: How much the models of a recipe differ in skill.
+    """
     truth = rng.choice(CLASSES, images, p=[0.4, 0.3, 0.15, 0.1, 0.05])
     shared = rng.normal(0, 1, (images, CLASSES))
     own = (model or rng).normal(0, 1, (images, CLASSES))
-    # A model of a recipe is a little better or worse than another one.
-    skill = 2.0 + 0.1 * float((model or rng).normal())
+    skill = 2.0 + spread * float((model or rng).normal())
     logits = 1.5 * (0.8 * shared + 0.6 * own + skill * np.eye(CLASSES)[truth])
     classes = np.argsort(-logits, 1)
     kept: Arrays = {
@@ -101,12 +111,14 @@ def make_images(rng: np.random.Generator, images: int, model: np.random.Generato
     return _measured("images", images, kept, {}, {})
 
 
-def make_pixels(rng: np.random.Generator, images: int, model: np.random.Generator | None = None) -> Measured:
+def make_pixels(
+    rng: np.random.Generator, images: int, model: np.random.Generator | None = None, spread: float = 0.0
+) -> Measured:
     """Segmented images of 10,000 pixels: few classes an image, whose pixels are right or wrong together."""
     own = model or rng
     shares = rng.dirichlet([1.0, 0.5, 0.3, 0.1, 0.05], images)
     true = np.round(shares * 10_000).astype(np.int64)
-    hard = rng.normal(0, SIGMA, (images, CLASSES)) + own.normal(0.05 * own.normal(), SIGMA, (images, CLASSES))
+    hard = rng.normal(0, SIGMA, (images, CLASSES)) + own.normal(spread * float(own.normal()), SIGMA, (images, CLASSES))
     wrong = 1 / (1 + np.exp(1.5 - hard))  # fraction of a class's pixels
     table = np.zeros((images, CLASSES, CLASSES + 1), np.int64)
     for k in range(CLASSES):
@@ -151,7 +163,7 @@ def make_boxes(rng: np.random.Generator, images: int, model: np.random.Generator
     return _measured("boxes", images, {}, each, {**number, **of})
 
 
-MAKERS = {"accuracy": make_images, "miou": make_pixels, "map_50": make_boxes}
+MAKERS: dict[str, Any] = {"accuracy": make_images, "miou": make_pixels, "map_50": make_boxes}
 
 if __name__ == "__main__":
     sys.exit(main())
