@@ -11,6 +11,7 @@ from typing import Literal
 COLORS = ("#4c78a8", "#e45756", "#54a24b", "#f2a33a", "#b279a2", "#72b7b2", "#9d755d", "#bab0ac")
 WIDTH, HEIGHT = 420, 260  # pixels
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 26, 40  # margins
+LONG = 26  # letters of a name in the legend that fit into half of the width
 Range = tuple[float, float]
 
 
@@ -69,8 +70,9 @@ def chart(
     for number, one in enumerate(known):
         parts.append(_drawn(one, one.color or COLORS[number % len(COLORS)], across, upwards))
     legend = [(one.name, one.color or COLORS[i % len(COLORS)]) for i, one in enumerate(known) if one.name]
-    height = HEIGHT + (16 * math.ceil(len(legend) / 2) + 4 if legend else 0)
-    parts.append(_legend(legend))
+    columns = 1 if any(len(name) > LONG for name, _ in legend) else 2
+    height = HEIGHT + (16 * math.ceil(len(legend) / columns) + 4 if legend else 0)
+    parts.append(_legend(legend, columns))
     font = "font-family='system-ui,sans-serif' font-size='11' fill='#444'"
     return f"<svg width='{WIDTH}' height='{height}' viewBox='0 0 {WIDTH} {height}' {font}>{''.join(parts)}</svg>"
 
@@ -154,13 +156,13 @@ def _path(points: Sequence[tuple[float, float] | None]) -> str:
     return "".join(words)
 
 
-def _legend(entries: Sequence[tuple[str, str]]) -> str:
-    """Names in two columns below the chart."""
+def _legend(entries: Sequence[tuple[str, str]], columns: int) -> str:
+    """Names in so many columns below the chart."""
     parts = []
     for i, (name, color) in enumerate(entries):
-        x, y = LEFT + i % 2 * (WIDTH - LEFT) // 2, HEIGHT + 8 + i // 2 * 16
+        x, y = LEFT + i % columns * (WIDTH - LEFT) // columns, HEIGHT + 8 + i // columns * 16
         parts.append(f"<rect x='{x}' y='{y - 8}' width='10' height='10' fill='{color}'/>")
-        parts.append(f"<text x='{x + 14}' y='{y + 1}'>{html.escape(name[:34])}</text>")
+        parts.append(f"<text x='{x + 14}' y='{y + 1}'>{html.escape(name[: 2 * LONG])}</text>")
     return "".join(parts)
 
 

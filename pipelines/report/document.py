@@ -101,8 +101,8 @@ def _said_of_temperature(measured: Measured, split: str) -> str:
     if measured.temperature == 1:
         return "The checkpoint holds no temperature."
     found = f"Temperature {measured.temperature:.3f}, found on the validation images"
-    own = "; these are the same images, so `test` tells more." if split == "val" else ", not on these."
-    return f"{found}{own} `--model.calibrated true` uses it."
+    own = "; these are the same images, so a test tells more." if split == "val" else ", not on these."
+    return f"{found}{own} The flag --model.calibrated true uses it."
 
 
 def _data(run: Path, measured: Mapping[str, Measured]) -> str:

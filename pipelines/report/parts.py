@@ -138,7 +138,7 @@ def properties(measured: Measured, make_scorer: Callable[[Measured], Scorer], ma
             continue
         means, lows, highs = ([one[key] for _, _, one in found] for key in ("mean", "low", "high"))
         series = [Series(range(len(found)), means, style="dots", low=lows, high=highs)]
-        labels = [f"{low:.3g} to {high:.3g}" for (low, high), _, _ in found]
+        labels = [f"{_short(low)} to {_short(high)}" for (low, high), _, _ in found]
         ends = (-0.5, len(found) - 0.5)
         charts.append(chart(series, f"{word(main)} by {name}", name, word(main), ends, None, labels))
         rows += [
@@ -152,6 +152,10 @@ def properties(measured: Measured, make_scorer: Callable[[Measured], Scorer], ma
         f" in {PARTS} parts of equal number.</p>"
     )
     return f"{intro}{''.join(charts)}{page.table(['part', 'images', word(main)], rows)}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _by_parts(
