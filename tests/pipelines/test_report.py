@@ -15,9 +15,21 @@ from scipy.optimize import minimize_scalar
 from benchmarks.report_coverage import make_boxes, make_images, make_pixels
 from datamodules.common.errors import UserError
 from pipelines.__main__ import main
+from pipelines.callbacks import report
 from pipelines.outputs import page
 from pipelines.outputs.svg import Bar, Series, chart, intervals, ticks
-from pipelines.report import boxes, boxes_page, images, images_page, kinds, parts, pixels
+from pipelines.report import (
+    boxes,
+    boxes_page,
+    collect,
+    document,
+    images,
+    images_page,
+    kinds,
+    parts,
+    pixels,
+    pixels_page,
+)
 from pipelines.report.comparing import Recipe, Run, aligned, changes, differences, holm, of_seeds, recipes_of, sentence
 from pipelines.report.measured import Collector, Measured, digest_of, file_of, read, write
 from pipelines.report.regions import errors_of
@@ -88,6 +100,14 @@ def test_a_checkpoint_without_a_temperature_is_refused_where_it_is_asked_for():
 # What is measured.
 
 
+def in_memory(count: int, height: int, width: int) -> dict:
+    """What is measured of images without files."""
+    pixels_of = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8)
+    geometry = torch.tensor([[height, width, 1, 1, 0, 0]] * count, dtype=torch.float32)
+    batch = {"image": pixels_of, "path": [f"memory#{i:02d}" for i in range(count)], "geometry": geometry}
+    return collect.properties(batch, [""] * count)
+
+
 def test_scores_of_images_are_the_metrics():
     measured = make_images(np.random.default_rng(0), 300)
     metrics = ClassificationMetrics(5)
@@ -113,9 +133,8 @@ def test_scores_of_pixels_are_the_metrics():
     batch = {"id": torch.arange(4), "target": [{"mask": one} for one in truth], "mask": truth}
     outputs = {"mask": list(mask), "sample": torch.randn(4, 3, 256)}
     collector = Collector()
-    names = {"path": np.array(list("abcd")), "group": np.full(4, "")}
-    collector.add([0, 1, 2, 3], {**names, **pixels.collect(batch, outputs, 3, 1.0)})
-    measured = collector.joined({"class_names": ["a", "b", "c"]})
+    collector.add([0, 1, 2, 3], {**in_memory(4, 9, 11), **pixels.collect(batch, outputs, 3, 1.0)})
+    measured = collector.joined({"class_names": ["a", "b", "c"], "temperature": 1.5})
     values = metrics.compute()
     score = pixels.scorer(measured)(ones(measured))
     for name in ("miou", "accuracy", "mean_accuracy"):
@@ -123,6 +142,12 @@ def test_scores_of_pixels_are_the_metrics():
     assert (pixels.confusion(measured) == metrics.confusion.numpy()).all()
     assert (pixels.maps(measured, 2)[0] == truth[2].numpy()).all()
     assert len(measured.each["sample"]) == 4 * 64
+    sections = dict(pixels_page.sections(measured, "Said."))
+    assert "after temperature scaling" in sections["Calibration"]
+    assert "invented region" in sections["Kinds of errors"]
+    assert sections["Mistakes"].count("<img") >= 16  # picture, truth, prediction, errors of each
+    assert "mean IoU" in pixels_page.answer(measured, 1)
+    assert pixels_page.pictures(measured, measured, 1).count("<img") == 4
 
 
 def test_scores_of_boxes_are_cocos():
@@ -143,8 +168,7 @@ def test_scores_of_boxes_are_cocos():
         thresholds = staticmethod(lambda: torch.tensor([0.5, 0.5]))
 
     collector = Collector()
-    names = {"path": np.array([f"{i}" for i in range(12)]), "group": np.full(12, "")}
-    collector.add(list(range(12)), {**names, **boxes.collect({"target": targets}, outputs, 2, 1.0)})
+    collector.add(list(range(12)), {**in_memory(12, 100, 100), **boxes.collect({"target": targets}, outputs, 2, 1.0)})
     measured = boxes.finished(collector.joined({"class_names": ["a", "b"]}), Task())
     score = boxes.scorer(measured)(ones(measured))
     assert score["map_50"][0] == pytest.approx(float(values["map_50"]), abs=1e-6)
@@ -153,6 +177,11 @@ def test_scores_of_boxes_are_cocos():
     assert (rebuilt.truth == own.truth).all()
     half = boxes.matching_of(measured.take(np.arange(6)))
     assert half.num_truths.sum() == 30
+    sections = dict(boxes_page.sections(measured, ""))
+    assert "localisation" in sections["Kinds of errors"]
+    assert "small (below 32 x 32)" in sections["Size of the objects"]
+    assert "The largest missed objects" in sections["Mistakes"]
+    assert boxes_page.pictures(measured, measured, 1).count("<img") == 2
 
 
 def test_a_file_gives_back_what_was_written(tmp_path):
@@ -359,6 +388,7 @@ def test_fit_test_report_and_compare(tmp_path, capfd):
     Path("run.yaml").write_text(CONFIG.format(source=source))
 
     def work() -> None:
+        report.write_report = document.write_report
         assert main(["fit", "--config", "run.yaml", "--name", "a"]) == 0
         assert main(["fit", "--config", "run.yaml", "--name", "b", "--model.optim.lr", "1e-5"]) == 0
         for name in ("a", "b"):
@@ -366,7 +396,7 @@ def test_fit_test_report_and_compare(tmp_path, capfd):
         assert main(["report", "runs/a/0"]) == 0
         assert main(["compare", "runs/a/0", "runs/b/0", "--output", "page.html"]) == 0
 
-    assert in_child(lambda: work()) == 0
+    assert in_child(work) == 0
     run = Path("runs/a/0")
     told = json.loads((run / "test.json").read_text())
     measured = read(file_of(run, "test"))
