@@ -165,10 +165,9 @@ def start_evaluation(
         write_json(trainer.run_dir / "ensemble.json", {"checkpoints": [str(file) for file in checkpoints]})
     rank_zero_info(f"Using {', '.join(map(str, checkpoints))}.")
     trainer.callbacks[:0] = [RunFiles(trainer.run_dir, trainer.config)]
-    if command != "predict" and trainer.run_dir is not None:
-        trainer.callbacks.append(Pictures(trainer.run_dir / "pictures", 0))
-    if command != "predict" and trainer.report:
-        trainer.callbacks.append(Report(trainer.run_dir))
+    if command != "predict":
+        trainer.callbacks += [Pictures(trainer.run_dir / "pictures", 0)] if trainer.run_dir is not None else []
+        trainer.callbacks += [Report(trainer.run_dir)] if trainer.report else []
     return None if one is None else str(one)
 
 

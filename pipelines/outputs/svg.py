@@ -66,13 +66,12 @@ def chart(
         return ""
     across = xlim or _limits([v for one in known for v in one.x])
     upwards = ylim or _limits([v for one in known for part in (one.y, one.low, one.high) for v in part or ()])
+    colors = [one.color or COLORS[number % len(COLORS)] for number, one in enumerate(known)]
     parts = [_axes(across, upwards, title, xlabel, ylabel, names)]
-    for number, one in enumerate(known):
-        parts.append(_drawn(one, one.color or COLORS[number % len(COLORS)], across, upwards))
-    legend = [(one.name, one.color or COLORS[i % len(COLORS)]) for i, one in enumerate(known) if one.name]
-    columns = 1 if any(len(name) > LONG for name, _ in legend) else 2
-    height = HEIGHT + (16 * math.ceil(len(legend) / columns) + 4 if legend else 0)
-    parts.append(_legend(legend, columns))
+    parts += [_drawn(one, color, across, upwards) for one, color in zip(known, colors, strict=True)]
+    legend, below = _legend([(one.name, color) for one, color in zip(known, colors, strict=True) if one.name])
+    height = HEIGHT + below
+    parts.append(legend)
     font = "font-family='system-ui,sans-serif' font-size='11' fill='#444'"
     return f"<svg width='{WIDTH}' height='{height}' viewBox='0 0 {WIDTH} {height}' {font}>{''.join(parts)}</svg>"
 
@@ -127,12 +126,7 @@ def _drawn(one: Series, color: str, across: Range, upwards: Range) -> str:
         (_x(x, across), _y(min(max(y, upwards[0]), upwards[1]), upwards)) if math.isfinite(y) else None
         for x, y in zip(one.x, one.y, strict=True)
     ]
-    parts = []
-    if one.low is not None and one.high is not None:
-        for x, low, high in zip(one.x, one.low, one.high, strict=True):
-            if math.isfinite(low) and math.isfinite(high):
-                ends = f"M{_x(x, across):.1f} {_y(low, upwards):.1f}V{_y(high, upwards):.1f}"
-                parts.append(f"<path d='{ends}' stroke='{color}' stroke-width='1.5' opacity='.6'/>")
+    parts = [_intervals(one, color, across, upwards)] if one.low is not None and one.high is not None else []
     if one.style == "dots":
         parts += [f"<circle cx='{p[0]:.1f}' cy='{p[1]:.1f}' r='3' fill='{color}'/>" for p in points if p]
     elif one.style == "steps":
@@ -147,6 +141,15 @@ def _drawn(one: Series, color: str, across: Range, upwards: Range) -> str:
     return "".join(parts)
 
 
+def _intervals(one: Series, color: str, across: Range, upwards: Range) -> str:
+    parts = []
+    for x, low, high in zip(one.x, one.low or (), one.high or (), strict=True):
+        if math.isfinite(low) and math.isfinite(high):
+            ends = f"M{_x(x, across):.1f} {_y(low, upwards):.1f}V{_y(high, upwards):.1f}"
+            parts.append(f"<path d='{ends}' stroke='{color}' stroke-width='1.5' opacity='.6'/>")
+    return "".join(parts)
+
+
 def _path(points: Sequence[tuple[float, float] | None]) -> str:
     words, begun = [], False
     for point in points:
@@ -156,14 +159,17 @@ def _path(points: Sequence[tuple[float, float] | None]) -> str:
     return "".join(words)
 
 
-def _legend(entries: Sequence[tuple[str, str]], columns: int) -> str:
-    """Names in so many columns below the chart."""
+def _legend(entries: Sequence[tuple[str, str]]) -> tuple[str, int]:
+    """Names and colors below the chart, and how much room they need; in one column if a name is long, else in two."""
+    if not entries:
+        return "", 0
+    columns = 1 if any(len(name) > LONG for name, _ in entries) else 2
     parts = []
     for i, (name, color) in enumerate(entries):
         x, y = LEFT + i % columns * (WIDTH - LEFT) // columns, HEIGHT + 8 + i // columns * 16
         parts.append(f"<rect x='{x}' y='{y - 8}' width='10' height='10' fill='{color}'/>")
         parts.append(f"<text x='{x + 14}' y='{y + 1}'>{html.escape(name[: 2 * LONG])}</text>")
-    return "".join(parts)
+    return "".join(parts), 16 * math.ceil(len(entries) / columns) + 4
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,33 @@ def model_card(
     tag = TAGS[one.facts["kind"]]
     model = (config.get("model") or {}).get("init_args") or {}
     source = str(one.facts.get("source", "data"))
+    net = " on ".join(str(model[key]) for key in ("detector", "architecture", "backbone") if model.get(key))
+    names = ", ".join(one.class_names[:40]) + (", ..." if len(one.class_names) > 40 else "")
+    what = (
+        f"{tag.replace('-', ' ').capitalize()} with {net or 'a network'}, trained with vision-pipelines {__version__}."
+    )
+    parts_of_card = [
+        f"---\n{yaml.safe_dump(_header(name, tag, source, model, found), sort_keys=False, allow_unicode=True)}---\n",
+        f"# {name}\n\n{what} Classes: {names}.\n",
+        "## Results\n\nIntervals hold 95 % (a bootstrap over images); `report.html` has more.\n",
+        _results(measured, found),
+        f"## Use\n\n```\n{PROGRAM} predict --ckpt_path checkpoints/best.ckpt --source PICTURES\n```\n",
+    ]
+    if one.temperature != 1:
+        parts_of_card.append(
+            f"Probabilities are calibrated with `--model.calibrated true` (temperature {one.temperature:.3f}).\n"
+        )
+    parts_of_card += [
+        "## Training\n" + (f"\n```\n{command}\n```\n" if command else ""),
+        f"Data: {_folder(source)}. Images and splits: `split.json`; all settings: `config.yaml`.\n",
+        "## Limits\n\nMeasured on images like those of the splits above only. Intended use, licence and what the data"
+        " may be used for are for the author to add.\n",
+    ]
+    return "\n".join(parts_of_card)
+
+
+def _header(name: str, tag: str, source: str, model: Mapping[str, Any], found: Found) -> dict[str, Any]:
+    """What the hub reads."""
     header: dict[str, Any] = {
         "library_name": "vision-pipelines",
         "pipeline_tag": tag,
@@ -53,35 +80,17 @@ def model_card(
     }
     if model.get("pretrained") is True and model.get("backbone"):
         header["base_model"] = f"timm/{model['backbone']}"
-    net = " on ".join(str(model[key]) for key in ("detector", "architecture", "backbone") if model.get(key))
-    lines = ["---", yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(), "---", "", f"# {name}", ""]
-    lines += [f"{tag.replace('-', ' ').capitalize()} with {net or 'a network'}, trained with vision-pipelines"]
-    lines[-1] += (
-        f" {__version__}. Classes: {', '.join(one.class_names[:40])}{', ...' if len(one.class_names) > 40 else ''}."
-    )
-    lines += ["", "## Results", "", "Intervals hold 95 % (a bootstrap over images); `report.html` has more.", ""]
-    lines += ["| split | images | metric | value | 95 % |", "| --- | --- | --- | --- | --- |"]
+    return header
+
+
+def _results(measured: Mapping[str, Measured], found: Found) -> str:
+    lines = ["| split | images | metric | value | 95 % |", "| --- | --- | --- | --- | --- |"]
     for split, of in found.items():
         for metric, value in of.items():
             ends = f"{value['low']:.4f} to {value['high']:.4f}"
             number = f"{len(measured[split]):,}"
             lines.append(f"| {SPLITS[split]} | {number} | {parts.word(metric)} | {value['mean']:.4f} | {ends} |")
-    lines += ["", "## Use", "", "```", f"{PROGRAM} predict --ckpt_path checkpoints/best.ckpt --source PICTURES", "```"]
-    if one.temperature != 1:
-        lines += [
-            "",
-            f"Probabilities are calibrated with `--model.calibrated true` (temperature {one.temperature:.3f}).",
-        ]
-    lines += ["", "## Training", ""]
-    lines += ["```", command, "```", ""] if command else []
-    lines += [f"Data: {_folder(source)}. Images and splits: `split.json`; all settings: `config.yaml`.", ""]
-    lines += [
-        "## Limits",
-        "",
-        "Measured on images like those of the split above only. Intended use, licence and what the",
-    ]
-    lines += ["data may be used for are for the author to add.", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, ""])
 
 
 def _result(tag: str, source: str, split: str, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
