@@ -24,6 +24,7 @@ from pipelines.callbacks.run_files import RunFiles
 from pipelines.callbacks.student import WriteStudent
 from pipelines.config.values import differences
 from pipelines.ensemble import Ensemble
+from pipelines.exported.runtime import use_exported
 from pipelines.lightning_parts import refuse_batch_hooks
 from pipelines.run.checkpoints import global_step_of
 from pipelines.run.compatibility import check_data, check_fits
@@ -155,7 +156,8 @@ def start_evaluation(
     checkpoints = _checkpoints_of(trainer, model, ckpt_path)
     prepare(trainer, model, datamodule, command, weights_follow=True)
     one = None if isinstance(model, Ensemble) else checkpoints[0]
-    if one is not None:
+    exported = one is not None and use_exported(model.taught, one)
+    if one is not None and not exported:
         check_fits(one, model.taught)
     for checkpoint in checkpoints:
         check_data(checkpoint, datamodule)
@@ -168,11 +170,11 @@ def start_evaluation(
     if command != "predict":
         trainer.callbacks += [Pictures(trainer.run_dir / "pictures", 0)] if trainer.run_dir is not None else []
         trainer.callbacks += [Report(trainer.run_dir)] if trainer.report else []
-    return None if one is None else str(one)
+    return None if one is None or exported else str(one)
 
 
 def _checkpoints_of(trainer: RunTrainer, model: TaskHooks, ckpt_path: str | list[str] | None) -> list[Path]:
-    """The checkpoint to evaluate; of an ensemble all of them, which it knows."""
+    """The checkpoint to evaluate; of an ensemble all of them."""
     if isinstance(model, Ensemble):
         return model.checkpoints
     if isinstance(ckpt_path, list):

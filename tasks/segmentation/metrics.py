@@ -244,3 +244,11 @@ def dilate(pixels: Tensor, radius: int) -> Tensor:
         result[..., dy:, :] |= near[..., : height - dy, :]
         result[..., : height - dy, :] |= near[..., dy:, :]
     return result
+
+
+def image_scores(mask: Tensor, truth: Tensor, classes: int, multi_label: bool) -> dict[str, float]:
+    """``miou`` and ``accuracy`` of one image, whatever other ranks look at now; both on the CPU, see ``update``."""
+    metric = SegmentationMetrics(classes, multi_label, sync=False)
+    metric.update(mask, truth)
+    values = metric.compute()
+    return {name: float(values[name]) for name in ("miou", "accuracy")}

@@ -199,8 +199,8 @@ def _ramp(overlap: int, device: torch.device) -> Tensor:
 def resized(image: Tensor, scale: float) -> Tensor:
     """A batch of images of the same dtype, its sides multiplied by ``scale``."""
     size = [max(1, round(side * scale)) for side in image.shape[2:]]
-    resized = F.interpolate(image.float(), size, mode="bilinear", antialias=scale < 1)
-    return resized.round().to(image.dtype) if image.dtype == torch.uint8 else resized
+    enlarged = F.interpolate(image.float(), size, mode="bilinear", antialias=scale < 1)
+    return enlarged.round().to(image.dtype) if image.dtype == torch.uint8 else enlarged
 
 
 def log_probabilities(scores: Tensor) -> Tensor:

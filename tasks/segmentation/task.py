@@ -14,9 +14,10 @@ from datamodules.common.errors import UserError
 from tasks.calibration import CalibratedTask, on_grid, sampled_pixels
 from tasks.device_augment import jitter_images
 from tasks.hooks import Batch
+from tasks.losses import keep_class_weights
 from tasks.optim import Optim
 from tasks.segmentation.losses import Kind, check_loss_arguments, check_losses, presence_loss, segmentation_loss
-from tasks.segmentation.metrics import SegmentationMetrics
+from tasks.segmentation.metrics import SegmentationMetrics, image_scores
 from tasks.segmentation.networks import create_segmenter
 from tasks.segmentation.postprocess import Scorer, labels_by_tiles, labels_in_original, log_probabilities, resized
 from tasks.segmentation.segmenter import encoder_parameter_names
@@ -163,7 +164,7 @@ class Segmentation(CalibratedTask):
         classes = int(self.num_classes or 0)
         if classes > IGNORE:
             raise UserError(f"model.num_classes is {classes}; masks of 8 bits hold at most {IGNORE} classes.")
-        self.use_class_weights(self.class_weights)
+        keep_class_weights(self, self.class_weights)
         outputs = 1 if self.kind == "binary" else classes
         if self.architecture == "segformer" and (whole := whole_segformer(self, outputs)) is not None:
             return whole
@@ -222,11 +223,15 @@ class Segmentation(CalibratedTask):
     # Evaluation and prediction.
 
     def scores(self, image: Tensor) -> Tensor:
-        """Class probabilities, float32 (B, K, H, W), K = 1 if binary; with test-time augmentation the views' mean."""
+        """The ``scores`` of ``outputs``."""
+        return self.computed(image)["scores"]
+
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        """``scores``: class probabilities, float32 (B, K, H, W), K = 1 if binary; of several views the mean."""
         flips: list[int | None] = [None]
         flips += [axis for name, axis in (("hflip", 3), ("vflip", 2)) if name in self.tta]
         views = [self._view(image, scale, flip) for scale in (1.0, *self.tta_scales) for flip in flips]
-        return views[0] if len(views) == 1 else torch.stack(views).mean(0)
+        return {"scores": views[0] if len(views) == 1 else torch.stack(views).mean(0)}
 
     def _view(self, image: Tensor, scale: float, flip: int | None) -> Tensor:
         """Class probabilities of an image that the network sees resized and flipped along an axis, turned back."""
@@ -251,8 +256,7 @@ class Segmentation(CalibratedTask):
             labels = [labels_by_tiles(scorer, image, windows, *how) for image, windows in pairs]
         else:
             scores = scorer(batch["image"])
-            if "mask" in batch and self.kind != "multilabel":
-                sample = {"sample": log_probabilities(on_grid(scores))}
+            sample = {"sample": log_probabilities(on_grid(scores))} if "mask" in batch and not self.multi_label else {}
             records = zip(scores, batch["geometry"].cpu(), strict=True)
             labels = [labels_in_original(of_image, record, *how) for of_image, record in records]
         if self.with_confidence:
@@ -276,11 +280,7 @@ class Segmentation(CalibratedTask):
             height, width = mask.shape[-2:]
             row: dict[str, Any] = {"path": path, "height": height, "width": width}
             if truth is not None:
-                # Of this image alone, not of those that the other ranks look at now.
-                metric = SegmentationMetrics(int(self.num_classes or 0), bool(self.multi_label), sync=False)
-                metric.update(mask, truth["mask"].cpu())
-                values = metric.compute()
-                row |= {name: float(values[name]) for name in ("miou", "accuracy")}
+                row |= image_scores(mask, truth["mask"].cpu(), int(self.num_classes or 0), bool(self.multi_label))
             counts = mask.flatten(1).sum(1) if self.multi_label else torch.bincount(mask.flatten(), minlength=256)
             row |= {f"area_{name}": int(n) / (height * width) for name, n in zip(class_names, counts, strict=False)}
             rows.append(row)
