@@ -31,10 +31,12 @@ def sections(measured: Measured, said: str) -> list[tuple[str, str]]:
     temperature = measured.temperature
     before = images.confidences(measured)
     after = images.confidences(measured, temperature) if temperature != 1 else None
+    given = [images.truth_probability(measured, t) for t in (1.0, temperature)]
+    losses = [float(-np.log(np.maximum(one, 1e-12)).mean()) for one in given]
     return [
         ("Classes", _classes(measured)),
         ("Confusions", _confusions(measured)),
-        ("Calibration", parts.calibration(measured, before, after, said)),
+        ("Calibration", parts.calibration(measured, before, after, said, losses)),
         ("Thresholds", _thresholds(measured)),
         ("Precision and recall", _precision_recall(measured)),
         ("Properties of the pictures", parts.properties(measured, images.scorer, images.MAIN)),

@@ -80,7 +80,9 @@ def calibration_scorer(bins: Floats) -> Scorer:
     return score
 
 
-def calibration(measured: Measured, before: Answers, after: Answers | None, said: str) -> str:
+def calibration(
+    measured: Measured, before: Answers, after: Answers | None, said: str, losses: Sequence[float] = ()
+) -> str:
     """Reliability diagrams and the error with its interval, before and after temperature scaling.
 
     Args:
@@ -88,16 +90,22 @@ def calibration(measured: Measured, before: Answers, after: Answers | None, said
         before: Answers at a temperature of 1.
         after: Those at the checkpoint's; None where it has none.
         said: A sentence: what the temperature is, and where it was found.
+        losses: Negative log-likelihood before and after, where there is one.
     """
     diagrams, rows = [], []
     named = [("before", before)] + ([("after temperature scaling", after)] if after is not None else [])
-    for name, answers in named:
+    for number, (name, answers) in enumerate(named):
         bins = bins_of(answers, len(measured))
         error = scored(measured, calibration_scorer(bins), FEW)["calibration error"]
         rows.append([name, f"<b>{error['mean']:.4f}</b>", f"{error['low']:.4f} to {error['high']:.4f}"])
+        rows[-1].append(f"{losses[number]:.4f}" if losses else "")
         diagrams.append(_reliability(bins.sum(0), f"{name}: error {error['mean']:.3f}"))
-    intro = f"<p>How far stated probabilities can be trusted. {page.escaped(said)}</p>"
-    return f"{intro}{page.table(['', 'calibration error', '95 %'], rows)}{''.join(diagrams)}"
+    intro = (
+        f"<p>How far stated probabilities can be trusted. {page.escaped(said)} Of few images the calibration error is"
+        " too high, since no bin is ever quite right, and its interval, too; the likelihood is not.</p>"
+    )
+    head = ["", "calibration error", "95 %", "negative log-likelihood" if losses else ""]
+    return f"{intro}{page.table(head, rows)}{''.join(diagrams)}"
 
 
 def _reliability(bins: Floats, title: str) -> str:

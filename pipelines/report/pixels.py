@@ -143,10 +143,29 @@ def image_ious(measured: Measured) -> Floats:
 
 def confidences(measured: Measured, temperature: float = 1.0) -> tuple[Floats, NDArray[np.bool_], Ints]:
     """Of each sampled pixel the probability of its class, whether it is right, and its image."""
-    truth = measured.each["sample_truth"]
-    known = truth < len(measured.class_names)
-    logits = measured.each["sample"][known].astype(np.float64) / temperature
-    powers = np.exp(logits - logits.max(1, keepdims=True, initial=-np.inf))
-    probability = powers / powers.sum(1, keepdims=True)
-    right = logits.argmax(1) == truth[known] if len(logits) else np.zeros(0, bool)
-    return probability.max(1, initial=0.0), np.asarray(right), measured.image_of("sample_truth")[known]
+    known = _sampled(measured)
+    probability = _probabilities(measured, temperature)
+    right = probability.argmax(1) == measured.each["sample_truth"][known]
+    return probability.max(1), np.asarray(right), measured.image_of("sample_truth")[known]
+
+
+def loss(measured: Measured, temperature: float) -> float:
+    """Negative log-likelihood of the sampled pixels; NaN without any."""
+    known = _sampled(measured)
+    if not known.any():
+        return float("nan")
+    probability = _probabilities(measured, temperature)
+    given = probability[np.arange(len(probability)), measured.each["sample_truth"][known]]
+    return float(-np.log(np.maximum(given, 1e-12)).mean())
+
+
+def _sampled(measured: Measured) -> NDArray[np.bool_]:
+    """Which sampled pixels are annotated."""
+    return np.asarray(measured.each["sample_truth"] < len(measured.class_names))
+
+
+def _probabilities(measured: Measured, temperature: float) -> Floats:
+    """Of those the probabilities (E, K)."""
+    logits = measured.each["sample"][_sampled(measured)].astype(np.float64) / temperature
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))

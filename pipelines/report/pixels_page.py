@@ -26,12 +26,13 @@ def sections(measured: Measured, said: str) -> list[tuple[str, str]]:
     """Title and HTML of each section; ``said`` of the temperature."""
     before = pixels.confidences(measured)
     after = pixels.confidences(measured, measured.temperature) if measured.temperature != 1 else None
+    losses = [pixels.loss(measured, t) for t in (1.0, measured.temperature)]
     found = {i: errors_of(*both) for i in range(len(measured)) if (both := pixels.maps(measured, i)) is not None}
     sampled = f"{len(before[0]):,} pixels all over the images. {said}"
     return [
         ("Classes", _classes(measured)),
         ("Confusions", _confusions(measured)),
-        ("Calibration", parts.calibration(measured, before, after, sampled) if len(before[0]) else ""),
+        ("Calibration", parts.calibration(measured, before, after, sampled, losses) if len(before[0]) else ""),
         ("Thresholds", _thresholds(measured)),
         ("Kinds of errors", _kinds(measured, found)),
         ("Size of the regions", _sizes(found)),
