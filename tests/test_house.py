@@ -37,6 +37,7 @@ LAYERS = (
     ("pipelines.outputs",),
     ("pipelines.report",),
     ("pipelines.callbacks",),
+    ("pipelines.run_trainer",),
     ("pipelines.advice", "pipelines.defaults", "pipelines.epoch_loop", "pipelines.lightning_parts"),
     ("pipelines.preparation",),
     ("pipelines.resuming",),
