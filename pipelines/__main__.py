@@ -27,7 +27,7 @@ MODULES = {
     "pseudo-label": "pipelines.noisy_student.pseudo_label",
     **{
         name: f"pipelines.commands.{name}"
-        for name in ("benchmark", "check", "convert", "doctor", "export", "probe", "summary", "verify")
+        for name in ("benchmark", "check", "convert", "demo", "doctor", "export", "probe", "summary", "verify")
     },
 }
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "noisy-student": "train teacher and students over generations, and report what the unlabeled images were worth",
     "check": "look for what is wrong with a data set: files, annotations, classes, splits",
     "summary": "show a network's layers: shapes, parameters, operations, receptive fields, memory",
+    "demo": "show what checkpoints say of pictures, side by side, on a page in the browser",
     "convert": "convert boxes and masks between COCO JSON, VOC XML and YOLO text",
     "doctor": "check installation and machine, and with a config its memory and time: one page for a bug report",
     "list": "show commands, tasks, datamodules and ready configs; `list backbones PATTERN` network names",

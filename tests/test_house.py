@@ -36,6 +36,7 @@ LAYERS = (
     ),
     ("pipelines.outputs",),
     ("pipelines.callbacks",),
+    ("pipelines.run_trainer",),
     ("pipelines.advice", "pipelines.defaults", "pipelines.epoch_loop", "pipelines.lightning_parts"),
     ("pipelines.preparation",),
     ("pipelines.resuming",),
@@ -46,6 +47,7 @@ LAYERS = (
     ("pipelines.commands",),
     ("pipelines.noisy_student",),
     ("pipelines.api",),
+    ("pipelines.commands.demo",),
     ("pipelines.__main__",),
 )
 #: Imports (from, of) that are still to go, as modules or their packages. Delete a line with the import it allows.
