@@ -75,7 +75,7 @@ class Stages(nn.Module):
             handle.remove()
         given, raw = seen[0][0], list(_tensors(seen[0][1]))
         # While a graph is made, a comparison would close the batch where it is open.
-        if not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
+        if not (torch.compiler.is_exporting() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
             self._of_batch = [i for i, value in enumerate(raw) if value.shape[0] == image.shape[0]]
         inner = {f"raw_{number}": raw[i] for number, i in enumerate(self._of_batch)}
         return _distinct({**outputs, "network_input": given, **inner})
