@@ -50,6 +50,7 @@ class Net(pl.LightningModule):
     def on_after_backward(self) -> None:
         """Spoil the gradient, where that is asked for."""
         if self.spoiled == "gradient" and self.global_step == 9:
+            assert self.layer.weight.grad is not None
             self.layer.weight.grad.fill_(float("nan"))
 
     def configure_optimizers(self) -> Any:
