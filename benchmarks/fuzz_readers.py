@@ -1,6 +1,6 @@
 """Damaged files for every reader: nothing but our own errors may come out.
 
-    python -m benchmarks.fuzz_readers [INPUTS] [SEED]
+    python -m benchmarks.fuzz_readers [INPUTS] [SEED] [KIND ...]
 
 A good file of each format is changed by hypothesis, in its values, its text or its bytes, and read. It prints the
 number of inputs and, where another kind of exception came out, its traceback and the smallest input that gives it, and
@@ -19,7 +19,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -237,10 +237,10 @@ def run(case: Case, folder: Path, inputs: int, seed: int, count: Counter[str]) -
     return None
 
 
-def main(inputs: int = 2800, seed: int = 0) -> int:
-    """Read so many files, as many of each format; 1 if there was an error that is not ours."""
+def main(inputs: int = 2800, seed: int = 0, kinds: Sequence[str] = ()) -> int:
+    """Read so many files, as many of each kind, all or those named; 1 if there was an error that is not ours."""
     count, start, wrong = Counter[str](), time.perf_counter(), 0
-    every = cases()
+    every = [case for case in cases() if not kinds or case.name in kinds]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for number, case in enumerate(every):
@@ -256,4 +256,5 @@ def main(inputs: int = 2800, seed: int = 0) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    inputs, number = [*map(int, sys.argv[1:3]), *(2800, 0)[len(sys.argv[1:3]) :]]
+    sys.exit(main(inputs, number, sys.argv[3:]))

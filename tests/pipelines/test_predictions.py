@@ -115,7 +115,8 @@ def batch_of(paths: list[str], ids: list[int], canvas: np.ndarray, sizes: list[t
 
 def predict(directory: Path, trainer: Any, batches: list[dict[str, Any]], masks: list[list[np.ndarray]]) -> None:
     writer, task = PredictionWriter(directory), Stub(trainer.datamodule.class_names)
-    writer.setup(trainer, task, trainer.state.fn)
+    if trainer.world_size == 1:  # ranks that run one after the other would clear each other's files
+        writer.setup(trainer, task, trainer.state.fn)
     writer.on_predict_start(trainer, task)
     for i, (batch, some) in enumerate(zip(batches, masks, strict=True)):
         outputs = {"mask": [torch.from_numpy(mask) for mask in some]}
