@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
-from datamodules.common.files import read_json, write_json
+from datamodules.common.files import private_folder, read_json, user_folder, write_json
 from datamodules.common.locks import only_one_builds
+from datamodules.decoding.contents import state_of
 from datamodules.decoding.headers import ImageError
 from datamodules.decoding.images import check_image, read_image
 from datamodules.decoding.video import is_frame
@@ -132,14 +133,14 @@ class DecodedCache:
         Args:
             records: Plain records.
             read: Record -> sample with ``image`` uint8 (H, W, C).
-            directory: Where to keep it; `user_folder` by default.
+            directory: Where to keep it; a folder of the user's by default.
             side: Images whose shorter side has more pixels are reduced to it; their boxes follow.
 
         Raises:
             UserError: If the disk has too little room, with what is needed and what is free.
             UserError: If the default folder is another user's.
         """
-        folder = Path(directory) if directory else _private(user_folder())
+        folder = Path(directory) if directory else private_folder(user_folder("decoded"))
         folder.mkdir(parents=True, exist_ok=True)
         # The decoder's settings are part of what is stored: a first image read through `read` carries them.
         first = read(records[0])["image"]
@@ -159,25 +160,6 @@ class DecodedCache:
         offset, shape = self._places[record["path"]]
         image = np.frombuffer(self._map, self.dtype, math.prod(shape), offset).reshape(shape).copy()
         return self._read({**(_follow(record, shape) if self.is_reduced else record), "image": image})
-
-
-def user_folder() -> Path:
-    """Where decoded images are kept by default: a place of the user's own, not the temporary folder of all users."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "pipelines" / "decoded"
-
-
-def _private(folder: Path) -> Path:
-    """The folder, made where it is missing, and closed to others: what is read from it is trusted."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if hasattr(os, "getuid"):  # not on Windows
-        if folder.stat().st_uid != os.getuid():
-            raise UserError(
-                f"The folder of decoded images, {folder}, belongs to another user. Set data.cache_dir to a folder of"
-                " your own."
-            )
-        folder.chmod(0o700)
-    return folder
 
 
 def _image_of(record: Record, read: Callable[[Record], Record], side: int | None) -> NDArray[Any]:
@@ -204,8 +186,8 @@ def _digest(records: Sequence[Record], first: NDArray[Any], side: int | None) ->
     """Of all that the decoded pixels depend on: the files' paths, sizes and times, type and channels."""
     digest = hashlib.sha256()
     for record in records:
-        stat = os.stat(record["image"]) if isinstance(record["image"], str) else None
-        state = (stat.st_size, stat.st_mtime_ns) if stat else hashlib.sha1(record["image"].tobytes()).hexdigest()
+        stat = state_of(record["image"]) if isinstance(record["image"], str) else None
+        state = (stat.size, stat.mtime_ns) if stat else hashlib.sha1(record["image"].tobytes()).hexdigest()
         digest.update(repr((record["path"], state)).encode())
     digest.update(repr((first.dtype.str, first.shape[2:], *([] if side is None else [side]))).encode())
     return digest.hexdigest()

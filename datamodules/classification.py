@@ -15,12 +15,14 @@ from datamodules.annotations.records import Listing
 from datamodules.arguments import Interpolation, Loading, Pixels, Splits, refuse_set
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
+from datamodules.decoding.shards import is_shards
 from datamodules.groups import is_pattern
 from datamodules.loaders import Record, read_record
 from datamodules.readers.arrays import read_arrays
 from datamodules.readers.digits import read_digits
 from datamodules.readers.folder import has_class_folders, read_folder
 from datamodules.readers.lists import read_list
+from datamodules.readers.shards import read_labels
 from datamodules.readers.tables import LIST_SUFFIXES, SPLIT_FIELD, lists_of_splits
 from datamodules.readers.torchvision_sets import read_torchvision
 from datamodules.transforms.augment import Augment
@@ -29,12 +31,13 @@ from datamodules.transforms.pipeline import Transform
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ClassificationData(Pixels, Splits, Loading, DataModule):
-    """Image classification from a folder, a CSV or parquet list, a .npz file, a torchvision set, or the digits.
+    """Image classification from a folder, a list, tar shards, a .npz file, a torchvision set, or the digits.
 
     Args:
         source: ``digits`` (embedded), a folder of class folders (below ``train``/``val``/``test`` or not), a ``.csv``,
             ``.parquet`` or ``.txt`` list, a list a split (``lists/{split}.csv``, or the folder of ``train.csv`` and
-            ``val.csv``), a ``.npz`` file, or ``torchvision:NAME``.
+            ``val.csv``), WebDataset's tar shards (``train-{000..009}.tar``, a folder of them), a ``.npz`` file, or
+            ``torchvision:NAME``.
         image_root: Folder that relative paths of a list start from; the list's own folder by default. For
             ``torchvision:NAME`` the folder that holds the set.
         columns: Names of a list's columns where they are not ``path``, ``label`` and ``split``.
@@ -119,6 +122,9 @@ class ClassificationData(Pixels, Splits, Loading, DataModule):
             return read_digits()
         if source.startswith("torchvision:"):
             return read_torchvision(source.removeprefix("torchvision:"), self.image_root or "data")
+        if is_shards(source):
+            self._refuse_list_keys(refuse=True)
+            return read_labels(source)
         path = Path(source)
         if SPLIT_FIELD not in source and not path.exists():
             raise UserError(

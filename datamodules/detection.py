@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, Literal
 
 from pytorch_lightning.utilities import rank_zero_warn
@@ -20,10 +19,9 @@ from datamodules.base import DataModule
 from datamodules.common.errors import UserError, bullets
 from datamodules.dense import DenseData
 from datamodules.loaders import RecordDataset
-from datamodules.readers.box_sources import Format, find_format, read_boxes
+from datamodules.readers.box_sources import WITHOUT_ROOT, Format, find_format, read_boxes
 from datamodules.readers.digits import MAX_DIGITS
 from datamodules.readers.samples import read_objects
-from datamodules.readers.tables import SPLIT_FIELD
 from datamodules.transforms.augment import DetectionAugment
 from datamodules.transforms.mixing import MixedDataset
 from datamodules.transforms.pipeline import Transform
@@ -41,7 +39,7 @@ class DetectionData(DenseData):
     Args:
         source: ``digits`` (embedded scenes), a COCO ``.json`` file or a folder with ``annotations/*.json``, a folder of
             Pascal VOC's XML files, YOLO's ``data.yaml`` or a folder with ``labels/``, a ``.csv`` list of boxes, or what
-            LabelMe, CreateML, VIA, Label Studio and CVAT write; see docs/data.md.
+            LabelMe, CreateML, VIA, Label Studio and CVAT write; or WebDataset's tar shards; see docs/data.md.
         format: Which of them; by default what the files look like.
         image_root: Where file names start; by default where the images are found. VOC and YOLO have none.
         class_names: The classes in their order. COCO's are chosen by it, and boxes of the others left out; for other
@@ -133,16 +131,10 @@ class DetectionData(DenseData):
             self.class_names = list(DIGIT_CLASSES)
             records = self._split_scenes(self._scene_records(self.scene_digits or MAX_DIGITS))
             return Listing(records, self.class_names)
-        path = Path(self.source)
-        if SPLIT_FIELD not in self.source and not path.exists():
-            raise UserError(
-                f"data.source '{self.source}' does not exist (looked in {Path.cwd()}). Put or link the images there, or"
-                " set --data.source to a folder in the layout of COCO, VOC or YOLO, a COCO .json or a YOLO .yaml file."
-            )
-        format: Format = self.format or find_format(path)
+        format: Format = self.format or find_format(self.source)
         self._check_format(format)
         listing = read_boxes(
-            path,
+            self.source,
             format,
             image_root=self.image_root,
             class_names=None if format == "coco" else self.class_names,
@@ -167,7 +159,7 @@ class DetectionData(DenseData):
             if is_set and format != "voc":
                 reason = f"data.source '{self.source}' is read as {format}; leave it out."
                 raise UserError(f"data.{key} is set, but {reason}")
-        if format in ("voc", "yolo"):
+        if format in WITHOUT_ROOT:
             refuse_set(self, ["image_root"], f"data.source '{self.source}' is read as {format}, which needs none.")
 
     def check_annotations(self, records: list[Record]) -> list[Record]:

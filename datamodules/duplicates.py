@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from datamodules.common.files import read_json, write_json
+from datamodules.decoding.contents import state_of
 from datamodules.loaders import Record, available_cores
 
 
@@ -65,9 +65,7 @@ def _key(record: Record, read: Callable[[Record], Record]) -> str:
     image = record["image"]
     source: tuple[Any, ...]
     if isinstance(image, str):
-        file = image if os.path.exists(image) else image.rpartition("#")[0]  # a frame of a video
-        found = os.stat(file)
-        source = (image, found.st_size, found.st_mtime_ns)
+        source = (image, *state_of(image))
     elif image is None:
         source = (record["scene"],)
     else:

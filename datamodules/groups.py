@@ -37,7 +37,7 @@ def set_groups(records: Sequence[Record], group: str) -> None:
         return
     fits = re.compile(r"(?:.*/)?" + _expression(group))
     for record in records:
-        match = fits.fullmatch(record["path"].replace("\\", "/"))
+        match = fits.fullmatch(re.sub(r"\.tar#", ".tar/", record["path"].replace("\\", "/"), flags=re.IGNORECASE))
         if match is None:
             raise UserError(f"data.group is '{group}', which does not fit the path {record['path']}.")
         record["group"] = match["group"]

@@ -13,6 +13,8 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError, bullets
+from datamodules.decoding.archives import is_member, read_member
+from datamodules.decoding.contents import state_of
 from datamodules.decoding.headers import ImageError
 from datamodules.decoding.images import read_image
 from datamodules.decoding.video import is_frame
@@ -66,7 +68,7 @@ def _equal_files(records: Mapping[str, Sequence[Record]]) -> list[list[_File]]:
         for record in own
         if isinstance(record["image"], str) and not is_frame(record["image"])
     ]
-    groups = _across([files], [os.path.getsize(file.path) for file in files])
+    groups = _across([files], [state_of(file.path).size for file in files])
     for read in (_end_of, _digest_of):
         groups = _across(groups, _each(read, [file.path for group in groups for file in group]))
     return [group for group in groups if not _is_plain(group[0].path)]
@@ -93,6 +95,8 @@ def _each(read: Callable[[str], bytes], paths: Sequence[str]) -> list[bytes]:
 
 def _end_of(path: str) -> bytes:
     """The last bytes of a file."""
+    if is_member(path):
+        return read_member(path, max(0, state_of(path).size - _PROBE))
     file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         os.lseek(file, max(0, os.fstat(file).st_size - _PROBE), os.SEEK_SET)
@@ -103,6 +107,8 @@ def _end_of(path: str) -> bytes:
 
 def _digest_of(path: str) -> bytes:
     """A digest of a whole file."""
+    if is_member(path):
+        return hashlib.sha256(read_member(path)).digest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 

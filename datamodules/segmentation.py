@@ -41,7 +41,8 @@ class SegmentationData(DenseData):
             ``trainannot/``, ...; see ``datamodules.readers.pairs``), a folder in the layout of VOC or COCO, a COCO
             ``.json`` file, or a ``.csv`` or ``.parquet`` list with the columns ``path`` and ``mask``, and where labels
             are soft ``soft_mask`` (see ``datamodules.annotations.soft_masks``), or a ``.txt`` file with both on a line;
-            also a list a split, ``lists/{split}.csv`` or the folder of ``train.csv`` and ``val.csv``.
+            also a list a split, ``lists/{split}.csv`` or the folder of ``train.csv`` and ``val.csv``; or WebDataset's
+            tar shards, ``train-{000..009}.tar`` or a folder of them.
         images: Pattern of the image files below ``source``, for example ``{split}/{stem}.jpg``; with ``masks``.
         masks: Pattern of the mask files: ``{split}annot/{stem}.png``. ``{class}`` in it stands for one binary mask a
             class, as in ``masks/{class}/{stem}.png``; an image without a class's file has none of that class.

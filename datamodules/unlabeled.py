@@ -15,6 +15,7 @@ from datamodules.annotations.records import Listing
 from datamodules.arguments import Cache
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
+from datamodules.decoding.shards import is_shards
 from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, read_record
 from datamodules.readers.lists import read_paths
 from datamodules.readers.pictures import find_pictures
@@ -134,14 +135,14 @@ class UnlabeledImages(DataModule):
 
 
 def pool_records(source: str | Path) -> list[Record]:
-    """The images of a pool: a folder with its sub-folders, an image, a video, or a ``.csv`` or ``.parquet`` list.
+    """The images of a pool: a folder with its sub-folders, an image, a video, tar shards, or a ``.csv`` list.
 
     Raises:
         UserError: If there is no such thing.
         UserError: If it holds no images.
     """
     path = Path(source)
-    if not path.exists():
+    if not (path.exists() or is_shards(str(source))):
         raise UserError(
             f"The pool '{source}' does not exist (looked in {Path.cwd()}). Give a folder of images, or a .csv or"
             " .parquet list with a column 'path'."

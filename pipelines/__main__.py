@@ -7,6 +7,7 @@ else is handed to ``pipelines.cli``.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import sys
@@ -18,6 +19,17 @@ from pipelines import __version__, listing
 # Words that people bring from other tools.
 SYNONYMS = {"train": "fit", "training": "fit", "eval": "validate", "evaluate": "validate", "val": "validate"}
 SYNONYMS |= {"infer": "predict", "inference": "predict", "ls": "list"}
+
+#: Where commands lie that are more than a method of the Trainer.
+MODULES = {
+    "list": "pipelines.listing",
+    "noisy-student": "pipelines.noisy_student.command",
+    "pseudo-label": "pipelines.noisy_student.pseudo_label",
+    **{
+        name: f"pipelines.commands.{name}"
+        for name in ("benchmark", "check", "convert", "demo", "doctor", "export", "probe", "summary", "verify")
+    },
+}
 
 
 def usage() -> str:
@@ -85,37 +97,14 @@ def _announce(args: list[str]) -> None:
 
 
 def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
-    """What runs a command; it is imported here, since each needs more than the one before it."""
-    if command == "list":
-        return listing.main
-    if command == "convert":
-        from pipelines.commands.convert import main as convert
-
-        return convert
-    if command == "check":
-        from pipelines.commands.check import main as check
-
-        return check
-    if command == "doctor":
-        from pipelines.commands.doctor import main as doctor
-
-        return doctor
-    if command == "noisy-student":
-        from pipelines.noisy_student.command import main as noisy_student
-
-        return noisy_student
+    """What runs a command: ``main`` of its module, which is imported here, since each needs more than ``list``."""
     if command == "fit" and _has_students(words):
         from pipelines.noisy_student.command import main as noisy_student
 
         return functools.partial(noisy_student, one_generation=True)
-    if command == "pseudo-label":
-        from pipelines.noisy_student.pseudo_label import main as pseudo_label
-
-        return pseudo_label
-    if command == "probe":
-        from pipelines.commands.probe import main as probe
-
-        return probe
+    if command in MODULES:
+        run: Callable[[list[str]], int] = importlib.import_module(MODULES[command]).main
+        return run
     from pipelines import cli
 
     return lambda words: cli.main([command, *words])

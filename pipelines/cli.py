@@ -227,20 +227,34 @@ def _report(error: Exception, command: Command, words: list[str]) -> int:
     """Tell what went wrong: one message for what people can put right, a traceback for a fault of ours."""
     if os.environ.get("PIPELINES_TRACEBACK"):
         traceback.print_exc()
+    told = message_of(error, command, words)
+    if told is None:
+        traceback.print_exception(error)
+        return 1
+    return _fail(*told)
+
+
+def message_of(error: Exception, command: Command, words: list[str]) -> tuple[str, int] | None:
+    """What went wrong, for people, and the exit status; None for a fault of ours.
+
+    Args:
+        error: What a command raised.
+        command: The command.
+        words: Its flags.
+    """
     try:
         given = _given(command, words)
     except (Mistake, UserError) as mistake:
         # The command line itself cannot be read, so that is what the error was about.
-        return _fail(str(mistake), 2)
+        return str(mistake), 2
     message = explain(error, command.name, command.arguments, given)
     if message is not None:
-        return _fail(message, 2)
+        return message, 2
     message = reason_of(error)
     if message is None:
-        traceback.print_exception(error)
-        return 1
+        return None
     # What begins with a key or a flag speaks of the config, the rest of data and files.
-    return _fail(with_place(message, given), 2 if names_key(message) else 1)
+    return with_place(message, given), 2 if names_key(message) else 1
 
 
 def _given(command: Command, words: list[str]) -> list[Source]:

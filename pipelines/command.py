@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -19,6 +19,7 @@ from pipelines.config.mistakes import find_mistake
 from pipelines.config.signatures import arguments_of_function
 from pipelines.config.values import differences, merged
 from pipelines.config.words import CONFIG, Flag, flags, value_of
+from pipelines.ensemble import joined
 from pipelines.run.checkpoints import open_checkpoint
 from pipelines.run.directory import find_checkpoint, task_name
 from pipelines.run.loading import Carried, Loaded, load, read_carried
@@ -77,6 +78,8 @@ def checkpoint_of(command: Command, words: Sequence[str]) -> Path | None:
         UserError: If there is no such checkpoint, or nothing says what to run, or the config is wrong.
     """
     has_config = any(flag.name in CONFIG for flag in flags(words))
+    if files := members_of(command, words):
+        return find_checkpoint("", "", files[0])
     which, name = value_of(words, "--ckpt_path"), value_of(words, "--name")
     if not command.starts_from_checkpoint or (command.optionally and (which is None or has_config)):
         return None
@@ -88,6 +91,23 @@ def checkpoint_of(command: Command, words: Sequence[str]) -> Path | None:
             " (its newest run's best checkpoint is taken)."
         )
     return find_checkpoint(value_of(words, "--runs_dir") or "runs", str(name), which)
+
+
+def members_of(command: Command, words: Sequence[str]) -> list[str]:
+    """The files of ``--ckpt_path [a.ckpt,b.ckpt]``, for a command that takes several; none where it is one.
+
+    Raises:
+        UserError: If it is an empty list, or a config is to name a run, too.
+    """
+    written = value_of(words, "--ckpt_path") or ""
+    files = flag_value(written) if written.startswith("[") and not Path(written).is_file() else None
+    if not isinstance(files, list) or list[str] not in get_args(command.arguments.get("ckpt_path")):
+        return []
+    if not files:
+        raise UsageError("--ckpt_path is an empty list: give a file, or several as [a.ckpt,b.ckpt].")
+    if any(flag.name in CONFIG for flag in flags(words)):
+        raise UsageError("--ckpt_path names several checkpoints, which say themselves what to run: leave --config out.")
+    return [str(file) for file in files]
 
 
 def _run_of_config(command: Command, words: Sequence[str]) -> Path | None:
@@ -124,12 +144,12 @@ def load_changed(command: Command, checkpoint: Path, words: Sequence[str]) -> tu
     mistake = find_mistake(command.name, command.arguments, [carried.source, *sources(changes)])
     if mistake is not None:
         raise UsageError(mistake)
-    loaded = load(
-        checkpoint,
-        trust=trusted(words),
-        changes=_changes_of(changing),
-        typed=[name for flag in changing for name in _classes_typed(flag)],
-    )
+    files = [checkpoint, *(find_checkpoint("", "", file) for file in members_of(command, words)[1:])]
+    values = _changes_of(changing)
+    typed = [name for flag in changing for name in _classes_typed(flag)]
+    loaded = joined([load(file, trust=trusted(words), changes=values, typed=typed) for file in files])
+    if len(files) > 1 and carried.name is not None:
+        carried = replace(carried, name=f"{carried.name}-ensemble")  # no version of a run that was trained
     taken = _positions([*changing, *(flag for flag in flags(words) if flag.name in CONFIG)])
     rest = [word for i, word in enumerate(words) if i not in taken]
     if configs:

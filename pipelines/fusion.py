@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from datamodules.common import rle
 from datamodules.common.errors import UserError
 from pipelines.run.checkpoints import open_checkpoint
 from pipelines.run.loading import Loaded
@@ -35,16 +36,7 @@ def fused(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         The same of all, by falling score.
     """
-    corners, scores, labels = _columns(entries)
-    groups: list[_Group] = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        by_score = rows[np.argsort(-scores[rows], kind="stable")]
-        for members in _groups(corners, scores, by_score):
-            found_by = min(len(members), len(entries)) / len(entries)
-            box = np.average(corners[members], axis=0, weights=scores[members])
-            groups.append(_Group(float(scores[members].mean() * found_by), int(label), box.tolist()))
-    groups.sort(key=lambda group: -group.score)
+    groups = _fused_groups(entries)
     return {
         "bbox": [group.bbox for group in groups],
         "scores": [group.score for group in groups],
@@ -53,19 +45,89 @@ def fused(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def fused_found(predictions: Sequence[Mapping[str, Any]], most: int) -> dict[str, Any]:
+    """What several detectors predict for a batch, fused as by ``fused``.
+
+    The mask of an object is where the mean of its masks, weighted by their scores, is above a half.
+
+    Args:
+        predictions: Of each detector ``boxes``, ``scores``, ``labels`` and where there are masks ``masks``, lists of
+            one entry an image, as ``Detection.predict`` gives them.
+        most: Objects of an image at most.
+
+    Returns:
+        The same of all, on the first one's device.
+    """
+    found: dict[str, list[Any]] = {key: [] for key in predictions[0]}
+    for i, first in enumerate(predictions[0]["boxes"]):
+        entries = [_entry(prediction, i) for prediction in predictions]
+        groups = _fused_groups(entries)[:most]
+        found["boxes"].append(first.new_tensor([group.box for group in groups]).reshape(-1, 4))
+        found["scores"].append(first.new_tensor([group.score for group in groups]))
+        found["labels"].append(torch.tensor([group.label for group in groups], dtype=torch.int64, device=first.device))
+        if "masks" in found:
+            scores = np.concatenate([np.asarray(entry["scores"]) for entry in entries])
+            masks = [mask for prediction in predictions for mask in prediction["masks"][i]]
+            found["masks"].append([_mean_mask(masks, scores, group.members) for group in groups])
+    return found
+
+
+def mean_thresholds(each: Sequence[Mapping[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The mean of several detectors' ``best_thresholds``, where all have some; their F1 is the first's."""
+    mean = {}
+    for kind, best in each[0].items():
+        if all(kind in other for other in each):
+            per_class = np.mean([other[kind]["per_class"] for other in each], axis=0).tolist()
+            mean[kind] = {**best, "per_class": per_class, "overall": float(np.mean([o[kind]["overall"] for o in each]))}
+    return mean
+
+
+def _entry(prediction: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """One image's boxes, as ``fused`` takes them."""
+    boxes = prediction["boxes"][index].cpu().double()
+    sides = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+    scores, labels = (prediction[key][index].tolist() for key in ("scores", "labels"))
+    return {"bbox": sides.tolist(), "scores": scores, "labels": labels}
+
+
+def _mean_mask(masks: Sequence[Mapping[str, Any]], scores: NDArray[np.float64], members: list[int]) -> dict[str, Any]:
+    """The mask of a group, run-length encoded; its members are numbers of masks and scores."""
+    own = [masks[i] for i in members]
+    if len(own) == 1:
+        return dict(own[0])
+    height, width = own[0]["size"]
+    mean = np.average(rle.decoded(own, height, width), axis=0, weights=scores[members])
+    return rle.of_masks(torch.from_numpy(mean > 0.5)[None])[0]
+
+
 @dataclass(frozen=True)
 class _Group:
-    """One object: its box is x1, y1, x2, y2."""
+    """One object: its box is x1, y1, x2, y2; ``members`` are the places of its boxes among those of all."""
 
     score: float
     label: int
     box: list[float]
+    members: list[int]
 
     @property
     def bbox(self) -> list[float]:
         """x, y, width, height."""
         x1, y1, x2, y2 = self.box
         return [x1, y1, x2 - x1, y2 - y1]
+
+
+def _fused_groups(entries: Sequence[Mapping[str, Any]]) -> list[_Group]:
+    """The objects that several teachers find on one image, by falling score; see ``fused``."""
+    corners, scores, labels = _columns(entries)
+    groups: list[_Group] = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        by_score = rows[np.argsort(-scores[rows], kind="stable")]
+        for members in _groups(corners, scores, by_score):
+            found_by = min(len(members), len(entries)) / len(entries)
+            box = np.average(corners[members], axis=0, weights=scores[members])
+            groups.append(_Group(float(scores[members].mean() * found_by), int(label), box.tolist(), members))
+    return sorted(groups, key=lambda group: -group.score)
 
 
 def _columns(

@@ -24,11 +24,11 @@ from datamodules.base import DataModule
 from datamodules.collate import collate
 from datamodules.common.batch import Sample
 from datamodules.common.errors import UserError
+from datamodules.decoding.limits import limit_pixels
 from datamodules.loaders import Record, RecordDataset, available_cores
+from pipelines.ensemble import Ensemble, joined
 from pipelines.hardware import Precision, resolve_precision
-from pipelines.run.checkpoints import open_checkpoint
-from pipelines.run.compatibility import check_fits
-from pipelines.run.loading import Loaded, load, read_carried
+from pipelines.run.loading import load, load_weights, read_carried
 from tasks.base import Task
 
 Batch: TypeAlias = dict[str, Any]
@@ -46,7 +46,7 @@ class Predictor:
         precision: What it computes in, as in a Trainer.
     """
 
-    task: Task
+    task: Task | Ensemble
     data: DataModule
     device: torch.device
     precision: str
@@ -83,6 +83,7 @@ class Predictor:
         Raises:
             UserError: If a picture cannot be read, or sizes differ, naming it.
         """
+        limit_pixels(self.data.max_pixels)
         return collate([self.sample(record, first + i) for i, record in enumerate(records)])
 
     def batches(
@@ -97,6 +98,7 @@ class Predictor:
             batch_size: Pictures a batch; that of ``test`` and ``predict`` by default.
             ahead: Read a batch while the one before is in use.
         """
+        limit_pixels(self.data.max_pixels)  # again: another datamodule may have been made since
         size = batch_size or self.data.eval_batch
         waiting: list[Future[Sample]] = []
         numbered = enumerate(records)
@@ -130,7 +132,7 @@ class Predictor:
 
 
 def load_predictor(
-    checkpoint: str | Path,
+    checkpoints: str | Path | Sequence[str | Path],
     *,
     device: str | torch.device = "auto",
     precision: Precision | None = None,
@@ -140,41 +142,31 @@ def load_predictor(
     """Load a checkpoint's task with its weights; no data set is read.
 
     Args:
-        checkpoint: The file.
+        checkpoints: The file; several are joined, see ``pipelines.ensemble.Ensemble``.
         device: ``auto`` is the GPU where there is one; or as torch calls it, ``cpu``, ``cuda:1``.
         precision: That of the training by default, as for ``test``; ``auto`` is bf16 on a GPU that has it.
         trust: Packages of the user's own whose classes the checkpoint may name.
         changes: Arguments that differ from the checkpoint's: ``("data.tile", 512)``.
 
     Raises:
-        UserError: If there is no such file or device, the file is damaged or does not say what it was trained with.
+        UserError: If there is no such file or device, the file is damaged or does not say what it was trained with, or
+            several do not go together.
     """
     place = device_of(device)
-    if not Path(checkpoint).is_file():
-        raise UserError(f"{checkpoint} does not exist (looked in {Path.cwd()}). Give a run's checkpoints/best.ckpt.")
-    loaded = load(checkpoint, trust=trust, changes=changes)
-    with_weights(loaded)
-    asked: Any = precision or read_carried(checkpoint).precision or "auto"
-    task = loaded.task.to(place).eval()
-    return Predictor(task, loaded.data, place, resolve_precision(asked, place.type))
-
-
-def with_weights(loaded: Loaded) -> Task:
-    """Build a task's network for its data, and load the checkpoint's weights and thresholds into it.
-
-    Raises:
-        UserError: If weights and task do not fit.
-    """
-    task, data = loaded.task, loaded.data
-    task.load_pretrained = False  # the checkpoint's weights follow
+    files = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
+    if missing := next((file for file in files if not Path(file).is_file()), None):
+        raise UserError(f"{missing} does not exist (looked in {Path.cwd()}). Give a run's checkpoints/best.ckpt.")
+    loaded = joined([load(file, trust=trust, changes=changes) for file in files])
+    task: Task | Ensemble = loaded.task
+    data = loaded.data
     if data.class_names is not None:
         task.resolve(data.spec(), str(loaded.checkpoint))
-    task.configure_model()
-    check_fits(loaded.checkpoint, task)
-    checkpoint = open_checkpoint(loaded.checkpoint)
-    task.load_state_dict(checkpoint["state_dict"])
-    task.on_load_checkpoint(checkpoint)
-    return task
+    if isinstance(task, Ensemble):
+        task.configure_model()
+    else:
+        load_weights(task, loaded.checkpoint)
+    asked: Any = precision or read_carried(loaded.checkpoint).precision or "auto"
+    return Predictor(task.to(place).eval(), data, place, resolve_precision(asked, place.type))
 
 
 def device_of(name: str | torch.device) -> torch.device:

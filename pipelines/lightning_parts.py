@@ -31,6 +31,11 @@ STRATEGIES = {
     "fsdp": "its checkpoints are in parts, which test, predict and --resume do not read. Take ddp",
     "deepspeed": "its checkpoints are in parts, which test, predict and --resume do not read. Take ddp",
     "xla": "nothing here was made for TPUs",
+    "tpu": "nothing here was made for TPUs",
+    **dict.fromkeys(
+        ("spawn", "fork", "notebook"),
+        "signals do not reach the processes that it starts, and their steps are not known at the end. Take ddp",
+    ),
     "parallel": "the networks are not cut into parts over devices. Take ddp",
 }
 #: Settings, and the values that do work.
@@ -60,13 +65,21 @@ def check_parts(callbacks: Sequence[Callback], strategy: Any, settings: dict[str
                 raise UserError(f"trainer.callbacks: {name} does not work here: {CALLBACKS[name]}.")
         if isinstance(callback, ModelCheckpoint):
             _check_checkpoint(callback)
-    named = (strategy if isinstance(strategy, str) else type(strategy).__name__).lower()
+    named = _name_of(strategy)
     for name, reason in STRATEGIES.items():
         if name in named:
             raise UserError(f"trainer.strategy is {named}, which does not work here: {reason}.")
     for name, (working, reason) in SETTINGS.items():
         if name in settings and settings[name] not in working:
             raise UserError(f"trainer.{name} is {settings[name]}, which does not work here: {reason}.")
+
+
+def _name_of(strategy: Any) -> str:
+    """The name of a strategy, of an object with the way in which it starts its processes."""
+    if isinstance(strategy, str):
+        return strategy.lower()
+    started = getattr(strategy, "_start_method", "popen")
+    return type(strategy).__name__.lower() + ("" if started == "popen" else f" by {started}")
 
 
 def _check_checkpoint(callback: ModelCheckpoint) -> None:

@@ -16,19 +16,26 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation set",
     "test": "evaluate a checkpoint on the test set",
     "predict": "write the predictions of a checkpoint for a folder of pictures or a data set",
+    "export": "write a checkpoint as ONNX, torch.export or OpenVINO file, proved to be the same model",
+    "verify": "compare an exported file with its checkpoint, and name the first stage that differs",
+    "benchmark": "measure latency, throughput and memory of a checkpoint and of its exports",
     "probe": "train scikit-learn's logistic regression on frozen features",
     "pseudo-label": "label a pool of images with a trained teacher, for noisy student",
     "noisy-student": "train teacher and students over generations, and report what the unlabeled images were worth",
     "check": "look for what is wrong with a data set: files, annotations, classes, splits",
+    "summary": "show a network's layers: shapes, parameters, operations, receptive fields, memory",
+    "demo": "show what checkpoints say of pictures, side by side, on a page in the browser",
     "convert": "convert boxes and masks between COCO JSON, VOC XML and YOLO text",
     "doctor": "check installation and machine, and with a config its memory and time: one page for a bug report",
     "list": "show commands, tasks, datamodules and ready configs; `list backbones PATTERN` network names",
 }
 MAX_IMPORTS = 8  # no class is imported by way of more files
-SECTIONS = ("commands", "tasks", "datamodules", "configs", "backbones")
+SCRIPTS = "configs/cluster"
+SECTIONS = ("commands", "tasks", "datamodules", "configs", "scripts", "backbones")
 USAGE = f"""usage: {PROGRAM} list [{" | ".join(SECTIONS)}] [PATTERN]
 
-Without a section: all but the backbones. PATTERN is text within a name, or has wildcards: 'resnet*', '*vit*'."""
+Without a section: all but the backbones. PATTERN is text within a name, or has wildcards: 'resnet*', '*vit*'.
+`list scripts NAME` prints a script of a cluster's job."""
 
 
 def main(args: list[str]) -> int:
@@ -66,6 +73,9 @@ def _print_all() -> None:
 
 def _print_section(section: str, pattern: str | None) -> int:
     entries = _entries(section)
+    if section == "scripts" and pattern in entries:
+        print((HOME / SCRIPTS / f"{pattern}.sh").read_text(encoding="utf-8"), end="")
+        return 0
     shown = {name: text for name, text in entries.items() if pattern is None or matches(name, pattern)}
     if pattern is not None and not shown:
         close = nearest(pattern.strip("*"), list(entries))
@@ -108,6 +118,12 @@ def list_configs() -> dict[str, str]:
     return {name: _first_comment(folder / f"{name}.yaml") for name in names}
 
 
+def list_scripts() -> dict[str, str]:
+    """Return the names of the scripts for clusters and the first comment line of each, behind ``#!``."""
+    files = sorted((HOME / SCRIPTS).glob("*.sh"))
+    return {file.stem: file.read_text(encoding="utf-8").splitlines()[1].lstrip("# ") for file in files}
+
+
 def list_classes(package: str) -> dict[str, str]:
     """Find the tasks or datamodules that a package exports, without importing it.
 
@@ -146,6 +162,8 @@ def _entries(section: str) -> dict[str, str]:
         return COMMANDS
     if section == "configs":
         return list_configs()
+    if section == "scripts":
+        return list_scripts()
     if section == "backbones":
         from tasks.backbones import list_backbones
 

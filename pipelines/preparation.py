@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from datamodules.common.errors import UserError, examples
+from datamodules.common.files import write_json
 from pipelines.advice import shared_memory_doubts
 from pipelines.callbacks.checkpoints import KeepBest, SaveLast
 from pipelines.callbacks.curves import Curves
@@ -22,6 +23,8 @@ from pipelines.callbacks.pictures import Pictures
 from pipelines.callbacks.run_files import RunFiles
 from pipelines.callbacks.student import WriteStudent
 from pipelines.config.values import differences
+from pipelines.ensemble import Ensemble
+from pipelines.exported.runtime import use_exported
 from pipelines.run.checkpoints import global_step_of
 from pipelines.run.compatibility import check_data, check_fits
 from pipelines.run.directory import (
@@ -135,28 +138,44 @@ def start_evaluation(
     trainer: RunTrainer,
     model: TaskHooks,
     datamodule: pl.LightningDataModule | None,
-    ckpt_path: str | None,
+    ckpt_path: str | list[str] | None,
     command: str,
     output: str | None = None,
-) -> Path:
+) -> str | None:
     """Find the checkpoint, see that it fits model and data, and add what writes the results.
 
     Returns:
-        The checkpoint.
+        The checkpoint that Lightning is to load; None for an ensemble, which has its weights.
 
     Raises:
         UserError: If there is none, or it is of another model or other classes.
     """
-    checkpoint = find_checkpoint(trainer.runs_dir, trainer.run_name, ckpt_path, task_name(trainer.config))
+    checkpoints = _checkpoints_of(trainer, model, ckpt_path)
     prepare(trainer, model, datamodule, command, weights_follow=True)
-    check_fits(checkpoint, model.taught)
-    check_data(checkpoint, datamodule)
-    trainer.run_dir = run_of_checkpoint(checkpoint) or (Path(output) if output else _new_run(trainer))
-    rank_zero_info(f"Using {checkpoint}.")
+    one = None if isinstance(model, Ensemble) else checkpoints[0]
+    exported = one is not None and use_exported(model.taught, one)
+    if one is not None and not exported:
+        check_fits(one, model.taught)
+    for checkpoint in checkpoints:
+        check_data(checkpoint, datamodule)
+    run = None if one is None else run_of_checkpoint(one)
+    trainer.run_dir = run or (Path(output) if output else _new_run(trainer))
+    if isinstance(model, Ensemble) and trainer.run_dir is not None and rank_zero_only.rank == 0:
+        write_json(trainer.run_dir / "ensemble.json", {"checkpoints": [str(file) for file in checkpoints]})
+    rank_zero_info(f"Using {', '.join(map(str, checkpoints))}.")
     trainer.callbacks[:0] = [RunFiles(trainer.run_dir, trainer.config)]
     if command != "predict" and trainer.run_dir is not None:
         trainer.callbacks.append(Pictures(trainer.run_dir / "pictures", 0))
-    return checkpoint
+    return None if one is None or exported else str(one)
+
+
+def _checkpoints_of(trainer: RunTrainer, model: TaskHooks, ckpt_path: str | list[str] | None) -> list[Path]:
+    """The checkpoint to evaluate; of an ensemble all of them."""
+    if isinstance(model, Ensemble):
+        return model.checkpoints
+    if isinstance(ckpt_path, list):
+        raise UserError(f"ckpt_path is {ckpt_path}, but the model is one task: give one file, or an Ensemble.")
+    return [find_checkpoint(trainer.runs_dir, trainer.run_name, ckpt_path, task_name(trainer.config))]
 
 
 def start_run(

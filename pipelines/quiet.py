@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 #: Advice of libraries that does not apply here: what it warns of is meant so, or done in another way.
 NOISE = (
@@ -41,9 +43,26 @@ def quieten() -> None:
     """Leave out what libraries say that does not apply here."""
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        for handler in logging.getLogger(name).handlers:
-            handler.addFilter(_worth_saying)
+    for handler in _handlers():
+        handler.addFilter(_worth_saying)
+
+
+@contextmanager
+def quieted_handlers() -> Iterator[None]:
+    """Inside, logging may be made quiet; behind it is as it was."""
+    before = [(handler, list(handler.filters)) for handler in _handlers()]
+    try:
+        yield
+    finally:
+        for handler, filters in before:
+            handler.filters[:] = filters
+
+
+def _handlers() -> list[logging.Handler]:
+    """Those of Lightning's loggers."""
+    return [
+        handler for name in ("pytorch_lightning", "lightning_fabric") for handler in logging.getLogger(name).handlers
+    ]
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:

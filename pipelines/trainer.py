@@ -210,7 +210,7 @@ class Trainer(RunTrainer):
         model: TaskHooks,
         dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
-        ckpt_path: str | None = None,
+        ckpt_path: str | list[str] | None = None,
     ) -> Any:
         """Evaluate a checkpoint on the validation split and write ``validate.json``.
 
@@ -218,14 +218,15 @@ class Trainer(RunTrainer):
             model: The task.
             dataloaders: As in Lightning, in place of a datamodule.
             datamodule: The data.
-            ckpt_path: A file, ``best`` or ``last``; ``best`` of the newest run of this name by default.
+            ckpt_path: A file, ``best`` or ``last``; ``best`` of the newest run of this name by default. Several files,
+                ``[a.ckpt,b.ckpt]``, are fused.
 
         Returns:
             The metrics, as Lightning returns them.
         """
         with self.one_command():
             checkpoint = start_evaluation(self, model, datamodule, ckpt_path, "validate")
-            results = super().validate(model, dataloaders, str(checkpoint), False, datamodule)
+            results = super().validate(model, dataloaders, checkpoint, False, datamodule)
             print_metrics(self)
         return results
 
@@ -234,7 +235,7 @@ class Trainer(RunTrainer):
         model: TaskHooks,
         dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
-        ckpt_path: str | None = None,
+        ckpt_path: str | list[str] | None = None,
     ) -> Any:
         """Evaluate a checkpoint on the test split; write ``test.json`` and ``predictions.csv``.
 
@@ -242,7 +243,8 @@ class Trainer(RunTrainer):
             model: The task.
             dataloaders: As in Lightning, in place of a datamodule.
             datamodule: The data.
-            ckpt_path: A file, ``best`` or ``last``; ``best`` of the newest run of this name by default.
+            ckpt_path: A file, ``best`` or ``last``; ``best`` of the newest run of this name by default. Several files,
+                ``[a.ckpt,b.ckpt]``, are fused.
 
         Returns:
             The metrics, as Lightning returns them.
@@ -250,7 +252,7 @@ class Trainer(RunTrainer):
         with self.one_command():
             checkpoint = start_evaluation(self, model, datamodule, ckpt_path, "test")
             self.callbacks.append(PredictionWriter(self.run_dir))
-            results = super().test(model, dataloaders, str(checkpoint), False, datamodule)
+            results = super().test(model, dataloaders, checkpoint, False, datamodule)
             print_metrics(self)
         return results
 
@@ -259,7 +261,7 @@ class Trainer(RunTrainer):
         model: TaskHooks,
         dataloaders: Any = None,
         datamodule: pl.LightningDataModule | None = None,
-        ckpt_path: str | None = None,
+        ckpt_path: str | list[str] | None = None,
         source: str | list[str] | None = None,
         output: str | None = None,
         box_formats: list[BoxFormat] = ["coco"],  # noqa: B006 - never changed
@@ -274,7 +276,8 @@ class Trainer(RunTrainer):
             model: The task.
             dataloaders: As in Lightning, in place of a datamodule.
             datamodule: The data.
-            ckpt_path: A file, ``best`` or ``last``; ``best`` of the newest run of this name by default.
+            ckpt_path: A file, ``best`` or ``last``; ``best`` of the newest run of this name by default. Several files,
+                ``[a.ckpt,b.ckpt]``, are fused.
             source: A folder (with its sub-folders), an image or a video file, a pattern ('new/*.jpg'), a list of files
                 (.txt, .csv, .parquet), or several of these; the test split of the data by default.
             output: Where to write, in place of what an earlier call wrote; ``predict`` in the run directory by default.
@@ -291,6 +294,6 @@ class Trainer(RunTrainer):
             directory = Path(output) if output else self.run_dir and self.run_dir / "predict"
             writer = PredictionWriter(directory, box_formats)
             self.callbacks.append(writer)
-            super().predict(model, dataloaders, datamodule, False, str(checkpoint))
+            super().predict(model, dataloaders, datamodule, False, checkpoint)
         rank_zero_info(f"Predictions are in {writer.directory}.")
         return writer.directory

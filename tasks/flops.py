@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tasks.backbones import default_image_size
@@ -33,19 +36,29 @@ def count_flops(task: Task) -> int:
     Args:
         task: Its network is built. The image has its ``image_size``, or where that is open the backbone's own.
     """
-    height, width = task.image_size or default_image_size(task.backbone)
-    image = torch.full((1, int(task.in_chans or 3), height, width), 0.5, device=task.mean.device)
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    with predicting(task), counter:
+        task.infer(gray_image(task))
+    return int(counter.get_total_flops())
+
+
+def gray_image(task: Task, image_size: tuple[int, int] | None = None) -> Tensor:
+    """One gray image, float32 (1, C, H, W); of the task's own size, or where that is open the backbone's."""
+    height, width = image_size or task.image_height_width or default_image_size(task.backbone)
+    return torch.full((1, int(task.in_chans or 3), height, width), 0.5, device=task.mean.device)
+
+
+@contextmanager
+def predicting(task: Task) -> Iterator[None]:
+    """In evaluation mode, without gradients and what would hide operations: fused and compiled layers."""
     modes = {module: module.training for module in task.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     task.eval()
     try:
-        # What is hidden from the counter: the fused layers of nn.TransformerEncoder, and compiled code.
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"), counter:
-            task.infer(image)
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, training in modes.items():
             module.training = training
-    return int(counter.get_total_flops())

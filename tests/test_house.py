@@ -24,7 +24,9 @@ LAYERS = (
     ("datamodules", "tasks"),
     (
         "pipelines.config",
+        "pipelines.exported",
         "pipelines.run",
+        "pipelines.ensemble",
         "pipelines.fusion",
         "pipelines.hardware",
         "pipelines.inference",
@@ -39,9 +41,12 @@ LAYERS = (
     ("pipelines.resuming",),
     ("pipelines.trainer",),
     ("pipelines.command", "pipelines.orphans", "pipelines.quiet"),
+    ("pipelines.export",),
     ("pipelines.cli",),
     ("pipelines.commands",),
     ("pipelines.noisy_student",),
+    ("pipelines.api",),
+    ("pipelines.commands.demo",),
     ("pipelines.__main__",),
 )
 #: Imports (from, of) that are still to go, as modules or their packages. Delete a line with the import it allows.

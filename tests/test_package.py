@@ -108,3 +108,14 @@ def test_an_installed_wheel_trains_and_predicts_in_an_empty_folder(installed: Pa
     correct = sum(Path(row["path"]).name[0] == row["label"] for row in rows)
     assert accuracy > 0.7
     assert correct >= 14
+
+    # The same from Python: files, a folder, arrays.
+    code = f"""
+import pipelines
+model = pipelines.load({str(checkpoint)!r})
+results = model.predict("new")
+print(*(f"{{result.path}},{{result.class_name}}" for result in results), sep="\\n")
+assert [r.class_name for r in model.predict([r.pixels() for r in results])] == [r.class_name for r in results]
+"""
+    found = run("-c", code, cwd=tmp_path, PYTHONPATH=str(installed)).splitlines()[-20:]
+    assert sorted(found) == sorted(f"{row['path']},{row['label']}" for row in rows)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from datamodules.common.errors import UserError
+from datamodules.decoding.contents import read_bytes
 from datamodules.decoding.headers import (
     NPY,
     PNG,
@@ -51,7 +52,7 @@ def load_mask(source: str | Path) -> Stored:
         FileNotFoundError: If there is no such file.
     """
     name = str(source)
-    data = Path(source).read_bytes()
+    data = read_bytes(source)
     if not data:
         raise ImageError(f"{name}: the file is empty.")
     if data.startswith(NPY):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from datamodules.annotations.mask_files import load_mask
 from datamodules.common.errors import UserError
+from datamodules.decoding.contents import open_bytes
 from datamodules.decoding.headers import ImageError
 
 
@@ -44,7 +45,7 @@ def check_palettes(paths: Sequence[str]) -> None:
 def _palette(path: str) -> bytes | None:
     """A file's palette, from its header."""
     try:
-        with Image.open(path) as image:
+        with open_bytes(path) as file, Image.open(file) as image:
             return bytes(image.getpalette("RGB") or ()) if image.mode == "P" else None
     except Exception:  # whatever Pillow makes of damage: the check of all masks reports it
         return None

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from datamodules.common.errors import UserError
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[Path]:
@@ -51,3 +53,26 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+
+
+def user_folder(name: str) -> Path:
+    """Where something is kept between runs: a place of the user's own, not the temporary folder of all users."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "pipelines" / name
+
+
+def private_folder(folder: Path) -> Path:
+    """The folder, made where it is missing, and closed to others: what is read from it is trusted.
+
+    Raises:
+        UserError: If it is another user's.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if hasattr(os, "getuid"):  # not on Windows
+        if folder.stat().st_uid != os.getuid():
+            raise UserError(
+                f"The folder {folder}, where decoded images and the like are kept, belongs to another user. Set"
+                " data.cache_dir to a folder of your own, or the environment variable XDG_CACHE_HOME."
+            )
+        folder.chmod(0o700)
+    return folder

@@ -186,6 +186,15 @@ def of_layers(layers: Tensor | NDArray[Any], count: int) -> list[dict[str, Any]]
     return result
 
 
+def decoded(masks: Sequence[Mapping[str, Any]], height: int, width: int) -> NDArray[np.bool_]:
+    """Whole masks, bool (n, height, width), of n run lengths of any form."""
+    from faster_coco_eval.core import mask as library
+
+    if not len(masks):
+        return np.zeros((0, height, width), bool)
+    return np.ascontiguousarray(np.moveaxis(library.decode([compressed(mask) for mask in masks]), 2, 0)).astype(bool)
+
+
 def decode_counts(strings: list[bytes]) -> list[npt.NDArray[np.int64]]:
     """Run lengths of COCO's compressed strings.
 

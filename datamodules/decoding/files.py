@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.common.errors import UserError, examples
+from datamodules.decoding.contents import exists
 from datamodules.decoding.video import is_video, list_frames
 
 IMAGE_SUFFIXES = (
@@ -55,7 +56,7 @@ def find_file(name: str, roots: Iterable[str | Path]) -> str | None:
     """
     spellings = (name, name.replace("\\", "/")) if "\\" in name else (name,)
     places = (os.path.join(root, spelling) for root in roots for spelling in spellings)
-    return next((place for place in places if os.path.isfile(place)), None)
+    return next((place for place in places if exists(place)), None)
 
 
 def only_folder(folder: Path) -> Path | None:

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageChops
 
+from datamodules.decoding.contents import open_bytes, read_bytes
 from datamodules.decoding.conversion import Decoded, Pixels, convert, from_array
 from datamodules.decoding.headers import (
     JPEG,
@@ -34,12 +35,13 @@ from datamodules.decoding.video import is_frame, read_frame
 # Optional: without it cv2 gives the same pixels, a little slower.
 simplejpeg: Any = import_module("simplejpeg") if find_spec("simplejpeg") else None
 
+_COLORS = 3  # of a JPEG; one with 1 is gray, with 4 it is printer's inks
 _PNG_GREY_ALPHA = 4  # a PNG's color type
 _PNG_COLOR_TYPE = 25  # its place in the file
 
 
 def read_image(
-    source: str | Path | bytes | Pixels,
+    source: str | Path | bytes | Pixels | Image.Image,
     channels: int = 3,
     dtype: Literal["uint8", "float32"] = "uint8",
 ) -> Pixels:
@@ -50,8 +52,8 @@ def read_image(
     257, float images must lie in [0, 1] and are multiplied by 255, both rounded. Color profiles are ignored.
 
     Args:
-        source: File, its bytes, a video's frame (``clip.mp4#000012``), or an array (H, W) or (H, W, C) of uint8,
-            uint16, bool or float in [0, 1].
+        source: File, its bytes, a file in an archive (``0.tar#a.jpg``), a video's frame (``clip.mp4#000012``), an array
+            (H, W) or (H, W, C) of uint8, uint16, bool or float in [0, 1], or a Pillow image.
         channels: 1 (grey), 3 (RGB), or the exact number of channels in the source, which then come unconverted.
         dtype: ``float32`` gives [0, 1] with the source's full depth.
 
@@ -68,8 +70,12 @@ def read_image(
     if isinstance(source, np.ndarray):
         name = "image array"
         return np.array(convert(from_array(source, name), channels, dtype, name))  # never the caller's memory
+    if isinstance(source, Image.Image):
+        decoded = _from_pillow(source, "Pillow image")
+        orientation = source.getexif().get(ORIENTATION_TAG, 1)
+        return np.array(convert(decoded._replace(orientation=orientation), channels, dtype, "Pillow image"))
     name = _name(source)
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    data = source if isinstance(source, bytes) else read_bytes(source)
     if not data:
         raise ImageError(f"{name}: the file is empty.")
     pixels = convert(decode(data, name), channels, dtype, name)
@@ -85,7 +91,7 @@ def check_image(source: str | Path | bytes) -> None:
     """
     name = _name(source)
     file: BinaryIO
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else open_bytes(source) as file:
         check_pixels(read_header(file, name), name)
 
 
@@ -109,10 +115,25 @@ def decode(data: bytes, name: str) -> Decoded:
     return _read_other(data, name)
 
 
+def decode_brightness(data: bytes, name: str) -> tuple[Decoded, int]:
+    """``decode`` for who does not look at colors: of a JPEG they are not made, though all of the file is read.
+
+    Returns:
+        The pixels, of a colored JPEG its brightness alone (Rec. 601 luma, as stored), and how many colors the file has.
+
+    Raises:
+        ImageError: As ``decode``.
+    """
+    if data.startswith(JPEG) and jpeg_header(data, name).components == _COLORS:
+        return _read_jpeg(data, name, luma=True), _COLORS
+    decoded = decode(data, name)
+    return decoded, decoded.pixels.shape[2] - decoded.has_alpha
+
+
 # JPEG.
 
 
-def _read_jpeg(data: bytes, name: str) -> Decoded:
+def _read_jpeg(data: bytes, name: str, *, luma: bool = False) -> Decoded:
     header = jpeg_header(data, name)
     check_pixels(Header(header.width, header.height), name)
     # Decoders fill a missing rest with grey without an error; entropy-coded data cannot contain the end marker.
@@ -121,7 +142,7 @@ def _read_jpeg(data: bytes, name: str) -> Decoded:
     if header.components == 4:
         pixels = _decode_cmyk(data, header, name)
     else:
-        pixels = _decode_jpeg(data, is_grey=header.components == 1, name=name)
+        pixels = _decode_jpeg(data, is_grey=luma or header.components == 1, name=name)
     return Decoded(pixels, orientation=header.orientation)
 
 

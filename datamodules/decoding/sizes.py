@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from datamodules.decoding.contents import open_bytes
 from datamodules.decoding.headers import read_header
 
 
@@ -18,7 +19,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         ImageError: If the file is no image.
         FileNotFoundError: If there is no such file.
     """
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
         return read_header(file, str(path)).shown()
 
 

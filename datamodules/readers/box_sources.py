@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from datamodules.annotations.records import Listing
 from datamodules.common.errors import UserError
 from datamodules.decoding.files import only_folder
+from datamodules.decoding.shards import is_shards
 from datamodules.readers.box_csv import is_box_table, read_box_csv
 from datamodules.readers.coco import is_coco, read_coco, read_coco_folder
 from datamodules.readers.createml import read_createml
@@ -17,6 +18,7 @@ from datamodules.readers.cvat import is_cvat, read_cvat
 from datamodules.readers.json_files import is_kind, json_kind
 from datamodules.readers.labelme import read_labelme
 from datamodules.readers.labelstudio import read_labelstudio
+from datamodules.readers.shards import read_shard_boxes
 from datamodules.readers.tables import SPLIT_FIELD, lists_of_splits
 from datamodules.readers.via import read_via
 from datamodules.readers.voc_boxes import Difficult, read_voc_boxes
@@ -24,8 +26,8 @@ from datamodules.readers.voc_layouts import has_xmls
 from datamodules.readers.yolo_sets import is_yolo
 from datamodules.readers.yolo_text import read_yolo
 
-Format = Literal["coco", "voc", "yolo", "labelme", "createml", "via", "labelstudio", "cvat", "csv"]
-_WITHOUT_ROOT = ("voc", "yolo")  # whose files say themselves where the images are
+Format = Literal["coco", "voc", "yolo", "labelme", "createml", "via", "labelstudio", "cvat", "csv", "webdataset"]
+WITHOUT_ROOT = ("voc", "yolo", "webdataset")  # whose files say themselves where the images are
 _ROBOFLOW_CSV = "_annotations.csv"
 
 
@@ -80,15 +82,17 @@ def read_boxes(
         UserError: If ``source`` looks like no format or several, an argument does not belong to its format, or the
             data are not as the reader of the format wants them.
     """
-    source = find_folder(source)
     if format is None:
         format = find_format(source)
     elif format not in get_args(Format):
         raise UserError(f"The format is '{format}'; it must be {', '.join(get_args(Format))}, or left out.")
-    if image_root is not None and format in _WITHOUT_ROOT:
+    if image_root is not None and format in WITHOUT_ROOT:
         raise UserError(f"image_root is set, but '{source}' is read as {format}, which needs none.")
     if class_names is not None and format == "coco":
         raise UserError(f"class_names is set, but '{source}' is read as coco, which names its categories itself.")
+    if format == "webdataset":
+        return read_shard_boxes(str(source), class_names)
+    source = find_folder(source)
     if format == "voc":
         return read_voc_boxes(source, class_names, one_based=voc_one_based, difficult=voc_difficult)
     if format == "yolo":
@@ -121,9 +125,14 @@ def find_format(source: str | Path) -> Format:
         UserError: If there is no such file or folder.
         UserError: If it looks like none, or like several.
     """
+    if is_shards(str(source)):
+        return "webdataset"
     source = find_folder(source)
     if SPLIT_FIELD not in str(source) and not source.exists():
-        raise UserError(f"'{source}' does not exist (looked in {Path.cwd()}).")
+        raise UserError(
+            f"data.source '{source}' does not exist (looked in {Path.cwd()}). Put or link the images there, or set"
+            " --data.source to a folder in the layout of COCO, VOC or YOLO, a COCO .json or a YOLO .yaml file."
+        )
     if not source.is_dir():
         return _format_of_file(source)
     found: list[Format] = [name for name, is_one in _SIGNS.items() if is_one(source)]

@@ -57,7 +57,7 @@ def listing_of(files: Sequence[tuple[Path, list[Drawing]]], class_names: list[st
                     f"Image '{path}' is in '{seen[path]}' and in '{file}' once more; remove it from one place."
                 )
             seen[path] = file
-            records.append(_record(file, path, drawing, names))
+            records.append(record_of(file, path, drawing, names))
     return Listing(records, names)
 
 
@@ -91,7 +91,18 @@ def split_of(file: Path) -> str | None:
     return split_name(file.stem) or split_name(file.parent.name) or split_name(file.parent.parent.name)
 
 
-def _record(file: Path, path: str, drawing: Drawing, names: list[str]) -> Record:
+def record_of(file: Path, path: str, drawing: Drawing, names: list[str]) -> Record:
+    """The record of an image.
+
+    Args:
+        file: With the annotations.
+        path: Of the image.
+        drawing: What is drawn on it.
+        names: All classes.
+
+    Raises:
+        UserError: If a class is unknown, a mask cannot be drawn, or the image is too large.
+    """
     height, width = drawing.height, drawing.width
     if height * width > max_pixels():
         raise UserError(

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from datamodules.annotations.records import Listing
 from datamodules.common.errors import UserError
+from datamodules.decoding.shards import is_shards
 from datamodules.groups import is_pattern
 from datamodules.readers.class_files import CLASSES_FILE, read_class_file
 from datamodules.readers.coco import is_coco
 from datamodules.readers.coco_masks import read_coco_masks
 from datamodules.readers.lists import read_mask_list
 from datamodules.readers.pairs import has_layout, read_pairs
+from datamodules.readers.shards import read_shard_masks
 from datamodules.readers.tables import LIST_SUFFIXES, SPLIT_FIELD, lists_of_splits
 from datamodules.readers.voc_masks import is_voc, read_voc_masks
 
@@ -34,7 +36,7 @@ def read_mask_source(
     image_root: str | None = None,
     group: str | None = None,
 ) -> Listing:
-    """Read a folder of images and masks, in whatever layout, COCO's file, or a list.
+    """Read a folder of images and masks, in whatever layout, tar shards, COCO's file, or a list.
 
     Args:
         source: ``data.source``.
@@ -53,6 +55,8 @@ def read_mask_source(
         UserError: If the source, or a file that it names, does not exist.
         UserError: If its layout is not known, or pairs are not complete.
     """
+    if is_shards(source):
+        return _of_shards(source, images or masks, image_root)
     path = Path(source)
     if SPLIT_FIELD not in source and not path.exists():
         raise UserError(
@@ -80,6 +84,13 @@ def read_mask_source(
     else:
         listing = read_voc_masks(path) if is_voc(path) else read_pairs(path)
     return listing if listing.class_names else listing._replace(class_names=_class_file(path))
+
+
+def _of_shards(source: str, pattern: str | None, image_root: str | None) -> Listing:
+    if pattern is not None or image_root is not None:
+        key = "image_root" if pattern is None else "images or data.masks"
+        raise UserError(f"data.{key} is set, but data.source '{source}' is tar shards, which need none; leave it out.")
+    return read_shard_masks(source)
 
 
 def _is_list(source: str, *, by_pattern: bool) -> bool:

@@ -11,6 +11,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.common.errors import UserError, examples
 from datamodules.decoding.files import left_out, scan_images
+from datamodules.decoding.shards import is_shards, list_pictures
 from datamodules.readers.lists import read_paths
 from datamodules.readers.places import find_files
 from datamodules.readers.text import read_lines
@@ -22,8 +23,9 @@ def find_pictures(source: str | Sequence[str]) -> list[str]:
     """List what a source names, each file once.
 
     Args:
-        source: A file, a folder or a video (see ``files.find_images``), a pattern (``new/**/*.jpg``), a ``.csv`` or
-            ``.parquet`` list with a column ``path``, a ``.txt`` file with a path a line; or several of these.
+        source: A file, a folder or a video (see ``files.find_images``), tar shards, a pattern (``new/**/*.jpg``), a
+            ``.csv`` or ``.parquet`` list with a column ``path``, a ``.txt`` file with a path a line; or several of
+            these.
 
     Files in folders that are left out because of their suffix are counted in a warning.
 
@@ -50,6 +52,8 @@ def _find(source: str, others: Counter[str]) -> list[str]:
         return [record["path"] for record in read_paths(path)]
     if path.is_file() and path.suffix.lower() == ".txt":
         return _lines(path)
+    if is_shards(source):
+        return list_pictures(source)
     if path.exists():
         return _scan(path, others)
     if "://" in source:

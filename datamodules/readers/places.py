@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from datamodules.decoding.contents import exists
 from datamodules.decoding.files import IMAGE_SUFFIXES
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".JPG", ".JPEG", ".PNG")  # that a list may leave out
@@ -30,13 +31,13 @@ def find_files(names: Sequence[str], roots: Sequence[str], *, loose: bool = Fals
         return [], []
     ways = list(_spellings(names, loose=loose))
     roots = ["" if root == "." else root for root in roots]
-    found = ((root, way) for way in ways for root in roots if os.path.isfile(os.path.join(root, way[0])))
+    found = ((root, way) for way in ways for root in roots if exists(os.path.join(root, way[0])))
     root, spelled = next(found, (roots[0], ways[0]))
     paths = [os.path.join(root, name) for name in spelled]
     gone = []
     for i in _missing(paths):
         alone = (os.path.join(root, way[i]) for way in ways for root in roots)
-        there = next((path for path in alone if os.path.isfile(path)), None)
+        there = next((path for path in alone if exists(path)), None)
         if there is None:
             gone.append(i)
         else:
@@ -71,7 +72,7 @@ def _missing(paths: Sequence[str]) -> list[int]:
         folder, name = os.path.split(path)
         if folder not in folders:
             folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if name not in folders[folder] and not os.path.isfile(path):  # a disk may not tell A from a
+        if name not in folders[folder] and not exists(path):  # a disk may not tell A from a
             missing.append(i)
     return missing
 

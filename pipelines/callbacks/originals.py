@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.common.geometry import mask_to_original, original_size
+from datamodules.decoding.contents import exists
 from datamodules.decoding.images import read_image
-from datamodules.decoding.video import is_frame
 from pipelines.outputs.palettes import Palette, class_palette
 
 OUTSIDE = 238  # light gray: pixels of the original that the canvas does not have
@@ -54,7 +53,8 @@ class Original:
     """Where the original pixels of a batch's image come from.
 
     Attributes:
-        path: It is read again from there if it is a file, or a video's frame, of the geometry's size.
+        path: It is read again from there if it is a file, in an archive too, or a video's frame, of the geometry's
+            size.
         canvas: The image of the batch, uint8 (h, w, C), where there is no file.
         geometry: Its geometry record, float32 (6,).
     """
@@ -67,7 +67,7 @@ class Original:
     def of(cls, batch: Mapping[str, Any], index: int) -> Original:
         """That of one image of a batch."""
         path = str(batch["path"][index])
-        on_disk = is_frame(path) or Path(path).is_file()
+        on_disk = exists(path)
         canvas = None if on_disk else as_pictures(batch["image"][index][None])[0]
         return cls(path, canvas, batch["geometry"][index].cpu().numpy())
 
@@ -81,7 +81,7 @@ class Original:
 
         What the canvas does not have of it, because it was cropped away, is light gray.
         """
-        if is_frame(self.path) or Path(self.path).is_file():
+        if exists(self.path):
             try:
                 image = read_image(self.path)
             except (OSError, ValueError):  # gone meanwhile, or channels that are no RGB

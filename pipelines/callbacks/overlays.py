@@ -52,7 +52,10 @@ class ImageFiles:
         if factor < 1:
             new = max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
             image, annotation = resized(image, new), rescaled(annotation, size, new)
-        picture = drawn(image, annotation, self.palette, self.class_names)
+        self.write_picture(drawn(image, annotation, self.palette, self.class_names))
+
+    def write_picture(self, picture: NDArray[np.uint8]) -> None:
+        """Write the overlay, uint8 (H, W, 3)."""
         _, data = cv2.imencode(
             ".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         )

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Callback
 from datamodules.common.errors import UserError
 from datamodules.common.files import atomic_path
 from datamodules.common.geometry import original_size
-from datamodules.decoding.video import is_frame
+from datamodules.decoding.contents import exists
 from datamodules.loaders import available_cores
 from datamodules.splits import common_folder
 from pipelines.callbacks.originals import Original, class_names_of, palette_of, records_of
@@ -250,7 +250,7 @@ class PredictionWriter(Callback):
         overlay = self.directory / "overlays" / f"{name}.jpg"
         if name is not None and overlay.is_file():
             return overlay
-        return path if is_frame(path) or Path(path).is_file() else None
+        return path if exists(path) else None
 
     # Lightning's hooks.
 

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 from datamodules.annotations.boxes import Policy, check_boxes, check_sizes
 from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
+from datamodules.decoding.shards import is_shards
 from datamodules.readers.box_sources import Format, read_boxes
 from datamodules.readers.voc_boxes import Difficult
 from datamodules.splits import common_folder
@@ -76,6 +77,8 @@ def convert(
         raise UserError(f"The target format is '{to}'; it must be {', '.join(get_args(Target))}.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"'{output}' is there already and is not overwritten. Remove it, or choose another folder.")
+    if is_shards(str(source)):
+        raise UserError(f"'{source}' is tar shards, whose pictures cannot be linked: unpack them with tar -xf.")
     listing = read_boxes(
         source,
         format,

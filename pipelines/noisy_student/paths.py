@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from datamodules.decoding.contents import exists
+
 
 def listed(path: str, file: Path) -> str:
     """An image as a file names it: relative where it lies below the folder above the file's own, else absolute.
@@ -12,7 +14,7 @@ def listed(path: str, file: Path) -> str:
     So a run directory can be moved, and its files are the same wherever it lies. What is no file (``digits#12``) stays
     as it is.
     """
-    if not os.path.exists(path):
+    if not exists(path):
         return path
     absolute, folder = os.path.abspath(path), os.path.abspath(file.parent)
     above = os.path.dirname(folder)
@@ -22,4 +24,4 @@ def listed(path: str, file: Path) -> str:
 def resolved(name: str, file: Path) -> str:
     """The absolute path behind ``listed``."""
     path = os.path.normpath(os.path.join(os.path.abspath(file.parent), name))
-    return path if os.path.exists(path) else name
+    return path if exists(path) else name

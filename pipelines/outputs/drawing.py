@@ -144,6 +144,13 @@ def draw_boxes(
     return np.asarray(canvas)
 
 
+def captioned(image: NDArray[Any], text: str) -> Picture:
+    """An image uint8 (H, W, C) with a line of text in its upper left corner: uint8 (H, W, 3)."""
+    canvas = Image.fromarray(rgb(image).copy())
+    _draw_tag(ImageDraw.Draw(canvas), canvas.size, printable(text), (0, 0), BACKGROUND)
+    return np.asarray(canvas)
+
+
 def _tint_object(
     picture: Picture, masks: NDArray[Any], number: int, box: NDArray[Any], color: NDArray[np.uint8]
 ) -> None:

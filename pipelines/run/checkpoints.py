@@ -20,6 +20,7 @@ import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from datamodules.common.errors import UserError
+from pipelines.exported.metadata import is_exported, read_metadata
 from pipelines.run.plain_values import plain_checkpoint
 from tasks.finite import first_spoiled
 
@@ -266,6 +267,15 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def carried_text(path: Path) -> Any:
+    """The config that a checkpoint or an exported file carries, as text; None where a checkpoint has none.
+
+    Raises:
+        UserError: If there is no such file, or it is damaged.
+    """
+    return read_metadata(path)["config"] if is_exported(path) else open_checkpoint(path).get("config")
 
 
 def read_checkpoint_config(path: Path) -> dict[str, Any]:

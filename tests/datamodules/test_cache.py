@@ -18,6 +18,7 @@ import pytest
 from datamodules import Augment, ClassificationData, DetectionData, SegmentationData, cache
 from datamodules.cache import DecodedCache
 from datamodules.common.errors import UserError
+from datamodules.common.files import user_folder
 from datamodules.common.locks import Watch, only_one_builds, token
 from datamodules.loaders import read_record
 from datamodules.readers.samples import read_objects
@@ -46,7 +47,7 @@ def test_the_cache_is_the_users_own(tmp_path, monkeypatch):
     assert made.path.parent.stat().st_mode & 0o777 == 0o700
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
-    assert cache.user_folder() == tmp_path / "home" / ".cache" / "pipelines" / "decoded"
+    assert user_folder("decoded") == tmp_path / "home" / ".cache" / "pipelines" / "decoded"
 
 
 def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):

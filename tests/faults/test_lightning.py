@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from pathlib import Path
@@ -12,13 +13,17 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, LambdaCallback, LearningRateMonitor, ModelCheckpoint, Timer
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 
 from datamodules.common.errors import UserError
+from pipelines.__main__ import main
 from pipelines.advice import shared_memory_doubts, with_advice
 from pipelines.lightning_parts import CALLBACKS, SETTINGS, check_parts, keep_patience, stopped_early
 from pipelines.run.directory import newest_config, wandb_id, write_config
 from pipelines.run.environment import write_environment
 from pipelines.trainer import Trainer
+from tests.conftest import in_child
+from tests.ranks import in_ranks
 
 PAGE = (Path(__file__).parents[2] / "docs" / "lightning.md").read_text()
 
@@ -51,11 +56,36 @@ def test_what_is_refused_is_refused_with_subclasses(name: str):
         check_parts([own.__new__(own)], "auto", {})
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_2", "xla"])
-def test_strategies(strategy: str):
-    with pytest.raises(UserError, match=rf"trainer\.strategy is {strategy}, which does not work here"):
-        Trainer(accelerator="cpu", strategy=strategy)
-    check_parts([], "ddp_spawn", {"overfit_batches": 1})
+WORKING = {"single_device", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"}
+
+
+def test_strategies():
+    """Each of Lightning's works, which is shown below, or is refused by name."""
+    assert {name for name in re.findall(r"`(\w+)`", PAGE) if name in WORKING} == WORKING
+    for name in StrategyRegistry.available_strategies():
+        if name in WORKING:
+            check_parts([], name, {})
+            continue
+        with pytest.raises(UserError, match=rf"trainer\.strategy is {name}, which does not work here"):
+            Trainer(accelerator="cpu", strategy=name)
+        assert re.search(rf"`{re.sub('_(find|offload|stage|cpu).*', '', name)}\w*`.* refused: ", PAGE), name
+    check_parts([], DDPStrategy(), {"overfit_batches": 1})
+    for own in (DDPStrategy(start_method="fork"), ModelParallelStrategy()):
+        with pytest.raises(UserError, match=r"trainer\.strategy is .*, which does not work here"):
+            check_parts([], own, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", sorted(WORKING))
+def test_a_strategy_that_works_trains(strategy: str):
+    ranks = 1 if strategy == "single_device" else 2
+    words = ["fit", "--model=Classification", "--model.backbone=lenet5", "--data=ClassificationData"]
+    words += ["--data.source=digits", "--data.image_size=28", "--data.in_chans=1", "--data.num_workers=0"]
+    words += ["--trainer.accelerator=cpu", f"--trainer.devices={ranks}", "--trainer.max_steps=2", "--name=x"]
+    words += ["--trainer.wandb.mode=off"] + ([] if ranks == 1 else [f"--trainer.strategy={strategy}"])
+    work = functools.partial(main, words)
+    assert (in_ranks(work) if ranks == 2 else [in_child(work)]) == [0] * ranks
+    assert torch.load("runs/x/0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
 
 
 def test_settings():

@@ -11,6 +11,7 @@ import pytest
 
 from pipelines import __main__ as entry
 from pipelines import __version__
+from pipelines.listing import COMMANDS
 
 ROOT = Path(entry.__file__).resolve().parent.parent
 HEAVY = (
@@ -59,7 +60,7 @@ def test_module_call_prints_help_and_version() -> None:
         ("fitt", "did you mean 'fit'?"),
         ("train", "did you mean 'fit'?"),
         ("tets", "did you mean 'test'?"),
-        ("qqqq", "there are fit, validate, test, predict, probe, pseudo-label, noisy-student, check, convert, list"),
+        ("qqqq", f"there are {', '.join(COMMANDS)}"),
         ("--config", "the command comes first"),
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -198,6 +199,8 @@ CASES = [
     data("list without the column", "data/column.csv"),
     data("empty label in a list", "data/label.csv"),
     data("arrays under other keys", "data/keys.npz"),
+    data("a compressed tar archive", "data/packed.tar.gz"),
+    data("a tar archive that was cut off", "data/cut.tar"),
     flag("test without a test split", "--ckpt_path data/good.ckpt --data.test_fraction 0", command="test", status=1),
     # Weights and checkpoints.
     Case("no such weights", NET, NET + "\n    pretrained: data/nothere.pth"),
@@ -334,6 +337,10 @@ def material(tmp_path_factory) -> Path:
     (root / "column.csv").write_text("path,lable\ngood/train/ant/000.jpg,ant\n")
     (root / "label.csv").write_text("path,label\ngood/train/ant/000.jpg,ant\ngood/train/bee/000.jpg,\n")
     np.savez(root / "keys.npz", pictures=np.zeros((4, 8, 8), np.uint8), targets=np.zeros(4, int))
+    (root / "packed.tar.gz").write_bytes(b"")
+    with tarfile.open(root / "cut.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        archive.add(root / "label.csv", "1.cls")
+    (root / "cut.tar").write_bytes((root / "cut.tar").read_bytes()[:1024])
     torch.save(timm.create_model("test_vit").state_dict(), root / "vit.pth")
 
     write_masks(root)

@@ -1,0 +1,1 @@
+"""What ``import pipelines`` offers: a loaded model, its results, and the commands as functions."""
