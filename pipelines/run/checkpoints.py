@@ -31,6 +31,10 @@ ORPHAN_SECONDS = 3600.0
 TRIAL = "trial.ckpt"
 
 
+class NotSavedError(UserError):
+    """A checkpoint could not be written, for want of room most often; an older file of its name is intact."""
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, syncs, and renames; loads tensors and plain values only.
 
@@ -48,8 +52,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             storage_options: Refused, as by Lightning.
 
         Raises:
-            UserError: If it cannot be written (a full disk), naming the file and the free space. An older file of that
-                name is intact. Or if it holds what could not be read back.
+            NotSavedError: If it cannot be written (a full disk), naming the file and the free space. An older file of
+                that name is intact.
+            UserError: If it holds what could not be read back.
         """
         checkpoint = plain_checkpoint(checkpoint)
         if str(path) == TRIAL:
@@ -58,10 +63,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target.parent)
         temporary = target.with_name(f".{target.name}.{_host()}-{os.getpid()}-{next(_number)}.tmp")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(target.parent)
             with open(temporary, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
@@ -74,9 +79,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
                     raise  # not about writing: a value that cannot be saved
                 cause = OSError(None, str(error).partition("\n")[0])
-            free = shutil.disk_usage(target.parent).free / 2**20
+            free = shutil.disk_usage(_existing(target)).free / 2**20
             older = "the older file of that name is intact" if target.exists() else "nothing was written"
-            raise UserError(
+            raise NotSavedError(
                 f"cannot write the checkpoint {target} ({cause.strerror or cause}; {free:.0f} MiB free there); {older}."
                 " Make room there, or choose another place with --runs_dir."
             ) from error
@@ -227,6 +232,11 @@ def _intact(path: str | os.PathLike[str]) -> bool:
 
 def _warn_unreadable(path: Path, reason: str) -> None:
     warnings.warn(f"{path} cannot be read and is skipped ({reason})", stacklevel=3)
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above that exists."""
+    return next(folder for folder in path.absolute().parents if folder.exists())
 
 
 def _is_remote(path: str | os.PathLike[str]) -> bool:
