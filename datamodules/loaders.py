@@ -5,9 +5,11 @@ Nothing here imports Lightning or timm, so that a worker that is spawned starts 
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -92,6 +94,20 @@ def _init_worker(_: int, most_pixels: int) -> None:
     signal.signal(signal.SIGTERM, _end_at_the_second)
     cv2.setNumThreads(0)  # one process a core already; OpenCV's own threads would fight over them
     torch.set_num_threads(1)
+
+
+_with_workers: weakref.WeakSet[DataLoader[Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End workers that are left at exit, where multiprocessing sends them one SIGTERM and waits for them.
+
+    They do not end by one, see ``_init_worker``.
+    """
+    for loader in list(_with_workers):
+        if loader._iterator is not None:
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 class Resumable:
@@ -236,7 +252,7 @@ def make_loader(
         timeout: Seconds after which a worker that gives nothing is an error instead of an endless wait.
     """
     cls = TrainLoader if isinstance(sampler, TrainSampler) else EvalLoader
-    return cls(
+    loader = cls(
         dataset,
         batch_sampler=sampler,
         collate_fn=collate,
@@ -247,6 +263,9 @@ def make_loader(
         timeout=timeout if num_workers > 0 else 0,
         worker_init_fn=partial(_init_worker, most_pixels=max_pixels()),
     )
+    if num_workers > 0:
+        _with_workers.add(loader)
+    return loader
 
 
 def empty_batch(dataset: RecordDataset) -> Any:
