@@ -79,9 +79,9 @@ def _of_picture(pair: Pair, usual: npt.NDArray[np.float64], names: Sequence[str]
     sure = (pair.scores >= usual[pair.classes]) & ~_in_crowds(pair)
     closest = iou.max(0, initial=0.0)
     single = np.flatnonzero(pair.iscrowd == 0)
-    for i in _apart(np.flatnonzero(sure & (closest < _NEAR)), pair):
-        message = f"no label, predicted {names[pair.classes[i]]} ({pair.scores[i]:.0%})"
-        yield "label-overlooked", float(pair.scores[i]), pair.found[i].tolist(), message
+    for new in _apart(np.flatnonzero(sure & (closest < _NEAR)), pair):
+        message = f"no label, predicted {names[pair.classes[new]]} ({pair.scores[new]:.0%})"
+        yield "label-overlooked", float(pair.scores[new]), pair.found[new].tolist(), message
     for j in single.tolist():
         own = pair.classes == pair.labels[j]
         agrees = float(np.where(own & (iou[j] >= _SAME), pair.scores, 0.0).max(initial=0.0))

@@ -53,7 +53,9 @@ def _candidates(
     own = number[wanted]
     some = np.flatnonzero(own)
     total = np.cumsum(own[some])
-    edges = np.searchsorted(total, np.arange(_MOST, total[-1] + _MOST, _MOST)) if len(some) else []
+    if not len(some):
+        return
+    edges = np.searchsorted(total, np.arange(_MOST, total[-1] + _MOST, _MOST))
     for piece in np.split(some, edges):
         length = own[piece]
         first = np.repeat(piece, length)

@@ -140,6 +140,30 @@ def test_a_region_of_a_mask_that_the_predictions_contradict(tmp_path):
     np.testing.assert_allclose(found.box, (40, 10, 52, 22), atol=1.5)
 
 
+NOISY = """\
+data: {{class_path: ClassificationData, init_args: {{source: {source}, test_fraction: 0.0}}}}
+pool: pool
+teacher: {{model: {{class_path: Classification, init_args: {{backbone: lenet5}}}}}}
+students: [{{model: {{class_path: Classification, init_args: {{backbone: lenet5}}}}}}]
+"""
+
+
+def test_of_a_config_of_noisy_student(source, tmp_path, capsys):
+    """Its labeled images, and evaluated ones in its pool."""
+    (tmp_path / "loop.yaml").write_text(NOISY.format(source=source))
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool/leak.jpg").write_bytes((source / "val/bee/001.jpg").read_bytes())
+    assert main(["check", "--config", "loop.yaml", "--fail_on", "never", "--output", "found"]) == 0
+    out = capsys.readouterr().out
+    assert "train 13, val 4, pool 1 images, 2 classes" in out
+    assert "duplicate-pool" in out
+    assert "duplicate-split" in out
+    assert (tmp_path / "found/check.html").is_file()
+    assert main(["check", "--config", "loop.yaml"]) == 1
+    (tmp_path / "loop.yaml").write_text(NOISY.format(source=source) + "poool: 1\n")
+    assert main(["check", "--config", "loop.yaml"]) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
