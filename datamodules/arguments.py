@@ -36,6 +36,7 @@ class Loading:
         cache_dir: Folder of the decoded images; one of the user's own (``~/.cache/pipelines/decoded``) by default.
         on_corrupt: ``error`` refuses unreadable files, naming them; ``skip`` decodes all files first and leaves the
             bad ones out, counted and listed.
+        max_corrupt: Share of the files that ``skip`` may leave out, beyond the first 10; more are refused.
         max_pixels: Height times width above which no image or mask is decoded; a small file can unfold to gigabytes.
         seed: Seed of order and augmentation; the run's ``seed_everything`` by default.
     """
@@ -46,6 +47,7 @@ class Loading:
     cache: Cache = "auto"
     cache_dir: str | None = None
     on_corrupt: Literal["error", "skip"] = "error"
+    max_corrupt: float = 0.1
     max_pixels: int = MAX_PIXELS
     seed: int | None = None
 

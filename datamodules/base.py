@@ -50,6 +50,7 @@ class DataModule(LightningDataModule, ABC):
     cache: Cache
     cache_dir: str | None
     on_corrupt: Literal["error", "skip"]
+    max_corrupt: float = 0.1
     duplicates: Literal["error", "warn"] = "error"
     max_pixels: int = MAX_PIXELS
     seed: int | None
@@ -140,7 +141,7 @@ class DataModule(LightningDataModule, ABC):
         listing = self.list_records()
         for note in listing.notes:
             rank_zero_warn(note)
-        records, self.skipped = readable_images(listing.records, self.on_corrupt)
+        records, self.skipped = readable_images(listing.records, self.on_corrupt, self.max_corrupt)
         records = self.check_annotations(records)
         self.records = {s: [r for r in records if r["split"] == s] for s in ("train", "val", "test")}
         if self.hide_labels is not None:  # before any class is counted: hidden labels must not count

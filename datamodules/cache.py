@@ -31,6 +31,7 @@ from datamodules.transforms.geometry import resize_array
 
 REDUCED = 2  # times the canvas
 _CHUNK = 64  # images that a thread takes at a time: a header is read faster than it is handed over
+SOME_CORRUPT = 10  # unreadable images that ``skip`` leaves out of any set, however small
 
 
 def check_images(records: Sequence[Record], *, full: bool) -> list[tuple[str, str]]:
@@ -62,15 +63,18 @@ def check_images(records: Sequence[Record], *, full: bool) -> list[tuple[str, st
         return [p for problems in found for p in problems if p is not None]
 
 
-def readable_images(records: Sequence[Record], on_corrupt: str) -> tuple[list[Record], list[tuple[str, str]]]:
+def readable_images(
+    records: Sequence[Record], on_corrupt: str, most: float = 1.0
+) -> tuple[list[Record], list[tuple[str, str]]]:
     """The records whose images can be read, and of the others ``(path, reason)``.
 
     Args:
         records: Plain records.
         on_corrupt: ``skip`` decodes each image, and leaves out what fails; ``error`` looks at the headers.
+        most: Share of the records that may be left out; some (`SOME_CORRUPT`) always may.
 
     Raises:
-        UserError: If there are others, and they are not to be skipped; up to 10 are named.
+        UserError: If there are others, and they are not to be skipped, or too many to be; up to 10 are named.
     """
     skipped = check_images(records, full=on_corrupt == "skip")
     if skipped and on_corrupt == "error":
@@ -78,6 +82,12 @@ def readable_images(records: Sequence[Record], on_corrupt: str) -> tuple[list[Re
         raise UserError(
             f"{len(skipped)} image file(s) cannot be read:\n{shown}\n"
             "Repair or remove them, or set data.on_corrupt: skip to go on without them."
+        )
+    if len(skipped) > max(SOME_CORRUPT, most * len(records)):
+        shown = "\n".join(f"  {path}: {reason}" for path, reason in skipped[:10])
+        raise UserError(
+            f"{len(skipped)} of {len(records)} image files cannot be read, more than data.max_corrupt ({most:g}) lets"
+            f" data.on_corrupt: skip leave out:\n{shown}\nLook at where they come from, or raise data.max_corrupt."
         )
     bad = {path for path, _ in skipped}
     return [record for record in records if record["path"] not in bad], skipped

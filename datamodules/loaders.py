@@ -5,8 +5,11 @@ Nothing here imports Lightning or timm, so that a worker that is spawned starts 
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -18,9 +21,13 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.annotations.records import Record as Record  # handed on
 from datamodules.collate import collate
 from datamodules.common.batch import ANNOTATIONS
+from datamodules.common.errors import examples
 from datamodules.decoding.images import read_image
 from datamodules.decoding.limits import limit_pixels, max_pixels
 from datamodules.samplers import EvalSampler, Key, TrainSampler, key_seed
+
+#: Begins the note of an error of a loader's process; the images that were waited for follow.
+AWAITED = "images that were waited for: "
 
 
 def available_cores() -> int:
@@ -89,6 +96,20 @@ def _init_worker(_: int, most_pixels: int) -> None:
     torch.set_num_threads(1)
 
 
+_with_workers: weakref.WeakSet[DataLoader[Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End workers that are left at exit, where multiprocessing sends them one SIGTERM and waits for them.
+
+    They do not end by one, see ``_init_worker``.
+    """
+    for loader in list(_with_workers):
+        if loader._iterator is not None:
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
 class Resumable:
     """The state that both loaders share: batches given out in this epoch, and where to continue after a resume.
 
@@ -116,6 +137,37 @@ class Resumable:
         return self._done
 
 
+class EvalLoader(DataLoader[Record]):
+    """A DataLoader whose errors of its processes name the images that were waited for."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return _naming(super().__iter__(), self, 0)
+
+
+def _naming(batches: Iterator[Any], loader: DataLoader[Record], first: int) -> Iterator[Any]:
+    """The batches; where a loader process hangs or is killed, the error gets a note with the images of the batch."""
+    number = first
+    while True:
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            if str(error).startswith("DataLoader "):  # torch's own, of a process that hangs or was killed
+                error.add_note(f"{AWAITED}{_paths_of(loader, number)}")
+            raise
+        if batch is None:
+            return
+        number += 1
+        yield batch
+
+
+def _paths_of(loader: DataLoader[Record], number: int) -> str:
+    """The images of a batch, by its place in the order, which can be asked for again."""
+    dataset, sampler = loader.dataset, loader.batch_sampler
+    keys = next(itertools.islice(iter(sampler or ()), number, None), [])
+    records = dataset.records if isinstance(dataset, RecordDataset) else []
+    return examples([records[key[0]]["path"] for key in keys if isinstance(key, tuple) and records])
+
+
 class TrainLoader(Resumable, DataLoader[Record]):
     """A DataLoader over a ``TrainSampler`` that can continue inside an epoch."""
 
@@ -126,8 +178,8 @@ class TrainLoader(Resumable, DataLoader[Record]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator: nothing happens until the first batch is asked for, after Lightning has set the epoch.
-        self.batch_sampler.start = self._first_batch()
-        for batch in super().__iter__():
+        self.batch_sampler.start = first = self._first_batch()
+        for batch in _naming(super().__iter__(), self, first):
             self._done += 1
             yield batch
 
@@ -199,8 +251,8 @@ def make_loader(
         pin_memory: For copies to a GPU that overlap with work.
         timeout: Seconds after which a worker that gives nothing is an error instead of an endless wait.
     """
-    cls = TrainLoader if isinstance(sampler, TrainSampler) else DataLoader
-    return cls(
+    cls = TrainLoader if isinstance(sampler, TrainSampler) else EvalLoader
+    loader = cls(
         dataset,
         batch_sampler=sampler,
         collate_fn=collate,
@@ -211,6 +263,9 @@ def make_loader(
         timeout=timeout if num_workers > 0 else 0,
         worker_init_fn=partial(_init_worker, most_pixels=max_pixels()),
     )
+    if num_workers > 0:
+        _with_workers.add(loader)
+    return loader
 
 
 def empty_batch(dataset: RecordDataset) -> Any:

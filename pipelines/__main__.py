@@ -25,7 +25,10 @@ MODULES = {
     "list": "pipelines.listing",
     "noisy-student": "pipelines.noisy_student.command",
     "pseudo-label": "pipelines.noisy_student.pseudo_label",
-    **{name: f"pipelines.commands.{name}" for name in ("check", "convert", "doctor", "probe", "summary")},
+    **{
+        name: f"pipelines.commands.{name}"
+        for name in ("benchmark", "check", "convert", "demo", "doctor", "export", "probe", "summary", "verify")
+    },
 }
 
 

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 
 from datamodules.common.errors import UserError
+from datamodules.decoding.headers import ImageError
+from datamodules.loaders import AWAITED
+from pipelines.config.reasons import reason_of
 
 SHARED = Path("/dev/shm")
 PREFETCHED = 4  # batches a loader process
@@ -47,6 +50,11 @@ def with_advice(trainer: Any, datamodule: Any) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, OSError, EOFError) as error:
+        if isinstance(error, ImageError):
+            raise UserError(
+                f"{reason_of(error)} Its header was good: repair or remove it, or set data.on_corrupt: skip, which"
+                " decodes all files before training and leaves bad ones out."
+            ) from error
         if isinstance(error, UserError) or (advice := _advice(error, trainer, datamodule)) is None:
             raise
         raise UserError(advice) from error
@@ -67,7 +75,9 @@ def _advice(error: Exception, trainer: Any, datamodule: Any) -> str | None:
             f"trainer.val_check_interval is {found[1]}, but an epoch has {found[2]} batches: set it to at most"
             f" {found[2]}, or trainer.check_val_every_n_epoch: null to count over epochs."
         )
-    return _of_workers(error, text, datamodule)
+    said = _of_workers(error, text, datamodule)
+    awaited = next((note.removeprefix(AWAITED) for note in getattr(error, "__notes__", []) if AWAITED in note), None)
+    return f"{said} The batch that did not come: {awaited}." if said and awaited else said
 
 
 def _out_of_memory(trainer: Any, datamodule: Any) -> str:
@@ -106,6 +116,6 @@ def _of_workers(error: Exception, text: str, datamodule: Any) -> str | None:
     if found := re.search(r"DataLoader timed out after (\S+) seconds", text):
         return (
             f"no batch came for {found[1]} seconds: a loader process hangs, most often on a slow or lost disk. Look at"
-            f" the data's place, or set data.num_workers to 0 to see which file it is (now {workers_said})."
+            f" the data's place, or lower {workers_said}."
         )
     return None

@@ -8,6 +8,7 @@ and data from there (``pipelines.run.loading``), also where a config names the r
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -40,6 +41,7 @@ from pipelines.orphans import end_with_the_launcher
 from pipelines.quiet import quieten
 from pipelines.run.loading import Loaded, read_carried
 from pipelines.run.tracking import WandbRun
+from pipelines.run.watch import REACH_SECONDS, watch, watched
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
 
@@ -175,11 +177,12 @@ def execute(command: Command, words: list[str]) -> int:
     """
     quieten()
     end_with_the_launcher()
-    try:
-        with allowing(words):
-            return _run_and_report(command, words)
-    except UserError as error:  # of --trust itself
-        return _fail(str(error), 2)
+    with watched():
+        try:
+            with allowing(words):
+                return _run_and_report(command, words)
+        except UserError as error:  # of --trust itself
+            return _fail(str(error), 2)
 
 
 def _run_and_report(command: Command, words: list[str]) -> int:
@@ -227,6 +230,8 @@ def _report(error: Exception, command: Command, words: list[str]) -> int:
     """Tell what went wrong: one message for what people can put right, a traceback for a fault of ours."""
     if os.environ.get("PIPELINES_TRACEBACK"):
         traceback.print_exc()
+    if (status := _status_of_the_first(error)) is not None:
+        return status
     told = message_of(error, command, words)
     if told is None:
         traceback.print_exception(error)
@@ -243,7 +248,7 @@ def message_of(error: Exception, command: Command, words: list[str]) -> tuple[st
         words: Its flags.
     """
     try:
-        given = _given(command, words)
+        given = _given(command, complete([command.name, *words])[1:])
     except (Mistake, UserError) as mistake:
         # The command line itself cannot be read, so that is what the error was about.
         return str(mistake), 2
@@ -268,8 +273,23 @@ def _given(command: Command, words: list[str]) -> list[Source]:
 
 
 def _fail(message: str, status: int) -> int:
-    # One rank speaks; the others end with the same status. The environment is torchrun's, Lightning's or srun's.
-    ranks = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
-    if ranks[:1] in ([], ["0"]):
+    """Tell what went wrong, on the first of several ranks that fail; the others end with its status."""
+    found = watch()
+    first = None if found is None else found.fail(status)
+    if found is None or first is None:
         print(f"error: {message}", file=sys.stderr, flush=True)
-    return status
+        return status
+    if first.rank == found.place.rank:
+        of_rank = f"rank {first.rank}: " if first.rank else ""
+        print(f"error: {of_rank}{message}", file=sys.stderr, flush=True)
+    return first.status
+
+
+def _status_of_the_first(error: Exception) -> int | None:
+    """The status of a rank whose end this error comes from; None where it is this rank's own error."""
+    found = watch()
+    if found is None or isinstance(error, UserError):
+        return None
+    is_of_connection = re.search(r"peer|gloo|NCCL|timed? ?out|broken pipe|connection", str(error), re.IGNORECASE)
+    first = found.ending(REACH_SECONDS if is_of_connection else 0.2)
+    return None if first is None else first.status

@@ -26,6 +26,8 @@ def check_arguments(
     ema_decay: float | None,
     save_every_n_steps: int | None,
     max_skipped_steps: int,
+    max_failed_saves: int,
+    rank_timeouts: tuple[float, float],
     log_every_n_steps: int,
     use_distributed_sampler: bool,
 ) -> None:
@@ -42,6 +44,11 @@ def check_arguments(
         raise UserError(
             f"trainer.max_skipped_steps is {max_skipped_steps}; it must be at least 0, which does not look."
         )
+    if max_failed_saves < 1:
+        raise UserError(f"trainer.max_failed_saves is {max_failed_saves}; it must be at least 1, the first failure.")
+    for name, seconds in zip(("rank_start_timeout", "rank_timeout"), rank_timeouts, strict=True):
+        if not seconds >= 0:
+            raise UserError(f"trainer.{name} is {seconds}; it must be 0, for no limit, or a number of seconds.")
     if log_every_n_steps < 1:
         raise UserError(f"trainer.log_every_n_steps is {log_every_n_steps}; it must be at least 1.")
     if use_distributed_sampler:

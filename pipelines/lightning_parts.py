@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
@@ -65,6 +66,8 @@ def check_parts(callbacks: Sequence[Callback], strategy: Any, settings: dict[str
                 raise UserError(f"trainer.callbacks: {name} does not work here: {CALLBACKS[name]}.")
         if isinstance(callback, ModelCheckpoint):
             _check_checkpoint(callback)
+        if isinstance(callback, EarlyStopping) and callback._check_on_train_epoch_end:
+            _check_stopping(settings)
     named = _name_of(strategy)
     for name, reason in STRATEGIES.items():
         if name in named:
@@ -72,6 +75,18 @@ def check_parts(callbacks: Sequence[Callback], strategy: Any, settings: dict[str
     for name, (working, reason) in SETTINGS.items():
         if name in settings and settings[name] not in working:
             raise UserError(f"trainer.{name} is {settings[name]}, which does not work here: {reason}.")
+
+
+def wait_for_ranks(strategy: Any, *seconds: float) -> None:
+    """Let the process group outwait the watch of ranks over each other, which names the one that hangs.
+
+    Args:
+        strategy: Its time-out, half an hour by default, is raised to twice the longest of the watch's.
+        seconds: The watch's limits.
+    """
+    of_group = getattr(strategy, "_timeout", None)  # Lightning's DDPStrategy takes it from its constructor only
+    if isinstance(of_group, timedelta):
+        strategy._timeout = max(of_group, timedelta(seconds=2 * max(seconds)))
 
 
 def _name_of(strategy: Any) -> str:
@@ -93,6 +108,18 @@ def _check_checkpoint(callback: ModelCheckpoint) -> None:
             f"trainer.callbacks: ModelCheckpoint.filename is '{callback.filename}', but {callback.filename}.ckpt is"
             " always written: take another name, or set trainer.enable_checkpointing: false, which leaves ours out."
         )
+
+
+def _check_stopping(settings: dict[str, Any]) -> None:
+    """A run must not stop where its last weights were not validated: Lightning stops behind the epoch's callbacks."""
+    for name, always in (("check_val_every_n_epoch", 1), ("val_check_interval", 1.0)):
+        value = settings.get(name, always)
+        if value is not None and value != always:
+            raise UserError(
+                "trainer.callbacks: EarlyStopping.check_on_train_epoch_end is true, but with"
+                f" trainer.{name} {value} not every epoch ends with a validation: the last weights would have no"
+                " figures. Leave check_on_train_epoch_end out: it then looks behind each validation."
+            )
 
 
 def stopped_early(state: dict[str, Any], callbacks: Sequence[Callback]) -> str | None:

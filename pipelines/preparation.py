@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
@@ -20,10 +19,12 @@ from pipelines.callbacks.checkpoints import KeepBest, SaveLast
 from pipelines.callbacks.curves import Curves
 from pipelines.callbacks.overview import decides_best, doubts
 from pipelines.callbacks.pictures import Pictures
+from pipelines.callbacks.ranks import Ranks
 from pipelines.callbacks.run_files import RunFiles
 from pipelines.callbacks.student import WriteStudent
 from pipelines.config.values import differences
 from pipelines.ensemble import Ensemble
+from pipelines.exported.runtime import use_exported
 from pipelines.run.checkpoints import global_step_of
 from pipelines.run.compatibility import check_data, check_fits
 from pipelines.run.directory import (
@@ -42,42 +43,16 @@ from pipelines.run.environment import write_environment
 from pipelines.run.masking import masked
 from pipelines.run.metrics_file import MetricsCSV
 from pipelines.run.student import task_config
-from pipelines.run.tracking import Wandb, wandb_logger
+from pipelines.run.tracking import wandb_logger
+from pipelines.run.writable import check_writable
+from pipelines.run_trainer import RunTrainer
 from tasks.checks import TrainingPlan
 from tasks.hooks import TaskHooks
 from tasks.noisy_student import NoisyStudent
 
-
-class RunTrainer(pl.Trainer):
-    """What the Trainer knows of its run, beside what Lightning's knows; ``pipelines.trainer`` sets it.
-
-    Attributes:
-        run_name: Of the run.
-        runs_dir: Folder of all runs.
-        run_dir: The run directory, once a command has chosen it; on rank 0 only.
-        config: The parsed config, where the command line made this trainer.
-        trust: Packages whose classes further checkpoints may name.
-        adds_checkpoints: Whether ``best.ckpt`` and ``last.ckpt`` are written.
-        handles_signals: Whether ``last.ckpt`` is written on SIGTERM and SIGUSR1.
-        save_every_minutes: Of ``last.ckpt``.
-        save_every_n_steps: Of ``last.ckpt``.
-        wandb: Weights & Biases.
-        wandb_mode: Of Weights & Biases, ``off`` without loggers.
-        user_loggers: Those beside ours.
-    """
-
-    run_name: str
-    runs_dir: Path
-    run_dir: Path | None
-    config: dict[str, Any] | None
-    trust: list[str]
-    adds_checkpoints: bool
-    handles_signals: bool
-    save_every_minutes: float
-    save_every_n_steps: int | None
-    wandb: Wandb
-    wandb_mode: Literal["auto", "online", "offline", "off"]
-    user_loggers: list[Logger]
+#: What to do where a command's results cannot be written beside its checkpoint.
+_COPY = "make it writable, or copy the checkpoint elsewhere and give --ckpt_path COPY.ckpt with --runs_dir PLACE"
+_ELSEWHERE = {"validate": _COPY, "test": _COPY, "predict": "give a writable folder with --output"}
 
 
 def prepare(
@@ -150,25 +125,30 @@ def start_evaluation(
         UserError: If there is none, or it is of another model or other classes.
     """
     checkpoints = _checkpoints_of(trainer, model, ckpt_path)
-    prepare(trainer, model, datamodule, command, weights_follow=True)
     one = None if isinstance(model, Ensemble) else checkpoints[0]
-    if one is not None:
+    run = None if one is None else run_of_checkpoint(one)
+    if output is not None:
+        check_writable(Path(output), "give a writable folder with --output")
+    else:
+        check_writable(run or trainer.runs_dir, _ELSEWHERE[command])
+    prepare(trainer, model, datamodule, command, weights_follow=True)
+    exported = one is not None and use_exported(model.taught, one)
+    if one is not None and not exported:
         check_fits(one, model.taught)
     for checkpoint in checkpoints:
         check_data(checkpoint, datamodule)
-    run = None if one is None else run_of_checkpoint(one)
     trainer.run_dir = run or (Path(output) if output else _new_run(trainer))
     if isinstance(model, Ensemble) and trainer.run_dir is not None and rank_zero_only.rank == 0:
         write_json(trainer.run_dir / "ensemble.json", {"checkpoints": [str(file) for file in checkpoints]})
     rank_zero_info(f"Using {', '.join(map(str, checkpoints))}.")
-    trainer.callbacks[:0] = [RunFiles(trainer.run_dir, trainer.config)]
+    trainer.callbacks[:0] = [_ranks(trainer), RunFiles(trainer.run_dir, trainer.config)]
     if command != "predict" and trainer.run_dir is not None:
         trainer.callbacks.append(Pictures(trainer.run_dir / "pictures", 0))
-    return None if one is None else str(one)
+    return None if one is None or exported else str(one)
 
 
 def _checkpoints_of(trainer: RunTrainer, model: TaskHooks, ckpt_path: str | list[str] | None) -> list[Path]:
-    """The checkpoint to evaluate; of an ensemble all of them, which it knows."""
+    """The checkpoint to evaluate; of an ensemble all of them."""
     if isinstance(model, Ensemble):
         return model.checkpoints
     if isinstance(ckpt_path, list):
@@ -197,7 +177,7 @@ def start_run(
     carried = None if config is None else checkpoint_config(task_config(config, model, datamodule))
     files = RunFiles(directory, carried)
     files.is_resumed = run is not None
-    trainer.callbacks[:0] = [files]
+    trainer.callbacks[:0] = [_ranks(trainer), files]
     # Ranks above 0 learn the directory from rank 0 once the ranks are connected; until then nothing is written.
     _add_checkpoints(trainer, model, datamodule, (directory or Path(trainer.runs_dir)) / "checkpoints")
     if directory is None:
@@ -240,6 +220,10 @@ def _refuse_batch_hooks(datamodule: pl.LightningDataModule) -> None:
                 f"{type(datamodule).__name__} overrides {hook}; Lightning would then skip the model's, which"
                 " seeds and augments the batch. Move that work into the datamodule's transforms."
             )
+
+
+def _ranks(trainer: RunTrainer) -> Ranks:
+    return Ranks(trainer.rank_start_timeout, trainer.rank_timeout)
 
 
 def _new_run(trainer: RunTrainer) -> Path | None:

@@ -9,11 +9,12 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
 from pipelines.lightning_parts import keep_patience, stopped_early
-from pipelines.preparation import RunTrainer
 from pipelines.run.checkpoints import open_checkpoint
 from pipelines.run.compatibility import check_data
 from pipelines.run.directory import find_checkpoint, find_resume, task_name
 from pipelines.run.lock import only_writer
+from pipelines.run.writable import check_writable
+from pipelines.run_trainer import RunTrainer
 
 
 def start_of(
@@ -22,7 +23,7 @@ def start_of(
     """The run that is continued, which no other process may write into meanwhile, and what training starts from.
 
     Raises:
-        UserError: If there is no such run or checkpoint, or another process trains it.
+        UserError: If there is no such run or checkpoint, another process trains it, or its place cannot be written.
     """
     task = task_name(trainer.config)
     run, checkpoint = find_resume(trainer.runs_dir, trainer.run_name, resume, task)
@@ -31,6 +32,10 @@ def start_of(
         run, checkpoint = find_resume(trainer.runs_dir, trainer.run_name, resume, task)
     if ckpt_path is not None:
         checkpoint = find_checkpoint(trainer.runs_dir, trainer.run_name, ckpt_path, task)
+    if run is not None:
+        check_writable(run / "checkpoints", "make it writable, or start a new run from it with --ckpt_path")
+    elif not trainer.fast_dev_run:
+        check_writable(trainer.runs_dir / trainer.run_name, "make it writable, or set --runs_dir to a writable place")
     return run, checkpoint
 
 

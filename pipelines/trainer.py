@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_info
 
@@ -26,10 +26,9 @@ from pipelines.defaults import (
 )
 from pipelines.epoch_loop import EpochLoop
 from pipelines.hardware import AveragedWeights, Precision, resolve_precision
-from pipelines.lightning_parts import check_parts
+from pipelines.lightning_parts import check_parts, wait_for_ranks
 from pipelines.outputs.detections import BoxFormat
 from pipelines.preparation import (
-    RunTrainer,
     check_training,
     prepare,
     print_metrics,
@@ -39,7 +38,9 @@ from pipelines.preparation import (
 from pipelines.resuming import resumes_nothing, start_of
 from pipelines.run.compatibility import check_fits, check_optimizer
 from pipelines.run.lock import only_writer
+from pipelines.run.saves import Saves
 from pipelines.run.tracking import Wandb
+from pipelines.run_trainer import RunTrainer
 from tasks.hooks import TaskHooks
 
 
@@ -56,6 +57,11 @@ class Trainer(RunTrainer):
         save_every_n_steps: Save ``last.ckpt`` inside epochs after so many optimizer steps.
         max_skipped_steps: An optimizer step whose loss or gradient is NaN or infinite is skipped; so many in a row end
             the run. 0 does not look.
+        max_failed_saves: A checkpoint that cannot be written is tried again at the next save; so many failures of one
+            file in a row end the run.
+        rank_start_timeout: Seconds for which a rank may hang, while another waits for it, before its first batch: it is
+            then named, and all end. 0 for no limit but the strategy's own.
+        rank_timeout: The same later. Saving, drawing and measuring may take 25 minutes at one place.
         wandb: Weights & Biases.
         callbacks: Further Lightning callbacks; a ModelCheckpoint writes beside ``best.ckpt`` and ``last.ckpt``.
         logger: Further Lightning loggers; ``false`` leaves only ``metrics.csv``.
@@ -77,6 +83,9 @@ class Trainer(RunTrainer):
         save_every_minutes: float = 10.0,
         save_every_n_steps: int | None = None,
         max_skipped_steps: int = 10,
+        max_failed_saves: int = 3,
+        rank_start_timeout: float = 300.0,
+        rank_timeout: float = 120.0,
         wandb: Wandb = Wandb(),  # noqa: B008 - frozen
         callbacks: list[Callback] | Callback | None = None,
         logger: Logger | Iterable[Logger] | bool | None = None,
@@ -92,6 +101,8 @@ class Trainer(RunTrainer):
             ema_decay=ema_decay,
             save_every_n_steps=save_every_n_steps,
             max_skipped_steps=max_skipped_steps,
+            max_failed_saves=max_failed_saves,
+            rank_timeouts=(rank_start_timeout, rank_timeout),
             log_every_n_steps=log_every_n_steps,
             use_distributed_sampler=use_distributed_sampler,
         )
@@ -131,7 +142,9 @@ class Trainer(RunTrainer):
         self.adds_checkpoints = enable_checkpointing is not False
         self.handles_signals = not requeues(plugins, kwargs.get("strategy"))
         self.save_every_minutes, self.save_every_n_steps = save_every_minutes, save_every_n_steps
-        self.max_skipped_steps = max_skipped_steps
+        self.max_skipped_steps, self.saves = max_skipped_steps, Saves(max_failed_saves)
+        self.rank_start_timeout, self.rank_timeout = rank_start_timeout, rank_timeout
+        wait_for_ranks(self.strategy, rank_start_timeout, rank_timeout)
         self.wandb = wandb
         self.wandb_mode = "off" if logger is False else wandb.mode
         self.user_loggers = as_loggers(logger)
@@ -140,18 +153,6 @@ class Trainer(RunTrainer):
         self.config = None
         self.run_dir = None
         self.trust = []
-
-    @contextmanager
-    def one_command(self) -> Iterator[None]:
-        """What is done inside: the callbacks that a command adds do not outlive it, also where it raises."""
-        before = list(self.callbacks)
-        without_place = [c for c in before if isinstance(c, ModelCheckpoint) and c.dirpath is None]
-        try:
-            yield
-        finally:
-            self.callbacks[:] = before
-            for checkpoint in without_place:  # the next run has another directory
-                checkpoint.dirpath = None
 
     # The commands.
 

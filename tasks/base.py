@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -32,11 +33,13 @@ class Task(TaskHooks):
         monitor: The metric that decides which checkpoint is ``best``.
         mode: Whether more of it is better (``max``) or less (``min``).
         finds_boxes: Whether predictions are boxes, of which ``shown`` selects those to be drawn and written.
+        runtime: Runs an exported file in place of the network, see ``pipelines.exported``.
     """
 
     monitor: str = "val/loss"
     mode: Literal["min", "max"] = "min"
     finds_boxes = False
+    runtime: Callable[[Tensor], dict[str, Tensor]] | None = None
     pretrained: bool | str = False
     mean: Tensor
     std: Tensor
@@ -123,6 +126,18 @@ class Task(TaskHooks):
         """
         return self(image)
 
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        """What ``predict`` takes from the network, as tensors by name: what an exported file computes.
+
+        Args:
+            image: uint8 (B, C, H, W), or float in [0, 1].
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no `outputs`, so it cannot be exported.")
+
+    def computed(self, image: Tensor) -> dict[str, Tensor]:
+        """``outputs``, or what an exported file computes in their place."""
+        return self.outputs(image) if self.runtime is None else self.runtime(image)
+
     def augment(self, batch: Batch) -> Batch:
         """Random augmentation of a training batch on the device: none."""
         return batch
@@ -207,19 +222,6 @@ class Task(TaskHooks):
     def image_height_width(self) -> tuple[int, int] | None:
         """``image_size`` as a pair, None where it is open."""
         return (self.image_size[0], self.image_size[1]) if self.image_size else None
-
-    def use_class_weights(self, class_weights: list[float] | None) -> None:
-        """Keep one weight a class as the buffer ``loss_weights``, which no checkpoint holds.
-
-        Raises:
-            UserError: If their number is not that of the classes.
-        """
-        if class_weights is not None and len(class_weights) != self.num_classes:
-            raise UserError(
-                f"model.class_weights has {len(class_weights)} values, but there are {self.num_classes} classes."
-            )
-        weights = None if class_weights is None else torch.tensor(class_weights)
-        self.register_buffer("loss_weights", weights, persistent=False)
 
     def check_training(self, plan: TrainingPlan) -> None:
         """Refuse what can only fail later, before a run directory exists.

@@ -14,7 +14,7 @@ from tasks.base import Task
 from tasks.checks import TrainingPlan
 from tasks.device_augment import color_jitter, mix, random_erasing
 from tasks.hooks import Batch
-from tasks.losses import classification_loss
+from tasks.losses import classification_loss, keep_class_weights
 from tasks.metrics import ClassificationMetrics, MultiLabelMetrics
 from tasks.optim import Optim
 
@@ -139,7 +139,7 @@ class Classification(Task):
             self.multi_label = False
         if self.multi_label and self.loss_kind == "cross_entropy":
             raise UserError("model.loss is 'cross_entropy', but the images are multi-label: use bce or focal.")
-        self.use_class_weights(self.class_weights)
+        keep_class_weights(self, self.class_weights)
         if self.multi_label:
             self.monitor = "val/map"
         return create_classifier(
@@ -210,9 +210,8 @@ class Classification(Task):
             loss = loss * batch["weight"]
         return {"loss": loss.mean()}
 
-    def predict(self, batch: Batch) -> dict[str, Tensor]:
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
         """``logits`` and ``probabilities``, float32 (B, K); with test-time augmentation the mean over the views."""
-        image = batch["image"]
         views = [image, *(image.flip(VIEWS[name]) for name in VIEWS if name in self.tta)]
         logits = [self(view).float() for view in views]
         probabilities = torch.stack([x.sigmoid() if self.multi_label else x.softmax(1) for x in logits]).mean(0)
@@ -224,6 +223,10 @@ class Classification(Task):
         """``probabilities`` float32 (B, K), a mean of several, and the ``logits`` that would give them."""
         logits = probabilities.logit(1e-7) if self.multi_label else probabilities.clamp_min(1e-12).log()
         return {"logits": logits, "probabilities": probabilities}
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """``outputs`` of the images."""
+        return self.computed(batch["image"])
 
     def update_metrics(self, batch: Batch, predictions: dict[str, Any]) -> None:
         """Accuracy and its kin count the most likely class of a soft label; the loss is without label smoothing."""

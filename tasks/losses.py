@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from datamodules.common.errors import UserError
 
 
 def classification_loss(
@@ -49,3 +51,17 @@ def classification_loss(
         of_target = probability * target + (1 - probability) * (1 - target)
         per_class = per_class * (1 - of_target) ** focal_gamma
     return per_class.mean(1)
+
+
+def keep_class_weights(task: Any, class_weights: list[float] | None) -> None:
+    """Keep one weight a class as the task's buffer ``loss_weights``, which no checkpoint holds.
+
+    Raises:
+        UserError: If their number is not that of the classes.
+    """
+    if class_weights is not None and len(class_weights) != task.num_classes:
+        raise UserError(
+            f"model.class_weights has {len(class_weights)} values, but there are {task.num_classes} classes."
+        )
+    weights = None if class_weights is None else torch.tensor(class_weights)
+    task.register_buffer("loss_weights", weights, persistent=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,10 +14,12 @@ import pytest
 import yaml
 
 import datamodules
+import pipelines
 import tasks
 
 HOUSE = Path(__file__).parents[1]
 DOCS = HOUSE / "docs"
+NOTEBOOKS = sorted(DOCS.glob("notebooks/*.ipynb"))
 TASKS = ("classification", "segmentation", "detection", "noisy_student")
 
 
@@ -65,9 +68,10 @@ def test_the_site_is_built_strictly_and_loads_nothing_from_outside(tmp_path: Pat
         outside = [address for address in assets.addresses if re.match(r"(https?:)?//", address)]
         assert outside == [], page
 
-    for package in (tasks, datamodules):
-        text = (tmp_path / f"site/api/{package.__name__}.html").read_text(encoding="utf-8")
-        missing = [name for name in package.__all__ if f'.{name}" class="doc doc-heading"' not in text]
+    for package, page in ((tasks, "tasks"), (datamodules, "datamodules"), (pipelines, "python")):
+        text = (tmp_path / f"site/api/{page}.html").read_text(encoding="utf-8")
+        names = [name for name in package.__all__ if not name.startswith("__")]
+        missing = [name for name in names if f'.{name}" class="doc doc-heading"' not in text]
         assert missing == []
 
 
@@ -83,3 +87,39 @@ def test_pages_of_the_site_are_the_files_of_docs():
 
 def _pages(entries: list[dict[str, str]]) -> list[str]:
     return [page for entry in entries for page in entry.values()]
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_notebooks_are_kept_without_outputs(file: Path):
+    cells = [cell for cell in json.loads(file.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+
+
+def run_notebook(name: str, folder: Path) -> str:
+    """Run a notebook of docs/ in a folder; what its cells print, and the values that they end with."""
+    nbclient = pytest.importorskip("nbclient", reason="the extra docs is not installed")
+    nbformat = pytest.importorskip("nbformat", reason="the extra docs is not installed")
+    notebook = nbformat.read(DOCS / f"notebooks/{name}.ipynb", as_version=4)
+    resources = {"metadata": {"path": str(folder)}}
+    nbclient.NotebookClient(notebook, timeout=3000, kernel_name="python3", resources=resources).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    return "".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
+
+
+@pytest.mark.slow
+def test_the_notebook_of_a_first_run(tmp_path: Path):
+    text = run_notebook("first_run", tmp_path)
+    accuracy = re.search(r"test accuracy (0\.\d+)", text)
+    assert accuracy
+    assert float(accuracy[1]) > 0.9
+    assert "(8, 64)" in text  # the embeddings
+
+
+@pytest.mark.slow
+def test_the_notebook_of_noisy_student(tmp_path: Path):
+    text = run_notebook("noisy_student", tmp_path)
+    accuracies = dict(re.findall(r"^(student1|labels_only|no_noise) +(0\.\d+)$", text, re.MULTILINE))
+    assert len(accuracies) == 3
+    assert float(accuracies["student1"]) > 0.85

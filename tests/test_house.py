@@ -24,6 +24,7 @@ LAYERS = (
     ("datamodules", "tasks"),
     (
         "pipelines.config",
+        "pipelines.exported",
         "pipelines.run",
         "pipelines.ensemble",
         "pipelines.fusion",
@@ -35,15 +36,18 @@ LAYERS = (
     ),
     ("pipelines.outputs",),
     ("pipelines.callbacks",),
+    ("pipelines.run_trainer",),
     ("pipelines.advice", "pipelines.defaults", "pipelines.epoch_loop", "pipelines.lightning_parts"),
     ("pipelines.preparation",),
     ("pipelines.resuming",),
     ("pipelines.trainer",),
     ("pipelines.command", "pipelines.orphans", "pipelines.quiet"),
+    ("pipelines.export",),
     ("pipelines.cli",),
     ("pipelines.commands",),
     ("pipelines.noisy_student",),
     ("pipelines.api",),
+    ("pipelines.commands.demo",),
     ("pipelines.__main__",),
 )
 #: Imports (from, of) that are still to go, as modules or their packages. Delete a line with the import it allows.

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,23 @@ def test_an_installed_wheel_trains_and_predicts_in_an_empty_folder(installed: Pa
     correct = sum(Path(row["path"]).name[0] == row["label"] for row in rows)
     assert accuracy > 0.7
     assert correct >= 14
+
+    # The same from Python: files, a folder, arrays.
+    code = f"""
+import pipelines
+model = pipelines.load({str(checkpoint)!r})
+results = model.predict("new")
+print(*(f"{{result.path}},{{result.class_name}}" for result in results), sep="\\n")
+assert [r.class_name for r in model.predict([r.pixels() for r in results])] == [r.class_name for r in results]
+"""
+    found = run("-c", code, cwd=tmp_path, PYTHONPATH=str(installed)).splitlines()[-20:]
+    assert sorted(found) == sorted(f"{row['path']},{row['label']}" for row in rows)
+
+    # The exported file, by the runner beside it and as a checkpoint.
+    if find_spec("onnxruntime") is None or find_spec("onnxscript") is None:
+        return
+    command("export", "--ckpt_path", checkpoint, "--output", "model.onnx")
+    command("predict", "--ckpt_path", "model.onnx", "--source", "new", "--output", "exported")
+    with (tmp_path / "exported/predictions.csv").open(newline="") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == [row["label"] for row in rows]
+    assert f"'{rows[0]['label']}'" in run("model_runner.py", rows[0]["path"], cwd=tmp_path).replace('"', "'")

@@ -123,5 +123,7 @@ def import_supervision() -> Any:
     try:
         import supervision
     except ImportError as error:
-        raise UserError("to_supervision needs the package supervision: pip install supervision.") from error
+        raise UserError(
+            "to_supervision needs the package supervision: pip install 'vision-pipelines[supervision]'."
+        ) from error
     return supervision

@@ -57,8 +57,6 @@ class Run:
 def train(config: Config | Sequence[Config], **overrides: Any) -> Run:
     """Train a model: the command ``fit``.
 
-    ::
-
         run = pipelines.train("classification/folder", data={"source": "my/birds"}, trainer={"max_epochs": 20})
         model = pipelines.load(run.checkpoint)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from datamodules.annotations.mask_checks import two_sizes
 from datamodules.common.errors import UserError
 from datamodules.common.geometry import original_size
+from datamodules.decoding.limits import limit_pixels
 from datamodules.loaders import Record
 from pipelines.api.base import Result
 from pipelines.api.results import ClassificationResult, DetectionResult, SegmentationResult
@@ -165,6 +166,7 @@ class Model:
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
         data = self.predictor.data
+        limit_pixels(data.max_pixels)
         records: Iterable[Record] = records_of(source, data.on_corrupt)
         size = batch_size or data.eval_batch
         if is_stream(source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import sys
 import threading
@@ -15,7 +16,9 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from datamodules.common.errors import UserError
 from pipelines.run.checkpoints import TRIAL
+from pipelines.run.saves import unsaved
 
 
 class KeepBest(ModelCheckpoint):
@@ -35,6 +38,17 @@ class KeepBest(ModelCheckpoint):
         if current is not None and self.best_model_score is not None and bool(current == self.best_model_score):
             return True
         return bool(super().check_monitor_top_k(trainer, current))
+
+    def _update_best_and_save(
+        self, current: Tensor, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]
+    ) -> None:
+        """Where the file could not be written, the older one stays the best: the next that is better replaces it."""
+        names = ("best_k_models", "kth_best_model_path", "kth_value", "best_model_path", "best_model_score")
+        before = {name: copy.copy(getattr(self, name)) for name in names}
+        super()._update_best_and_save(current, trainer, monitor_candidates)
+        if unsaved(trainer, self.best_model_path):
+            for name, value in before.items():
+                setattr(self, name, value)
 
 
 class SaveLast(Checkpoint):
@@ -134,9 +148,16 @@ class SaveLast(Checkpoint):
         self._save_if(trainer, pl_module, True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save what the last epoch's end could not."""
-        if self._due and getattr(pl_module, "skipped_in_a_row", 0) < 2:
+        """Save what the last epoch's end could not.
+
+        Raises:
+            UserError: If it could not be written again.
+        """
+        failed = unsaved(trainer, self.path)
+        if (self._due or failed) and getattr(pl_module, "skipped_in_a_row", 0) < 2:
             self._save(trainer)
+            if failed := unsaved(trainer, self.path):
+                raise UserError(f"{failed} The training has ended, and its last weights are in no file.")
 
     def _save_if(self, trainer: pl.Trainer, pl_module: pl.LightningModule, wanted: bool) -> None:
         asked = self._asked(trainer)
@@ -147,7 +168,7 @@ class SaveLast(Checkpoint):
             return
         self._save(trainer)
         if asked:
-            self._stop()
+            self._stop(trainer)
 
     def _asked(self, trainer: pl.Trainer) -> bool:
         """Whether any rank has got a signal; all ask behind the same step.
@@ -157,9 +178,11 @@ class SaveLast(Checkpoint):
         asked = self._signal is not None
         return trainer.strategy.reduce_boolean_decision(asked, all=False) if trainer.world_size > 1 else asked
 
-    def _stop(self) -> None:
+    def _stop(self, trainer: pl.Trainer) -> None:
         number = signal.Signals(self._signal or signal.SIGTERM)
-        if number != signal.SIGINT:  # who pressed Ctrl-C sees the training's last block
+        if problem := unsaved(trainer, self.path):
+            rank_zero_info(f"{number.name}: nothing could be saved: {problem}")
+        elif number != signal.SIGINT:  # who pressed Ctrl-C sees the training's last block
             rank_zero_info(f"{number.name}: saved {self.path}; --resume auto goes on from there.")
         raise SIGTERMException(128 + number)
 

@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Callback
 
 from pipelines.outputs.curves import curves_figure, read_rows
 from pipelines.outputs.sheets import save_png
+from pipelines.run.saves import left_out_if_full
 
 SHARE = 0.03  # of the training's time that drawing may take
 
@@ -42,5 +43,7 @@ class Curves(Callback):
             return  # one epoch is no curve
         steps = max(1.0, trainer.num_training_batches / trainer.accumulate_grad_batches)
         task = pl_module.taught
-        save_png(curves_figure(rows, task.monitor, task.mode, steps), self.directory / "pictures" / "curves.png")
+        file = self.directory / "pictures" / "curves.png"
+        with left_out_if_full(file):
+            save_png(curves_figure(rows, task.monitor, task.mode, steps), file)
         self._next = time.monotonic() + (time.monotonic() - began) / SHARE

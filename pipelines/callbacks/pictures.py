@@ -24,6 +24,7 @@ from pipelines.outputs.figures import confusion_matrix_figure, iou_bars, reliabi
 from pipelines.outputs.palettes import Palette
 from pipelines.outputs.panels import Sample, display_size, panels
 from pipelines.outputs.sheets import Picture, image_grid, is_wrong, rgb, save_png, scaled, sheet
+from pipelines.run.saves import left_out_if_full
 from pipelines.run.tracking import log_image, log_table
 
 MAX_IMAGES = 32
@@ -76,9 +77,11 @@ class Pictures(Callback):
         self._epoch = 0  # of the last validation
 
     def _save(self, trainer: pl.Trainer, name: str, picture: NDArray[np.uint8]) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        save_png(picture, self.directory / f"{name}.png")
-        log_image(trainer.loggers, name, picture, max(0, trainer.global_step - 1))
+        file = self.directory / f"{name}.png"
+        with left_out_if_full(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_png(picture, file)
+            log_image(trainer.loggers, name, picture, max(0, trainer.global_step - 1))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -129,7 +132,8 @@ class Pictures(Callback):
         self._save(trainer, f"{stage}_panels", panels(samples, palette_of(trainer), names))
         if trainer.state.fn == "fit":
             folder = self.directory / f"{stage}_panels"
-            with atomic_path(folder / f"epoch_{self._epoch:04d}.png") as path:
+            file = folder / f"epoch_{self._epoch:04d}.png"
+            with left_out_if_full(file), atomic_path(file) as path:
                 shutil.copyfile(f"{folder}.png", path)
         self._kept = []
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from datamodules.common.files import write_text
 from pipelines.config.allowed import trust_flags
 from pipelines.config.carried import packages_of
 from pipelines.noisy_student.manifest import StageError
 from pipelines.noisy_student.settings import Settings, plain, trainer_of
+from pipelines.run.masking import masked
 
 #: Settings of the trainer for a command that trains nothing.
 PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")
@@ -56,6 +62,28 @@ def run_command(command: StageCommand, words: list[str], launch: Sequence[str] |
         raise StageError(
             f"`{command.name}` ended with status {status}; fix what it names, then give the same command again."
         )
+
+
+@contextmanager
+def config_file(path: Path, config: Mapping[str, Any]) -> Iterator[Path]:
+    """Write a command's config, and give the file that the command is to read.
+
+    Secrets are ``***`` in what stays. Where there are some, the command reads a file beside it, which only the user can
+    read, and which is gone behind the block.
+    """
+    shown = masked(config)
+    write_text(path, yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
+    secret = path.with_name(f".{path.name}")
+    secret.unlink(missing_ok=True)  # of a process that was killed
+    if shown == config:
+        yield path
+        return
+    try:
+        with open(os.open(secret, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
+            yaml.safe_dump(dict(config), file, sort_keys=False, allow_unicode=True)
+        yield secret
+    finally:
+        secret.unlink(missing_ok=True)
 
 
 def trainer_flags(settings: Settings, *more: str) -> list[str]:

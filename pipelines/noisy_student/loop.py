@@ -28,6 +28,7 @@ from pipelines.noisy_student.report import write_report
 from pipelines.noisy_student.results import REPORT, SeedRun, TrainedModel
 from pipelines.noisy_student.settings import Settings, StudentSettings, num_devices, plain, trainer_of
 from pipelines.run.checkpoints import read_checkpoint_config
+from pipelines.run.masking import masked
 
 
 def run(settings: Settings) -> Path:
@@ -41,7 +42,7 @@ def run(settings: Settings) -> Path:
     """
     root = (Path(settings.runs_dir) / str(settings.name)).resolve()
     with only_one(root):
-        write_json(root / "settings.json", plain(settings))
+        write_json(root / "settings.json", masked(plain(settings)))
         data = data_stage.read_data(settings)
         runs = [run_seed(root / f"seed{seed}", settings, data, seed) for seed in settings.seeds]
         write_report(root, settings, data, runs)

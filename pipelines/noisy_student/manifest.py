@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from datamodules.common.errors import UserError
 from datamodules.common.files import read_json, write_json
+from pipelines.run.masking import masked
 
 
 class Output(NamedTuple):
@@ -61,7 +62,8 @@ def run_stage(
     Returns:
         Its files, by name.
     """
-    key = {"settings": json.loads(json.dumps(settings)), "inputs": {n: o.digest for n, o in inputs.items()}}
+    plain = masked(json.loads(json.dumps(settings)), marked=True)
+    key = {"settings": plain, "inputs": {n: o.digest for n, o in inputs.items()}}
     label = "/".join(directory.parts[-2:])
     done = _done_before(directory, key, label)
     if done is not None:
@@ -84,6 +86,7 @@ def _done_before(directory: Path, key: Mapping[str, Any], label: str) -> Outputs
     if known is None:
         say(f"{label}: starts")
         return None
+    known["key"]["settings"] = masked(known["key"]["settings"], marked=True)  # an older version wrote secrets
     if known["key"] != key:
         say(f"{label}: {_difference(known['key'], key)}; done again (the old one is kept as {directory.name}.replaced)")
         old = directory.with_name(f"{directory.name}.replaced")

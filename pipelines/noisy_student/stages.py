@@ -9,11 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
-from datamodules.common.files import read_json, write_text
+from datamodules.common.files import read_json
 from pipelines import cli
 from pipelines.config.allowed import trust_flags
 from pipelines.config.carried import packages_of
@@ -21,7 +19,7 @@ from pipelines.noisy_student import evaluation, pseudo_label
 from pipelines.noisy_student.kinds.base import SelectionJob
 from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.labeling import load_teacher
-from pipelines.noisy_student.launching import StageCommand, run_command, trainer_flags
+from pipelines.noisy_student.launching import StageCommand, config_file, run_command, trainer_flags
 from pipelines.noisy_student.manifest import say
 from pipelines.noisy_student.results import REPORT
 from pipelines.noisy_student.settings import Settings, plain
@@ -45,12 +43,10 @@ def train(directory: Path, settings: Settings, data: DataModule, config: dict[st
         config: Of the command.
         name: Of the checkpoint that is left, ``teacher`` or ``student``.
     """
-    file = directory / "config.yaml"
-    write_text(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     place = ["--name", directory.name, "--runs_dir", str(directory.parent)]  # its run directory is 0 in this one
-    run_command(
-        FIT, ["--config", str(file), *place, "--resume", "auto", *trust_flags(packages_of(config))], settings.launch
-    )
+    with config_file(directory / "config.yaml", config) as file:
+        words = ["--config", str(file), *place, "--resume", "auto", *trust_flags(packages_of(config))]
+        run_command(FIT, words, settings.launch)
     run = runs_of(directory.parent, directory.name)[-1]
     export(run / "checkpoints" / f"{settings.checkpoint}.ckpt", directory / f"{name}.ckpt")
     return {name: f"{name}.ckpt", **evaluate(directory, settings, data, directory / f"{name}.ckpt")}
@@ -91,10 +87,9 @@ def evaluate(directory: Path, settings: Settings, data: DataModule, checkpoint: 
         loaded = load_teacher(checkpoint, trust=packages_of(plain(settings)))
         evaluation.evaluate_splits(_plain_trainer(settings), loaded, data, directory)
     else:
-        labeled = directory / "evaluated.yaml"
-        write_text(labeled, yaml.safe_dump(plain(settings.data), sort_keys=False, allow_unicode=True))
-        words = ["--ckpt_path", str(checkpoint), "--labeled", str(labeled), "--output", str(directory)]
-        run_command(EVALUATE, [*words, *trainer_flags(settings, "precision")], settings.launch)
+        with config_file(directory / "evaluated.yaml", plain(settings.data)) as labeled:
+            words = ["--ckpt_path", str(checkpoint), "--labeled", str(labeled), "--output", str(directory)]
+            run_command(EVALUATE, [*words, *trainer_flags(settings, "precision")], settings.launch)
     return evaluation.files_of(data)
 
 

@@ -20,6 +20,7 @@ import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from datamodules.common.errors import UserError
+from pipelines.exported.metadata import is_exported, read_metadata
 from pipelines.run.plain_values import plain_checkpoint
 from tasks.finite import first_spoiled
 
@@ -28,6 +29,10 @@ _number = itertools.count()
 ORPHAN_SECONDS = 3600.0
 #: In place of a file: a save of which nothing is written.
 TRIAL = "trial.ckpt"
+
+
+class NotSavedError(UserError):
+    """A checkpoint could not be written, for want of room most often; an older file of its name is intact."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -47,8 +52,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             storage_options: Refused, as by Lightning.
 
         Raises:
-            UserError: If it cannot be written (a full disk), naming the file and the free space. An older file of that
-                name is intact. Or if it holds what could not be read back.
+            NotSavedError: If it cannot be written (a full disk), naming the file and the free space. An older file of
+                that name is intact.
+            UserError: If it holds what could not be read back.
         """
         checkpoint = plain_checkpoint(checkpoint)
         if str(path) == TRIAL:
@@ -57,10 +63,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target.parent)
         temporary = target.with_name(f".{target.name}.{_host()}-{os.getpid()}-{next(_number)}.tmp")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(target.parent)
             with open(temporary, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
@@ -73,9 +79,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
                     raise  # not about writing: a value that cannot be saved
                 cause = OSError(None, str(error).partition("\n")[0])
-            free = shutil.disk_usage(target.parent).free / 2**20
+            free = shutil.disk_usage(_existing(target)).free / 2**20
             older = "the older file of that name is intact" if target.exists() else "nothing was written"
-            raise UserError(
+            raise NotSavedError(
                 f"cannot write the checkpoint {target} ({cause.strerror or cause}; {free:.0f} MiB free there); {older}."
                 " Make room there, or choose another place with --runs_dir."
             ) from error
@@ -228,6 +234,11 @@ def _warn_unreadable(path: Path, reason: str) -> None:
     warnings.warn(f"{path} cannot be read and is skipped ({reason})", stacklevel=3)
 
 
+def _existing(path: Path) -> Path:
+    """The nearest folder above that exists."""
+    return next(folder for folder in path.absolute().parents if folder.exists())
+
+
 def _is_remote(path: str | os.PathLike[str]) -> bool:
     return "://" in str(path)
 
@@ -266,6 +277,15 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def carried_text(path: Path) -> Any:
+    """The config that a checkpoint or an exported file carries, as text; None where a checkpoint has none.
+
+    Raises:
+        UserError: If there is no such file, or it is damaged.
+    """
+    return read_metadata(path)["config"] if is_exported(path) else open_checkpoint(path).get("config")
 
 
 def read_checkpoint_config(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import yaml
 from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.common.errors import UserError
-from pipelines.run.checkpoints import open_checkpoint
+from pipelines.run.checkpoints import carried_text, open_checkpoint
 
 
 def check_data(path: Path, datamodule: Any) -> None:
@@ -104,7 +104,7 @@ def _refuse_other_settings(path: Path, trained: dict[str, Any], model: torch.nn.
 
 def _data_of(path: Path) -> dict[str, Any]:
     """The arguments of the data that a checkpoint was trained on; none where it carries no config."""
-    text = open_checkpoint(path).get("config")
+    text = carried_text(path)
     config = {} if text is None else yaml.safe_load(text)
     arguments: dict[str, Any] = (config.get("data") or {}).get("init_args", {})
     # A student's data are two: the labeled half is what it is evaluated on.

@@ -16,6 +16,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.common.errors import UserError, examples
 from datamodules.common.files import atomic_path, write_text
+from pipelines.exported.metadata import is_exported
 from pipelines.run.checkpoints import newest_good_checkpoint
 
 #: Arguments of one command, not of the run; a saved config is the same for all commands.
@@ -66,8 +67,11 @@ def new_run(root: str | Path, name: str) -> Path:
 def run_of_checkpoint(path: str | Path) -> Path | None:
     """The run directory that a checkpoint lies in, or None for one that was copied elsewhere.
 
-    A stage of noisy student has its checkpoint beside the run that it comes from.
+    A stage of noisy student has its checkpoint beside the run that it comes from. An exported file has a folder of its
+    own name: what its checkpoint scored is not replaced.
     """
+    if is_exported(path):
+        return Path(path).with_suffix("")
     folder = Path(path).resolve().parent
     if (folder.parent / "config.yaml").exists():
         return folder.parent

@@ -19,7 +19,8 @@ from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from pipelines.config.carried import Names, changed, classes_in, make, plain
 from pipelines.config.errors import Mistake, Source, checked_anchors, place_of
-from pipelines.run.checkpoints import open_checkpoint
+from pipelines.exported.runtime import use_exported
+from pipelines.run.checkpoints import carried_text, open_checkpoint
 from pipelines.run.compatibility import check_fits
 from tasks.base import Task
 
@@ -116,13 +117,15 @@ def load_weights(task: Task, checkpoint: Path) -> None:
 
     Args:
         task: That knows its classes (``resolve``).
-        checkpoint: The file.
+        checkpoint: The file; an exported one runs in place of the network.
 
     Raises:
         UserError: If weights and task do not fit.
     """
     task.load_pretrained = False  # the checkpoint's weights follow
     task.configure_model()
+    if use_exported(task, checkpoint):
+        return
     check_fits(checkpoint, task)
     saved = open_checkpoint(checkpoint)
     task.load_state_dict(saved["state_dict"])
@@ -136,7 +139,7 @@ def read_carried(checkpoint: str | Path) -> Carried:
         UserError: If there is no such file, it is damaged, or carries none or one that is none.
     """
     path = Path(checkpoint)
-    text = open_checkpoint(path).get("config")
+    text = carried_text(path)
     if text is None:
         raise UserError(f"{path} carries no config: it was not written by this command line. Give --config FILE too.")
     try:

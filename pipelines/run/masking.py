@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -15,20 +16,21 @@ SECRET_WORDS = {"token", "key", "apikey", "password", "passwd", "secret", "crede
 MASK = "***"
 
 
-def masked(config: Any) -> Any:
+def masked(config: Any, *, marked: bool = False) -> Any:
     """Replace secrets of a configuration by ``***``.
 
     Args:
         config: Nested dicts and lists of plain values.
+        marked: Append four hex digits of a digest, so that another secret is told from the same one.
 
     Returns:
         A copy, in which text under a key with a word such as token, key, password or secret is masked (``api_key``,
         ``accessToken``; not ``num_tokens`` or ``class_token: true``), and so are passwords and tokens in URLs.
     """
     if isinstance(config, Mapping):
-        return {k: _hidden(v) if _is_secret(str(k)) else masked(v) for k, v in config.items()}
+        return {k: _hidden(v, marked) if _is_secret(str(k)) else masked(v, marked=marked) for k, v in config.items()}
     if isinstance(config, list | tuple):
-        return [masked(value) for value in config]
+        return [masked(value, marked=marked) for value in config]
     return _masked_text(config) if isinstance(config, str) else config
 
 
@@ -82,9 +84,11 @@ def _is_secret(key: str) -> bool:
     return not SECRET_WORDS.isdisjoint(words)
 
 
-def _hidden(value: Any) -> Any:
+def _hidden(value: Any, marked: bool) -> Any:
     if isinstance(value, Mapping):
-        return {k: _hidden(v) for k, v in value.items()}
+        return {k: _hidden(v, marked) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_hidden(v) for v in value]
-    return value if value is None or isinstance(value, bool) else MASK
+        return [_hidden(v, marked) for v in value]
+    if value is None or isinstance(value, bool) or str(value).startswith(MASK):
+        return value
+    return MASK + (hashlib.sha256(str(value).encode()).hexdigest()[:4] if marked else "")

@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from datamodules.common.files import atomic_path
+from pipelines.run.saves import FULL, warn
 
 
 def _plain(value: Any) -> float | int | str:
@@ -36,6 +37,7 @@ class MetricsCSV(Logger):
         self._last: dict[str, str] = {}  # the last row
         self._start = 0  # offset in bytes of the last row
         self._loaded = False
+        self._waiting: dict[int, dict[str, str]] = {}  # rows that found no room
 
     @property
     def name(self) -> str:
@@ -67,22 +69,62 @@ class MetricsCSV(Logger):
         Args:
             metrics: Numbers, or tensors of one element.
             step: Optimizer step; by default the one after the last.
+
+        Where the disk is full, the row waits in memory, which is said once: the next one writes it too.
         """
         self._load()
         last = int(self._last["step"]) if self._last else -1
         step = last + 1 if step is None else max(0, int(step))
         values = {key: str(_plain(value)) for key, value in metrics.items() if key != "step"}
-        columns = self._ordered([*self._columns, *values])
-        if columns != self._columns or step < last:
-            self._rewrite({step: values}, columns)
+        columns = self._all_columns(*values)
+        was_waiting = bool(self._waiting)
+        if was_waiting or columns != self._columns or step < last:
+            self._waiting.setdefault(step, {}).update(values)
         else:
-            if step > last:
-                self._start, self._last = self.path.stat().st_size, {"step": str(step)}
-            self._last |= values
+            self._append(step, values)
+        if self._waiting:
+            self._write_waiting(columns, tells=not was_waiting)
+
+    def _append(self, step: int, values: dict[str, str]) -> None:
+        """Write one row behind the others, or over the last of them; it waits where there is no room."""
+        if not self._last or step > int(self._last["step"]):
+            self._start, self._last = self.path.stat().st_size, {"step": str(step)}
+        self._last |= values
+        line = self._line([self._last.get(column, "") for column in self._columns])
+        try:
             with open(self.path, "r+b", buffering=0) as file:
                 file.seek(self._start)
-                file.write(self._line([self._last.get(column, "") for column in self._columns]))
+                is_whole = file.write(line) == len(line)
                 file.truncate()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            is_whole = False
+        if not is_whole:
+            self._waiting[step] = dict(self._last)
+
+    def _write_waiting(self, columns: list[str], *, tells: bool) -> None:
+        """Write the file anew, with the rows that wait."""
+        kept = self._columns, self._last, self._start
+        try:
+            self._rewrite(self._waiting, columns)
+            self._waiting = {}
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self._columns, self._last, self._start = kept
+            if tells:
+                warn(f"{self.path} has no room ({error.strerror}): its rows are kept in memory until there is some.")
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Try once more to write what waits."""
+        if self._waiting:
+            self._write_waiting(self._all_columns(), tells=True)
+
+    def _all_columns(self, *more: str) -> list[str]:
+        """The file's, those of rows that wait, and more."""
+        return self._ordered([*self._columns, *(key for row in self._waiting.values() for key in row), *more])
 
     @rank_zero_only
     def resume(self, step: int) -> None:

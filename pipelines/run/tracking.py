@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from argparse import Namespace
@@ -16,15 +17,13 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from datamodules.common.files import write_text
 from pipelines.run.masking import masked, masked_command_line
-from pipelines.run.wandb_server import Mode, answers, has_login, mode_of_environment
+from pipelines.run.wandb_server import Mode, answers, at_most, has_login, mode_of_environment
 
 if TYPE_CHECKING:
     import numpy as np
 
-# A server that does not answer costs at most this and the time of the probe, and a second or two of start-up.
-INIT_SECONDS = 10.0
-# A server lost in mid-run must not hold the process at its end for ever; the data stay on disk for `wandb sync`.
-FINISH_SECONDS = 120.0
+INIT_SECONDS = 10.0  # what a server that does not answer costs, beside the probe and a second or two of start-up
+FINISH_SECONDS = 120.0  # a server lost in mid-run holds the process no longer; the data stay for `wandb sync`
 
 
 @dataclass(frozen=True)
@@ -106,10 +105,10 @@ def log_table(
     """Show a table in Weights & Biases; does nothing for other loggers.
 
     Args:
-        loggers: The trainer's loggers.
+        loggers: As above.
         key: Name, as ``test/predictions``.
         columns: Column names.
-        rows: One list of plain values per row; the caller keeps to a budget of rows.
+        rows: One list of plain values per row.
         step: Optimizer step.
     """
     for logger in loggers:
@@ -124,13 +123,18 @@ def _say(text: str) -> None:
     print(f"W&B: {text}", file=sys.stderr, flush=True)
 
 
+def _tear_down() -> None:
+    import wandb
+
+    with contextlib.suppress(Exception):  # without its service W&B's hook at the exit prints a traceback: now it goes
+        wandb.teardown()
+
+
 class WandbRun(WandbLogger):
     """Lightning's W&B logger with an identity that a resumed run keeps, and without surprises.
 
-    It never prompts and never hangs, is silent but for one line, saves no code, leaves the process environment's
-    WANDB_MODE alone, and gives every value its optimizer step: the steps of one run strictly grow, also
-    when it is resumed. Steps that were already recorded (a run resumed from an older checkpoint repeats them) only
-    update the run's summary. Made by ``wandb_logger``.
+    It never prompts and never hangs, is silent but for a line, and saves no code. Steps strictly grow, also when a run
+    is resumed; those that were recorded before only update its summary. Made by ``wandb_logger``.
     """
 
     def __init__(self, directory: Path, settings: Wandb, name: str, run_id: str, config: dict[str, Any]) -> None:
@@ -165,6 +169,8 @@ class WandbRun(WandbLogger):
             self._lost, self._experiment = True, None
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             _say(f"lost ({reason}); the run goes on without it, and metrics.csv has all values")
+            if isinstance(error, OSError):
+                at_most(5.0, _tear_down)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the connection out; a copy in another process does not open a run of its own accord."""
@@ -234,7 +240,8 @@ class WandbRun(WandbLogger):
 
     def _remember(self, step: int) -> None:
         if step > self._floor:
-            write_text(self._last_step, f"{step}\n")
+            with contextlib.suppress(OSError):  # a full disk: at worst a resumed run repeats some steps
+                write_text(self._last_step, f"{step}\n")
 
     def _open(self) -> Any:
         # Without this, W&B's own error reports wait 20 s at exit for a server that does not answer.

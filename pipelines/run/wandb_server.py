@@ -7,6 +7,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -32,11 +33,15 @@ def answers(url: str) -> bool:
         except Exception:  # whatever else: not a server
             answer.append(False)
 
-    # A thread, since name resolution knows no time-out.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
+    at_most(PROBE_SECONDS, ask)  # name resolution knows no time-out
     return bool(answer and answer[0])
+
+
+def at_most(seconds: float, act: Callable[[], None]) -> None:
+    """Do something in a thread, and wait for it no longer than so many seconds."""
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def has_login(base_url: str, api_key: str | None) -> bool:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from datamodules.common.errors import UserError
 from datamodules.common.geometry import boxes_to_original
 from tasks.detection.detectors.anchors import sides_of
-from tasks.detection.detectors.protocol import Found
-from tasks.detection.detectors.selection import LEAST_SIDE
+from tasks.detection.detectors.selection import LEAST_SIDE, Found
 
 Finder = Callable[[Tensor], list[Found]]
 """Images (B, C, H, W) to what is found on each, in their own pixels, the best first."""
@@ -27,6 +27,30 @@ WINDOWS = 4
 def take(found: Found, index: Tensor) -> Found:
     """Some of an image's objects."""
     return {key: value[index] for key, value in found.items()}
+
+
+def check_limits(min_score: float, nms_iou: float, score_threshold: float | str, max_detections: int) -> None:
+    """Refuse limits out of range.
+
+    Raises:
+        UserError: Naming the argument.
+    """
+    for key, value in (("min_score", min_score), ("nms_iou", nms_iou), ("score_threshold", score_threshold)):
+        if not isinstance(value, str) and not 0 <= value <= 1:
+            raise UserError(f"model.{key} is {value}; it must be between 0 and 1.")
+    if not isinstance(score_threshold, str) and score_threshold < min_score:
+        raise UserError(
+            f"model.score_threshold is {score_threshold}, below model.min_score, {min_score}: lower min_score too."
+        )
+    if max_detections < 1:
+        raise UserError(f"model.max_detections is {max_detections}; it must be at least 1.")
+
+
+def found_of_images(columns: dict[str, Tensor]) -> list[Found]:
+    """Each image's objects, the best first, of what ``Detector.in_tensors`` gives."""
+    images = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    found = [take(image, image["labels"] >= 0) for image in images]
+    return [take(image, image["scores"].argsort(descending=True, stable=True)) for image in found]
 
 
 def boxes_in_original(found: Found, geometry: Tensor) -> Found:

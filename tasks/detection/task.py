@@ -14,10 +14,10 @@ from tasks.base import Task
 from tasks.detection.detectors.arguments import BackboneArguments
 from tasks.detection.detectors.families import Name, detector_arguments, family_of
 from tasks.detection.detectors.masks import encode_masks
-from tasks.detection.detectors.protocol import Found, Limits
+from tasks.detection.detectors.selection import Found, Limits
 from tasks.detection.evaluation.curves import Thresholds
 from tasks.detection.evaluation.metrics import CocoMetrics
-from tasks.detection.postprocess import boxes_in_original, found_by_tiles
+from tasks.detection.postprocess import boxes_in_original, check_limits, found_by_tiles, found_of_images
 from tasks.device_augment import jitter_images
 from tasks.hooks import Batch
 from tasks.optim import Optim
@@ -65,6 +65,7 @@ class Detection(Task):
     monitor = "val/map"
     mode = "max"
     finds_boxes = True
+    suppresses_inside = True  # whether ``outputs`` leaves duplicates out
     eval_metrics: CocoMetrics
 
     def __init__(
@@ -105,15 +106,7 @@ class Detection(Task):
             channels_last=channels_last,
             compile=compile,
         )
-        for key, value in (("min_score", min_score), ("nms_iou", nms_iou), ("score_threshold", score_threshold)):
-            if not isinstance(value, str) and not 0 <= value <= 1:
-                raise UserError(f"model.{key} is {value}; it must be between 0 and 1.")
-        if not isinstance(score_threshold, str) and score_threshold < min_score:
-            raise UserError(
-                f"model.score_threshold is {score_threshold}, below model.min_score, {min_score}: lower min_score too."
-            )
-        if max_detections < 1:
-            raise UserError(f"model.max_detections is {max_detections}; it must be at least 1.")
+        check_limits(min_score, nms_iou, score_threshold, max_detections)
         if color_jitter < 0:
             raise UserError(f"model.color_jitter is {color_jitter}; it must be 0 (off) or more.")
         detector_arguments(detector, detector_args or {})  # to refuse them before there are data
@@ -196,9 +189,18 @@ class Detection(Task):
         Args:
             image: uint8 (B, C, H, W), or float in [0, 1].
         """
-        limits = Limits(self.min_score, self.nms_iou, self.max_detections)
-        found: list[Found] = self.network.detect(self.normalize(image), limits)
-        return found
+        if self.runtime is not None:
+            return found_of_images(self.runtime(image))
+        return self.network.detect(self.normalize(image), self.limits)  # type: ignore[no-any-return]
+
+    @property
+    def limits(self) -> Limits:
+        """What of all candidates is kept."""
+        return Limits(self.min_score, self.nms_iou, self.max_detections)
+
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        """What ``find`` finds, in tensors of one shape for all images: see ``Detector.in_tensors``."""
+        return self.network.in_tensors(self.normalize(image), self.limits, self.suppresses_inside)  # type: ignore[no-any-return]
 
     def infer(self, image: Tensor) -> list[Found]:
         """As ``find``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from datamodules.common.geometry import original_size
@@ -193,3 +194,10 @@ def _ramp(overlap: int, device: torch.device) -> Tensor:
     """From 0, in the first quarter of an overlap, linearly to 1, in its last quarter."""
     place = (torch.arange(overlap, device=device) + 0.5) / max(1, overlap)
     return ((place - 0.25) * 2).clamp(0, 1)
+
+
+def resized(image: Tensor, scale: float) -> Tensor:
+    """A batch of images of the same dtype, its sides multiplied by ``scale``."""
+    size = [max(1, round(side * scale)) for side in image.shape[2:]]
+    enlarged = F.interpolate(image.float(), size, mode="bilinear", antialias=scale < 1)
+    return enlarged.round().to(image.dtype) if image.dtype == torch.uint8 else enlarged

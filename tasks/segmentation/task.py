@@ -14,11 +14,12 @@ from datamodules.common.errors import UserError
 from tasks.base import Task
 from tasks.device_augment import jitter_images
 from tasks.hooks import Batch
+from tasks.losses import keep_class_weights
 from tasks.optim import Optim
 from tasks.segmentation.losses import Kind, check_loss_arguments, check_losses, presence_loss, segmentation_loss
 from tasks.segmentation.metrics import SegmentationMetrics
 from tasks.segmentation.networks import create_segmenter
-from tasks.segmentation.postprocess import Scorer, labels_by_tiles, labels_in_original
+from tasks.segmentation.postprocess import Scorer, labels_by_tiles, labels_in_original, resized
 from tasks.segmentation.segmenter import encoder_parameter_names
 from tasks.segmentation.whole_segformer import whole_segformer
 
@@ -160,7 +161,7 @@ class Segmentation(Task):
         classes = int(self.num_classes or 0)
         if classes > IGNORE:
             raise UserError(f"model.num_classes is {classes}; masks of 8 bits hold at most {IGNORE} classes.")
-        self.use_class_weights(self.class_weights)
+        keep_class_weights(self, self.class_weights)
         outputs = 1 if self.kind == "binary" else classes
         if self.architecture == "segformer" and (whole := whole_segformer(self, outputs)) is not None:
             return whole
@@ -222,15 +223,19 @@ class Segmentation(Task):
     # Evaluation and prediction.
 
     def scores(self, image: Tensor) -> Tensor:
-        """Class probabilities, float32 (B, K, H, W), K = 1 if binary; with test-time augmentation the views' mean."""
+        """The ``scores`` of ``outputs``."""
+        return self.computed(image)["scores"]
+
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        """``scores``: class probabilities, float32 (B, K, H, W), K = 1 if binary; of several views the mean."""
         flips: list[int | None] = [None]
         flips += [axis for name, axis in (("hflip", 3), ("vflip", 2)) if name in self.tta]
         views = [self._view(image, scale, flip) for scale in (1.0, *self.tta_scales) for flip in flips]
-        return views[0] if len(views) == 1 else torch.stack(views).mean(0)
+        return {"scores": views[0] if len(views) == 1 else torch.stack(views).mean(0)}
 
     def _view(self, image: Tensor, scale: float, flip: int | None) -> Tensor:
         """Class probabilities of an image that the network sees resized and flipped along an axis, turned back."""
-        seen = image if scale == 1 else _resized(image, scale)
+        seen = image if scale == 1 else resized(image, scale)
         logits = self(seen if flip is None else seen.flip(flip)).float()
         scores: Tensor = logits.softmax(1) if self.kind == "multiclass" else logits.sigmoid()
         scores = scores if flip is None else scores.flip(flip)
@@ -291,10 +296,3 @@ class Segmentation(Task):
             )
             texts.append(" · ".join([name, *(f"{k} {v:.0%}" for v, k in areas[:3] if v >= 0.005)]))
         return texts
-
-
-def _resized(image: Tensor, scale: float) -> Tensor:
-    """A batch of images of the same dtype, its sides multiplied by ``scale``."""
-    size = [max(1, round(side * scale)) for side in image.shape[2:]]
-    resized = F.interpolate(image.float(), size, mode="bilinear", antialias=scale < 1)
-    return resized.round().to(image.dtype) if image.dtype == torch.uint8 else resized

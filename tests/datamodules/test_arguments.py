@@ -18,6 +18,7 @@ from datamodules.semisupervised import SemiSupervised
 
 SHARED = {
     *("source", "class_names", "batch_size", "eval_batch_size", "num_workers", "cache", "cache_dir", "on_corrupt"),
+    "max_corrupt",
     "max_pixels",
     *(
         "seed",

@@ -94,6 +94,10 @@ def test_settings():
     for own in (ModelCheckpoint(save_last=True), ModelCheckpoint(filename="best")):
         with pytest.raises(UserError, match=r"ModelCheckpoint\.\w+ is .+ (always|anyway)"):
             Trainer(accelerator="cpu", callbacks=[own])
+    stops = EarlyStopping("train/loss", check_on_train_epoch_end=True)
+    with pytest.raises(UserError, match=r"check_on_train_epoch_end is true, .*check_val_every_n_epoch 2"):
+        Trainer(accelerator="cpu", callbacks=[stops], check_val_every_n_epoch=2)
+    assert Trainer(accelerator="cpu", callbacks=[stops]).adds_checkpoints
     own = [ModelCheckpoint(filename="e{epoch}"), LearningRateMonitor(), Timer(), LambdaCallback()]
     assert Trainer(accelerator="cpu", callbacks=own).adds_checkpoints
 

@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_the_older_file(tmp_path: Path) -> None:
             os._exit(0)
     os.waitpid(pid, 0)
     kind, message = report.read_text().split("\n")
-    assert kind == "UserError"
+    assert kind == "NotSavedError"
     for word in (str(path), "File too large", "MiB free", "older file of that name is intact"):
         assert word in message
     assert temporary_files(tmp_path) == []

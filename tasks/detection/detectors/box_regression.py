@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from tasks.detection.detectors.anchors import sides_of
 from tasks.detection.detectors.arguments import BackboneArguments, DetectorArguments
-from tasks.detection.detectors.protocol import Detector, Family, Found, Limits
+from tasks.detection.detectors.protocol import Detector, Family
+from tasks.detection.detectors.selection import Candidates, Found, Limits
 from tasks.detection.detectors.targets import read_targets
 from tasks.pyramid import Pyramid
 
@@ -82,21 +83,23 @@ class BoxRegression(Detector):
         class_loss = F.cross_entropy(dense["logits"].float(), label, reduction="none")
         if self.class_weights is not None:
             class_loss = class_loss * self.class_weights[label]
-        target = truth.boxes_at(largest).squeeze(1) / _canvas(image)
+        canvas = _canvas((image.shape[2], image.shape[3]), image.device)
+        target = truth.boxes_at(largest).squeeze(1) / canvas
         box_loss = F.smooth_l1_loss(_corners(dense["places"]), target, beta=SMOOTH, reduction="none").sum(1)
         parts = {"class_loss": class_loss, "box_loss": self.box_weight * box_loss}
         return {name: part.masked_fill(~has_target, 0) for name, part in parts.items()}
 
+    def candidates(self, dense: Mapping[str, Tensor], size: tuple[int, int], limits: Limits) -> Candidates:
+        """The box of each image, with the class's probability for a score."""
+        scores, labels = dense["logits"].float().softmax(1).max(1, keepdim=True)
+        boxes = _corners(dense["places"]).clamp(0, 1) * _canvas(size, scores.device)
+        return Candidates(boxes.unsqueeze(1), scores, labels)
+
     def detect(self, image: Tensor, limits: Limits) -> list[Found]:
-        """The box of each image, with the class's probability for a score, if that is above the threshold."""
-        dense = self(image)
-        scores, labels = dense["logits"].float().softmax(1).max(1)
-        boxes = _corners(dense["places"]).clamp(0, 1) * _canvas(image)
-        columns = {"boxes": boxes, "scores": scores, "labels": labels}
-        above = scores > limits.score_threshold
-        return [
-            {key: column[i : i + 1][above[i : i + 1]] for key, column in columns.items()} for i in range(len(image))
-        ]
+        """The candidate of each image, however small, if its score is above the threshold."""
+        columns = self.candidates(self(image), (image.shape[2], image.shape[3]), limits)._asdict()
+        above = columns["scores"] > limits.score_threshold
+        return [{key: column[i][above[i]] for key, column in columns.items()} for i in range(len(image))]
 
 
 def _corners(places: Tensor) -> Tensor:
@@ -105,10 +108,10 @@ def _corners(places: Tensor) -> Tensor:
     return torch.cat([center - size / 2, center + size / 2], 1)
 
 
-def _canvas(image: Tensor) -> Tensor:
+def _canvas(size: tuple[int, int], device: torch.device) -> Tensor:
     """Width, height, width, height."""
-    canvas = torch.empty(4, device=image.device)
-    canvas[0::2], canvas[1::2] = image.shape[3], image.shape[2]  # filled there: a copy would wait for the device
+    canvas = torch.empty(4, device=device)
+    canvas[0::2], canvas[1::2] = size[1], size[0]  # filled there: a copy would wait for the device
     return canvas
 
 

@@ -14,8 +14,8 @@ from tasks.detection.detectors.anchors import centers_of, grid_anchors
 from tasks.detection.detectors.arguments import DetectorArguments
 from tasks.detection.detectors.fpn import FPN
 from tasks.detection.detectors.losses import by_foreground, focal_loss
-from tasks.detection.detectors.protocol import Detector, Found, Limits
-from tasks.detection.detectors.selection import dense_detections
+from tasks.detection.detectors.protocol import Detector
+from tasks.detection.detectors.selection import Candidates, Limits, dense_candidates
 from tasks.detection.detectors.targets import Truth, in_crowd, read_targets
 from tasks.pyramid import Pyramid
 
@@ -93,7 +93,7 @@ class DenseDetector(Detector):
 
     @abstractmethod
     def decode(self, offsets: Tensor, anchors: Tensor) -> Tensor:
-        """`bbox_regression` float32 (n, 4) of anchors (n, 4) to boxes (n, 4)."""
+        """`bbox_regression` float32 (..., 4) of anchors (..., 4) to boxes (..., 4)."""
 
     def forward(self, image: Tensor) -> dict[str, Any]:
         """The dense part: what `heads` gives, and `sizes`, the maps' heights and widths."""
@@ -125,14 +125,7 @@ class DenseDetector(Detector):
             losses[name] = by_foreground(loss.masked_fill(~foreground, 0), foreground)
         return losses
 
-    def detect(self, image: Tensor, limits: Limits) -> list[Found]:
+    def candidates(self, dense: Mapping[str, Any], size: tuple[int, int], limits: Limits) -> Candidates:
         """As every detector; of each map the best candidates are decoded."""
-        dense = self(image)
-        return dense_detections(
-            self.scores(dense),
-            dense["bbox_regression"].float(),
-            grid_anchors(dense["sizes"], self.fpn.strides, self.shapes),
-            self.decode,
-            (image.shape[2], image.shape[3]),
-            limits,
-        )
+        anchors = grid_anchors(dense["sizes"], self.fpn.strides, self.shapes)
+        return dense_candidates(self.scores(dense), dense["bbox_regression"].float(), anchors, self.decode, limits)

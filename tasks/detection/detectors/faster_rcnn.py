@@ -23,12 +23,21 @@ from tasks.detection.detectors.anchors import (
 )
 from tasks.detection.detectors.arguments import BackboneArguments, DetectorArguments
 from tasks.detection.detectors.fpn import FPN
-from tasks.detection.detectors.protocol import Detector, Family, Found, Limits
-from tasks.detection.detectors.regions import Samples, means_by_image, named, roi_pool
-from tasks.detection.detectors.selection import best_boxes
+from tasks.detection.detectors.proposals import propose_in_tensors
+from tasks.detection.detectors.protocol import Detector, Family
+from tasks.detection.detectors.regions import Samples, means_by_image, named, pool_places, roi_pool
+from tasks.detection.detectors.selection import (
+    Candidates,
+    Found,
+    Limits,
+    best_boxes,
+    least,
+    rows_of,
+)
 from tasks.detection.detectors.targets import Truth, in_crowd, read_targets
 from tasks.pyramid import Pyramid
 
+PAIRS = 5000  # of region and class at most, that go into an export's suppression
 SMOOTH = 1 / 9  # where the smooth L1 loss turns linear, as in torchvision
 
 
@@ -202,6 +211,18 @@ class FasterRCNN(Detector):
         """Logits float32 (S, K + 1), background first, and offsets (S, K + 1, 4)."""
         logits, offsets = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
         return logits.float(), offsets.float().unflatten(1, (-1, 4))
+
+    def candidates(self, dense: Mapping[str, list[Tensor]], size: tuple[int, int], limits: Limits) -> Candidates:
+        """As every detector; of places for regions that stay empty, the boxes have a score of -1."""
+        levels = grid_anchors([(x.shape[2], x.shape[3]) for x in dense["maps"]], self.fpn.strides, self.shapes)
+        regions, there = propose_in_tensors(self.rpn, dense, levels, size)
+        pooled = pool_places(self.roi_heads.box_roi_pool, dense["maps"], regions)
+        logits, offsets = self._predict(pooled)
+        boxes = self.roi_heads.box_coder.decode_single(offsets.flatten(1), regions.flatten(0, 1))
+        boxes = boxes.view(*regions.shape[:2], -1, 4)[:, :, 1:]
+        scores = logits.softmax(1)[:, 1:].unflatten(0, regions.shape[:2]).masked_fill(~there.unsqueeze(2), -1.0)
+        best, places = scores.flatten(1).topk(least(PAIRS, scores.shape[1] * scores.shape[2]), 1)
+        return Candidates(rows_of(boxes.flatten(1, 2), places), best, places % scores.shape[2])
 
     def detect(self, image: Tensor, limits: Limits) -> list[Found]:
         """As every detector."""

@@ -121,7 +121,7 @@ class FCOS(DenseDetector):
 
     def decode(self, offsets: Tensor, anchors: Tensor) -> Tensor:
         """Distances in sides of the cells."""
-        return decode_distances(offsets, centers_of(anchors), sides_of(anchors)[:, 0])
+        return decode_distances(offsets, centers_of(anchors), sides_of(anchors)[..., 0])
 
 
 def build_fcos(

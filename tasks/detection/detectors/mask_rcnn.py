@@ -19,8 +19,9 @@ from datamodules.common.errors import UserError
 from tasks.detection.detectors.arguments import BackboneArguments
 from tasks.detection.detectors.faster_rcnn import FasterRCNN, FasterRCNNArguments, build_faster_rcnn
 from tasks.detection.detectors.masks import mask_targets
-from tasks.detection.detectors.protocol import Family, Found, Limits
-from tasks.detection.detectors.regions import Samples, means_by_image, named, roi_pool
+from tasks.detection.detectors.protocol import Family
+from tasks.detection.detectors.regions import Samples, means_by_image, named, pool_places, roi_pool
+from tasks.detection.detectors.selection import Found, Limits, found_in_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,24 @@ class MaskRCNN(FasterRCNN):
             maps = [x[i : i + 1] for x in dense["maps"]]
             of_image["masks"] = self._mask_logits(maps, [of_image["boxes"]], image, of_image["labels"] + 1).sigmoid()
         return found
+
+    def in_tensors(self, image: Tensor, limits: Limits, suppress: bool = True) -> dict[str, Tensor]:
+        """As every detector, with `masks` float32 (B, n, 28, 28).
+
+        Raises:
+            UserError: without the suppression, behind which the masks are made.
+        """
+        if not suppress:
+            raise UserError("--nms is 'outside', but mask_rcnn makes the masks of what is left: use --nms inside.")
+        size, dense = (image.shape[2], image.shape[3]), self(image)
+        candidates = self.candidates(dense, size, limits)
+        found = found_in_tensors(candidates, size, limits, suppress, self.num_classes)
+        boxes, labels = found["boxes"], found["labels"].clamp(min=0).flatten()
+        pooled = pool_places(self.mask_pool, dense["maps"], boxes)
+        logits = self.mask_predictor(self.mask_head(pooled)).float()
+        own = (labels + 1).view(-1, 1, 1, 1).expand(-1, 1, *logits.shape[2:])
+        masks = logits.gather(1, own).sigmoid().unflatten(0, boxes.shape[:2]).squeeze(2)
+        return {"masks": masks, **found}
 
 
 def build_mask_rcnn(

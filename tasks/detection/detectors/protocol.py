@@ -15,25 +15,7 @@ from torch import Tensor, nn
 
 from tasks.detection.detectors.arguments import DetectorArguments
 from tasks.detection.detectors.losses import batch_means, class_weight_tensor
-
-Found = dict[str, Tensor]
-"""One image's `boxes` float32 (n, 4), x1 y1 x2 y2; `scores` float32 (n,), descending; `labels` int64 (n,), 0..K-1; and
-of some families `masks` float32 (n, m, m), probabilities on a grid that fills each box."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What `Detector.detect` keeps.
-
-    Attributes:
-        score_threshold: scores must be above it.
-        nms_iou: of two boxes of a class that overlap more, the one of lower score is dropped.
-        max_detections: boxes of an image at most.
-    """
-
-    score_threshold: float
-    nms_iou: float
-    max_detections: int
+from tasks.detection.detectors.selection import Candidates, Found, Limits, best_boxes, found_in_tensors
 
 
 class Detector(nn.Module, ABC):
@@ -91,6 +73,15 @@ class Detector(nn.Module, ABC):
         return batch_means(self.image_losses(image, targets), weight)
 
     @abstractmethod
+    def candidates(self, dense: Any, size: tuple[int, int], limits: Limits) -> Candidates:
+        """What may be found, before the suppression, in tensors of one shape for all images, so that it can be traced.
+
+        Args:
+            dense: what `forward` gives.
+            size: height and width of the canvas.
+            limits: what is kept behind it.
+        """
+
     def detect(self, image: Tensor, limits: Limits) -> list[Found]:
         """What is found on each image, the best first; boxes are clipped to the canvas.
 
@@ -98,6 +89,24 @@ class Detector(nn.Module, ABC):
             image: float (B, C, H, W), normalized.
             limits: what is kept.
         """
+        size = (image.shape[2], image.shape[3])
+        columns = self.candidates(self(image), size, limits)
+        return [best_boxes(*of_image, size, limits) for of_image in zip(*columns, strict=True)]
+
+    def in_tensors(self, image: Tensor, limits: Limits, suppress: bool = True) -> dict[str, Tensor]:
+        """As `detect`, in tensors that can be traced for an export; `decoded_...` are the candidates.
+
+        Args:
+            image: float (B, C, H, W), normalized.
+            limits: what is kept.
+            suppress: whether duplicates are dropped; without it, what is found are the candidates.
+
+        Returns:
+            `boxes` float32 (B, n, 4); `scores` float32 (B, n), 0 where there is no box; `labels` int64 (B, n), -1 where
+            there is none; of some families `masks`.
+        """
+        size = (image.shape[2], image.shape[3])
+        return found_in_tensors(self.candidates(self(image), size, limits), size, limits, suppress, self.num_classes)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import LevelMapper
 
 CANONICAL_SIDE = 14  # strides; a region of 224 pixels is pooled at stride 16 (equation 1 of the FPN paper)
@@ -47,3 +47,27 @@ def means_by_image(loss: Tensor, of_images: Sequence[Tensor]) -> Tensor:
 def named(maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
     """Maps by their place, as torchvision's pooling wants them."""
     return OrderedDict((str(i), x) for i, x in enumerate(maps))
+
+
+def pool_places(pool: MultiScaleRoIAlign, maps: Sequence[Tensor], regions: Tensor) -> Tensor:
+    """What `pool` makes of as many regions for each image, traceable with any number of images.
+
+    Args:
+        pool: see `roi_pool`.
+        maps: float (B, C, H_i, W_i), finest first; those behind the pool's are not used.
+        regions: float32 (B, P, 4).
+
+    Returns:
+        float32 (B * P, C, size, size).
+    """
+    batch, count = regions.shape[:2]
+    image = torch.arange(batch, device=regions.device, dtype=regions.dtype).view(-1, 1, 1).expand(-1, count, 1)
+    rois = torch.cat([image, regions], 2).flatten(0, 1)
+    levels = pool.map_levels([rois[:, 1:]])
+    pooled: Tensor | None = None
+    for level, (x, scale) in enumerate(zip(maps, pool.scales, strict=False)):
+        part = roi_align(x, rois, pool.output_size, scale, pool.sampling_ratio)
+        here = (levels == level).view(-1, 1, 1, 1)
+        pooled = torch.where(here, part, 0.0 if pooled is None else pooled)
+    assert pooled is not None
+    return pooled

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from datamodules.common.errors import UserError
 from tasks.detection.detectors.anchors import centers_of, sides_of
 from tasks.detection.detectors.arguments import BackboneArguments, DetectorArguments
-from tasks.detection.detectors.protocol import Detector, Family, Found, Limits
-from tasks.detection.detectors.selection import best_candidates
+from tasks.detection.detectors.protocol import Detector, Family
+from tasks.detection.detectors.selection import Candidates, Limits, best_candidates
 from tasks.detection.detectors.targets import Truth, read_targets
 from tasks.pyramid import Pyramid
 from tasks.whole_models import configuration, description, import_transformers, make_whole_model, refuse_set
@@ -156,15 +156,15 @@ class RTDETR(Detector):
         by_layer: dict[str, Tensor] = losses
         return by_layer
 
-    def detect(self, image: Tensor, limits: Limits) -> list[Found]:
+    def candidates(self, dense: tuple[Tensor, Any], size: tuple[int, int], limits: Limits) -> Candidates:
         """As every detector. One-to-one matching makes duplicates rare; ``nms_iou: 1`` switches the suppression off."""
-        filled, encoded = self(image)
+        filled, encoded = dense
         out = self._decode(filled, encoded, None)
         scores = out.intermediate_logits[:, -1].float().sigmoid()
         center, side = out.intermediate_reference_points[:, -1].float().chunk(2, 2)
         boxes = torch.cat([center - side / 2, center + side / 2], 2) * _width_height(filled)
         count = max(scores.shape[1], limits.max_detections)
-        return best_candidates(boxes, scores, count, (image.shape[2], image.shape[3]), limits)
+        return best_candidates(boxes, scores, count)
 
 
 def relative_targets(truth: Truth, image: Tensor) -> list[dict[str, Tensor]]:

@@ -33,8 +33,8 @@ from tasks.detection.detectors.losses import (
     iou_loss,
     weighted_where_target,
 )
-from tasks.detection.detectors.protocol import Detector, Family, Found, Limits
-from tasks.detection.detectors.selection import best_candidates
+from tasks.detection.detectors.protocol import Detector, Family
+from tasks.detection.detectors.selection import Candidates, Limits, best_candidates
 from tasks.detection.detectors.targets import Truth, read_targets
 from tasks.detection.detectors.yolo_net import Head, Neck, Norm
 from tasks.pyramid import Pyramid
@@ -190,15 +190,14 @@ class YOLO(Detector):
             box_loss = iou_loss(predicted, true, "giou")
         return box_loss, distribution_focal_loss(dense.distances, target).mean(2)
 
-    def detect(self, image: Tensor, limits: Limits) -> list[Found]:
+    def candidates(self, dense: Dense, size: tuple[int, int], limits: Limits) -> Candidates:
         """As every detector; the highest scores of all maps go into the suppression."""
-        dense = self(image)
         boxes = decode_distances(expected_distances(dense.distances), dense.points, dense.strides)
         scores = dense.logits.float().sigmoid()
         if not self.arguments.multi_label:
             scores = torch.where(scores == scores.amax(2, keepdim=True), scores, 0)
         count = max(self.arguments.pre_nms, limits.max_detections)
-        return best_candidates(boxes, scores, count, (image.shape[2], image.shape[3]), limits)
+        return best_candidates(boxes, scores, count)
 
 
 def build_yolo(
