@@ -150,8 +150,9 @@ def _naming(batches: Iterator[Any], loader: DataLoader[Record], first: int) -> I
     while True:
         try:
             batch = next(batches, None)
-        except RuntimeError as error:
-            if str(error).startswith("DataLoader "):  # torch's own, of a process that hangs or was killed
+        except (RuntimeError, ConnectionError) as error:
+            # Of a process that hangs or was killed: torch's own, or that of a batch which it was just handing over.
+            if str(error).startswith("DataLoader ") or isinstance(error, ConnectionError):
                 error.add_note(f"{AWAITED}{_paths_of(loader, number)}")
             raise
         if batch is None:
