@@ -75,10 +75,10 @@ def benchmark(
     for name in formats:
         settings = Settings(name, precision, ("batch",) if sizes != [1] else ())  # type: ignore[arg-type]
         settings.check(model.taught)
-        task = load_weights(trainer, model, datamodule, checkpoint, "validate" if split == "val" else "test")
-        beside = target_of(checkpoint, None, name)
+        task = load_weights(trainer, model, datamodule, [checkpoint], "validate" if split == "val" else "test")
+        beside = target_of([checkpoint], None, name)
         target = beside.with_name(f"{beside.stem}_{name}_{precision}{beside.suffix}")
-        write_export(task, datamodule, checkpoint, target, settings)
+        write_export(task, datamodule, [checkpoint], target, settings)
         outcome = verify(task.float(), datamodule, target, split=split)
         if not outcome["passed"]:
             raise UserError(f"{target} is not the same model: {outcome['reason']}.")
