@@ -154,12 +154,14 @@ def write_onnx(stages: Stages, shape: Shape, path: Path) -> tuple[Literal["dynam
         return "dynamo", names
     except Exception as error:  # the exporters fail in any way; the other one may not
         reason = _first_line(error)
+    if axes:  # which TorchScript's exporter closes without a word: other pictures would get other results
+        open_ones = [name for name, axis in (("batch", 0), ("size", 2)) if axis in axes]
+        raise UserError(
+            f"this network cannot be exported with --dynamic {','.join(open_ones)}: {reason}. Leave it out."
+        )
     try:
         with quietly(), torch.no_grad():
-            open_axes_by_name = {name: {0: "batch"} for name in names if 0 in axes} | {"image": axes}
-            torch.onnx.export(
-                stages, (images,), str(path), dynamo=False, dynamic_axes=open_axes_by_name, opset_version=18, **common
-            )
+            torch.onnx.export(stages, (images,), str(path), dynamo=False, opset_version=18, **common)
         return "torchscript", names
     except Exception as error:
         raise UserError(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -204,17 +205,13 @@ def test_a_detector_from_the_command_line(words):
 
 @pytest.mark.slow
 def test_suppression_at_another_threshold_is_found(capsys, monkeypatch):
-    text = DETECTION.replace("DETECTOR", "yolo").replace("ARGS", "{width: 16}")
-    Path("config.yaml").write_text(text, encoding="utf-8")
-    assert main(["fit", "--config", "config.yaml", "--name", "run"]) == 0
-    checkpoint = "runs/run/0/checkpoints/last.ckpt"
+    source = write_coco(Path("boxes"), {"train": 1, "val": 2})
+    write_checkpoint(Path("run.ckpt"), "detection", source, model={"nms_iou": 0.3})
     with monkeypatch.context() as patch:
         limits = Detection.limits.fget
-        patch.setattr(
-            Detection, "limits", property(lambda task: type(limits(task))(0.001, 0.95, limits(task).max_detections))
-        )
-        assert main(["export", "--ckpt_path", checkpoint, "--output", "model.onnx", "--verify", "false"]) == 0
-    assert main(["verify", "--ckpt_path", checkpoint, "--model", "model.onnx"]) == 1
+        patch.setattr(Detection, "limits", property(lambda task: replace(limits(task), nms_iou=0.9)))
+        assert main(["export", "--ckpt_path", "run.ckpt", "--output", "model.onnx", "--verify", "false"]) == 0
+    assert main(["verify", "--ckpt_path", "run.ckpt", "--model", "model.onnx"]) == 1
     assert "'after suppression'" in capsys.readouterr().err
 
 
