@@ -81,7 +81,7 @@ def benchmark(
         write_export(task, datamodule, [checkpoint], target, settings)
         outcome = verify(task.float(), datamodule, target, split=split)
         if not outcome["passed"]:
-            raise UserError(f"{target} is not the same model: {outcome['reason']}.")
+            raise UserError(f"The export {target} is not the same model: {outcome['reason']}.")
         files.append(target)
     rows = measure(task, datamodule, files, split, batches=sizes, threads=counts, seconds=seconds)
     path = output or str(files[0].with_name("benchmark.json"))

@@ -135,4 +135,4 @@ def print_outcome(outcome: dict[str, Any], path: Path) -> None:
         flush=True,
     )
     if not outcome["passed"]:
-        raise UserError(f"{path} is not the same model and was renamed to *.refused*: {outcome['reason']}.")
+        raise UserError(f"The export {path} is not the same model and was renamed to *.refused*: {outcome['reason']}.")
