@@ -75,7 +75,7 @@ class Difference:
     @property
     def is_shown(self) -> bool:
         """Whether there is a difference: by the corrected test, and by the interval."""
-        return self.corrected <= ALPHA and not self.low <= 0 <= self.high
+        return self.corrected <= ALPHA and (self.low > 0 or self.high < 0)
 
 
 def recipes_of(runs: Sequence[Run]) -> list[Recipe]:
@@ -244,22 +244,22 @@ def swap_test(a: Recipe, b: Recipe, replicates: int, seed: int) -> dict[str, flo
     """By metric, how often the difference is as large as measured where the two models' answers are swapped at random.
 
     An exact test of two models on the same images (approximate randomization: Noreen 1989; Yeh 2000,
-    https://arxiv.org/abs/cs/0008005), also for scores that are no means of images. Answers of one group of images are
-    swapped together. Of a recipe with several seeds beside a single run, the first seed counts.
+    https://arxiv.org/abs/cs/0008005), also for scores that are no means of images. The answers as measured are one of
+    the swaps: p is never 0. Those of one group of images are swapped together. Of several seeds the first counts.
     """
     one, other = a.first.measured, b.first.measured
-    score = kinds.scorer(joined(one, other))
     size = len(one)
+    # Both answers to an image lie side by side, so that a swap changes no rank of objects with equal scores.
+    score = kinds.scorer(ordered(joined(one, other), np.arange(2 * size).reshape(2, size).T.ravel()))
     groups = one.groups if one.groups is not None else np.arange(size)
-    swaps = np.random.default_rng(seed + 1).integers(0, 2, (replicates, int(groups.max()) + 1))[:, groups]
+    swaps = np.random.default_rng([seed, 1]).integers(0, 2, (replicates, int(groups.max()) + 1))[:, groups]
     swaps[0] = 0  # as measured
-    first = score(np.concatenate([1 - swaps, swaps], 1))
-    second = score(np.concatenate([swaps, 1 - swaps], 1))
+    first = score(np.stack([1 - swaps, swaps], 2).reshape(replicates, -1))
+    second = score(np.stack([swaps, 1 - swaps], 2).reshape(replicates, -1))
     found = {}
     for metric, values in first.items():
-        gap = np.abs(second[metric] - values)
-        # Of equal ones none is smaller, whatever the last bit says.
-        found[metric] = float(np.mean(gap >= gap[0] - 1e-12))
+        gap = np.abs(second[metric] - values)  # of equal ones none is smaller; what cannot be scored shows nothing
+        found[metric] = float(np.mean(~(gap < gap[0] - 1e-12)))
     return found
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
 from pathlib import Path
 
@@ -30,7 +32,18 @@ from pipelines.report import (
     pixels,
     pixels_page,
 )
-from pipelines.report.comparing import Recipe, Run, aligned, changes, differences, holm, of_seeds, recipes_of, sentence
+from pipelines.report.comparing import (
+    Recipe,
+    Run,
+    aligned,
+    changes,
+    differences,
+    holm,
+    of_seeds,
+    recipes_of,
+    sentence,
+    swap_test,
+)
 from pipelines.report.measured import Collector, Measured, digest_of, file_of, read, write
 from pipelines.report.regions import errors_of
 from tasks import Classification
@@ -288,6 +301,32 @@ def test_masks_and_boxes_are_compared_by_the_same_functions():
         one = make(np.random.default_rng(0), 60)
         found = differences(pair(one, one))[0]
         assert (found.value, found.p, found.is_shown) == (0, 1, False)
+
+
+def test_p_is_that_of_all_swaps():
+    """Of 8 images all 256 swaps can be scored; classes are absent from some of them."""
+    rng = np.random.default_rng(3)
+    one, other = (make_pixels(np.random.default_rng(5), 8, rng, 0.3) for _ in range(2))
+    hits, found, true = (np.stack(both) for both in zip(pixels.tables(one), pixels.tables(other), strict=True))
+    gaps = []
+    for swap in itertools.product((0, 1), repeat=8):
+        of_a, of_b = ((np.array(own), np.arange(8)) for own in (swap, 1 - np.array(swap)))
+        right, union = ([part[own].sum(0) for own in (of_a, of_b)] for part in (hits, found + true - hits))
+        a, b = ((r[u > 0] / u[u > 0]).mean() for r, u in zip(right, union, strict=True))
+        gaps.append(abs(a - b))
+    wanted = np.mean(np.array(gaps) >= gaps[0] - 1e-12)
+    assert 0.02 < wanted < 0.98
+    assert swap_test(*pair(one, other), 20_000, 0)["miou"] == pytest.approx(wanted, abs=0.015)
+    assert swap_test(*pair(other, one), 20_000, 1)["miou"] == pytest.approx(wanted, abs=0.015)
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN")
+def test_images_without_objects_show_nothing():
+    whole = make_boxes(np.random.default_rng(0), 60)
+    empty = whole.take(np.flatnonzero(whole.counts["truth_labels"] == 0))
+    found = differences(pair(empty, empty))[0]
+    assert math.isnan(found.value)
+    assert (found.p, found.is_shown) == (1, False)
 
 
 def test_holm_is_stepwise():
