@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the simulations and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report_coverage", description=__doc__)
     parser.add_argument("--draws", type=int, default=1000, help="of images, for each figure")
-    parser.add_argument("--replicates", type=int, default=1000, help="of the bootstrap in each draw")
+    parser.add_argument("--replicates", type=int, default=1000, help="of the bootstrap in each draw, and swaps")
     parser.add_argument("--images", type=int, nargs="+", default=[200], help="in each draw")
     parser.add_argument("--only", nargs="+", default=["accuracy", "miou", "map_50", "aa"], help="which simulations")
     parser.add_argument(
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         for metric in args.aa if "aa" in args.only else ():
             for seeds in args.seeds:
                 began = time.process_time()
-                wrong = false_positives(metric, images, args.draws, seeds)
+                wrong = false_positives(metric, images, args.draws, seeds, args.replicates)
                 what = f"A/A       {metric:<9} {images} images, {args.draws} draws, {seeds} seeds"
                 print(f"{what}: {wrong:.3f}  ({time.process_time() - began:.0f} CPU s)", flush=True)
     return 0
@@ -68,7 +68,7 @@ def coverage(metric: str, images: int, draws: int, replicates: int) -> tuple[flo
     return held / draws, true
 
 
-def false_positives(metric: str, images: int, draws: int, seeds: int) -> float:
+def false_positives(metric: str, images: int, draws: int, seeds: int, replicates: int) -> float:
     """How often one of two recipes that are the same is said to be better, or of two models that are equally good."""
     rng = np.random.default_rng(1)
     wrong = 0
@@ -79,7 +79,7 @@ def false_positives(metric: str, images: int, draws: int, seeds: int) -> float:
         runs = [Run(f"{'ab'[i // seeds]}/{i % seeds}", {}, one) for i, one in enumerate(made)]
         pair = [Recipe("a", runs[:seeds]), Recipe("b", runs[seeds:])]
         # Swaps and resamples of their own: draws that shared them would not be independent.
-        wrong += next(one for one in differences(pair, draw) if one.metric == metric).is_shown
+        wrong += next(one for one in differences(pair, draw, replicates) if one.metric == metric).is_shown
     return wrong / draws
 
 

@@ -14,6 +14,7 @@ import torch
 import yaml
 from scipy.optimize import minimize_scalar
 
+from benchmarks import report_coverage
 from benchmarks.report_coverage import make_boxes, make_images, make_pixels
 from datamodules.common.errors import UserError
 from pipelines.__main__ import main
@@ -320,6 +321,17 @@ def test_p_is_that_of_all_swaps():
     assert swap_test(*pair(other, one), 20_000, 1)["miou"] == pytest.approx(wanted, abs=0.015)
 
 
+@pytest.mark.slow
+def test_two_equal_models_are_rarely_told_apart(capsys):
+    """Of 600 draws 41 are too many to be one in twenty (binomial, 0.97)."""
+    words = ["--only", "aa", "--aa", "miou", "--seeds", "1", "--draws", "600", "--replicates", "400"]
+    assert report_coverage.main(words) == 0
+    said = capsys.readouterr().out
+    with capsys.disabled():
+        print(f"\n{said}")
+    assert 0.01 < float(re.search(r"seeds: ([\d.]+)", said)[1]) < 41 / 600
+
+
 @pytest.mark.filterwarnings("ignore:All-NaN")
 def test_images_without_objects_show_nothing():
     whole = make_boxes(np.random.default_rng(0), 60)
@@ -367,7 +379,7 @@ def test_other_images_are_refused():
 
 def test_images_in_another_order_are_put_in_order():
     one = make_pixels(np.random.default_rng(0), 12)
-    from pipelines.report.comparing import ordered
+    from pipelines.report.measured import ordered
 
     back = ordered(ordered(one, np.arange(12)[::-1].copy()), np.arange(12)[::-1].copy())
     assert all((back.each[name] == one.each[name]).all() for name in one.each)
