@@ -433,6 +433,7 @@ trainer:
 """
 
 
+@pytest.mark.slow
 def test_fit_test_report_and_compare(tmp_path, capfd):
     counts = {f"{split}/{name}": n for split, n in (("train", 8), ("val", 6), ("test", 6)) for name in ("ant", "b&e")}
     source = write_images(tmp_path / "pictures", counts)
