@@ -38,26 +38,27 @@ def main(argv: list[str] | None = None) -> int:
         "--aa", nargs="+", default=["accuracy", "miou"], help="metrics that two equal models are compared by"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 3], help="trainings of each of the two")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
     args = parser.parse_args(argv)
     for images in args.images:
         for metric in [name for name in METRICS if name in args.only]:
             began = time.process_time()
-            held, value = coverage(metric, images, args.draws, args.replicates)
+            held, value = coverage(metric, images, args.draws, args.replicates, args.seed)
             cost = f"{time.process_time() - began:.0f} CPU s"
             print(f"coverage  {metric:<9} {images} images, {args.draws} draws, score {value:.3f}: {held:.3f}  ({cost})")
             sys.stdout.flush()
         for metric in args.aa if "aa" in args.only else ():
             for seeds in args.seeds:
                 began = time.process_time()
-                wrong = false_positives(metric, images, args.draws, seeds, args.replicates)
+                wrong = false_positives(metric, images, args.draws, seeds, args.replicates, args.seed)
                 what = f"A/A       {metric:<9} {images} images, {args.draws} draws, {seeds} seeds"
                 print(f"{what}: {wrong:.3f}  ({time.process_time() - began:.0f} CPU s)", flush=True)
     return 0
 
 
-def coverage(metric: str, images: int, draws: int, replicates: int) -> tuple[float, float]:
+def coverage(metric: str, images: int, draws: int, replicates: int, seed: int) -> tuple[float, float]:
     """How often the interval holds the population's score, and that score."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     population = MAKERS[metric](rng, POPULATION)
     true = float(kinds.scorer(population)(np.ones((1, POPULATION), np.int64))[metric][0])
     held = 0
@@ -68,9 +69,9 @@ def coverage(metric: str, images: int, draws: int, replicates: int) -> tuple[flo
     return held / draws, true
 
 
-def false_positives(metric: str, images: int, draws: int, seeds: int, replicates: int) -> float:
+def false_positives(metric: str, images: int, draws: int, seeds: int, replicates: int, seed: int) -> float:
     """How often one of two recipes that are the same is said to be better, or of two models that are equally good."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed + 1)
     wrong = 0
     for draw in range(draws):
         truth = rng.integers(0, 2**31)
