@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from datamodules.splits import split_digest
@@ -190,3 +193,76 @@ def test_a_run_without_w_and_b_gets_none_by_its_test(tmp_path: Path) -> None:
     assert (logger.settings.project, logger.settings.mode, logger.settings.table_rows) == ("p", "offline", 3)
     assert evaluation_logger(tmp_path, Wandb("off")) is None
     assert evaluation_logger(None, Wandb()) is None
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text()
+QUICK = ["--config", "quickstart", "--model.init_args.backbone=lenet5", *SHORT]
+QUICK += ["--data.init_args.batch_size=256", "--trainer.log_every_n_steps=1"]
+
+
+def yaml_blocks() -> list[dict[str, Any]]:
+    return [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)]
+
+
+@pytest.mark.slow
+def test_the_recipe_of_a_sweep_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What W&B's agent does with it: the first value of each parameter as a flag, `key=value`."""
+    sweep = yaml_blocks()[0]
+    first = {k: v["value"] if "value" in v else v["values"][0] if "values" in v else v["min"] for k, v in
+             sweep["parameters"].items()}  # fmt: skip
+    words = [word for word in sweep["command"] if word not in ("${env}", "python", "-m", "${program}")]
+    assert words.pop() == "${args}"
+    args = [*words, *(f"--{key}={value}" for key, value in first.items()), *QUICK[2:], "--name", "swept"]
+    assert in_child(lambda: main(args)) == 0
+    lies = Found(Path("runs/swept/0"))
+    assert sweep["metric"]["name"] in lies.values
+    config = yaml.safe_load(Path("runs/swept/0/config.yaml").read_text())
+    assert config["model"]["init_args"]["optim"]["lr"] == first["model.init_args.optim.lr"]
+
+
+@pytest.mark.slow
+def test_tensorboard_as_documented() -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    command = re.search(r"pipelines (fit .*--trainer.logger TensorBoardLogger.*)", DOCS)
+    assert command is not None
+    assert in_child(lambda: main([*command[1].split(), *QUICK[2:], "--trainer.wandb.mode=off"])) == 0
+    (folder,) = {path.parent for path in Path("runs/tensorboard").rglob("events.*")}
+    found = events.EventAccumulator(str(folder))
+    found.Reload()
+    rows = list(csv.DictReader(open("runs/quickstart/0/metrics.csv")))  # noqa: SIM115
+    expected = [float(row["val/accuracy"]) for row in rows if row["val/accuracy"]]
+    assert [event.value for event in found.Scalars("val/accuracy")] == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_mlflow_as_documented() -> None:
+    mlflow = pytest.importorskip("mlflow")
+    Path("mlflow.yaml").write_text(yaml.safe_dump(yaml_blocks()[1]))
+    words = ["fit", *QUICK, "--config", "mlflow.yaml", "--name", "run"]
+    assert in_child(lambda: main(words)) == 0
+    assert not Path("runs/run/0/wandb").exists()
+    client = mlflow.tracking.MlflowClient("sqlite:///mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    rows = list(csv.DictReader(open("runs/run/0/metrics.csv")))  # noqa: SIM115
+    assert run.data.metrics["val/accuracy"] == pytest.approx(float(rows[-1]["val/accuracy"]))
+    assert run.data.params["backbone"] == "lenet5"
+
+
+@pytest.mark.slow
+def test_a_loop_is_one_group_with_job_types() -> None:
+    words = ["noisy-student", "--config", "noisy_student/digits", "--name", "loop", "--seeds=[0]", "--controls=false"]
+    words += ["--teacher.trainer={max_epochs: 1}", "--trainer.wandb.project=p"]
+    Path("short.yaml").write_text(
+        yaml.safe_dump({"students": [{"model": {"class_path": "Classification", "init_args": {"backbone": "lenet5"}},
+                                      "steps_per_epoch": 2, "trainer": {"max_epochs": 1}}]})
+    )  # fmt: skip
+    assert in_child(lambda: main([*words, "--config", "short.yaml"])) == 0
+    found = {
+        str(run.relative_to("runs/loop").parent): {(r.run_group, r.job_type, r.project) for r in Found(run).runs}
+        for run in (path.parent for path in Path("runs/loop").rglob("wandb_id.txt"))
+    }
+    assert found == {
+        "seed0/teacher": {("loop", "teacher", "p")},
+        "seed0/student1": {("loop", "student", "p")},
+        ".": {("loop", "summary", "p")},
+    }
