@@ -5,9 +5,11 @@ Nothing here imports Lightning or timm, so that a worker that is spawned starts 
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -94,6 +96,20 @@ def _init_worker(_: int, most_pixels: int) -> None:
     torch.set_num_threads(1)
 
 
+_with_workers: weakref.WeakSet[DataLoader[Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End workers that are left at exit, where multiprocessing sends them one SIGTERM and waits for them.
+
+    They do not end by one, see ``_init_worker``.
+    """
+    for loader in list(_with_workers):
+        if loader._iterator is not None:
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
 class Resumable:
     """The state that both loaders share: batches given out in this epoch, and where to continue after a resume.
 
@@ -134,8 +150,9 @@ def _naming(batches: Iterator[Any], loader: DataLoader[Record], first: int) -> I
     while True:
         try:
             batch = next(batches, None)
-        except RuntimeError as error:
-            if str(error).startswith("DataLoader "):  # torch's own, of a process that hangs or was killed
+        except (RuntimeError, ConnectionError) as error:
+            # Of a process that hangs or was killed: torch's own, or that of a batch which it was just handing over.
+            if str(error).startswith("DataLoader ") or isinstance(error, ConnectionError):
                 error.add_note(f"{AWAITED}{_paths_of(loader, number)}")
             raise
         if batch is None:
@@ -236,7 +253,7 @@ def make_loader(
         timeout: Seconds after which a worker that gives nothing is an error instead of an endless wait.
     """
     cls = TrainLoader if isinstance(sampler, TrainSampler) else EvalLoader
-    return cls(
+    loader = cls(
         dataset,
         batch_sampler=sampler,
         collate_fn=collate,
@@ -247,6 +264,9 @@ def make_loader(
         timeout=timeout if num_workers > 0 else 0,
         worker_init_fn=partial(_init_worker, most_pixels=max_pixels()),
     )
+    if num_workers > 0:
+        _with_workers.add(loader)
+    return loader
 
 
 def empty_batch(dataset: RecordDataset) -> Any:

@@ -27,7 +27,19 @@ MODULES = {
     "pseudo-label": "pipelines.noisy_student.pseudo_label",
     **{
         name: f"pipelines.commands.{name}"
-        for name in ("benchmark", "check", "convert", "demo", "doctor", "export", "probe", "summary", "verify")
+        for name in (
+            "benchmark",
+            "check",
+            "compare",
+            "convert",
+            "demo",
+            "doctor",
+            "export",
+            "probe",
+            "report",
+            "summary",
+            "verify",
+        )
     },
 }
 

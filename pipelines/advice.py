@@ -108,7 +108,8 @@ def _of_workers(error: Exception, text: str, datamodule: Any) -> str | None:
             f"a loader process found no room in /dev/shm: give the container more (docker --shm-size 8g), or lower"
             f" {workers_said}; 0 needs none."
         )
-    if re.search(r"DataLoader worker .*(exited unexpectedly|is killed by signal)", text):
+    was_handing_over = isinstance(error, ConnectionError) and hasattr(error, "__notes__")
+    if was_handing_over or re.search(r"DataLoader worker .*(exited unexpectedly|is killed by signal)", text):
         return (
             f"a loader process was killed, most often by the system for want of memory: lower {workers_said} or"
             " data.batch_size. The checkpoints are intact; --resume auto goes on."

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from datamodules.common.errors import UserError
 
@@ -152,3 +154,17 @@ def keep_patience(callbacks: Sequence[Callback]) -> None:
                 load({**state, "patience": patience})
 
             callback.load_state_dict = restore  # type: ignore[method-assign]
+
+
+def refuse_batch_hooks(datamodule: pl.LightningDataModule) -> None:
+    """Refuse a datamodule that does what the model's own hooks do.
+
+    Raises:
+        UserError: Naming the hook.
+    """
+    for hook in ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device"):
+        if is_overridden(hook, datamodule):
+            raise UserError(
+                f"{type(datamodule).__name__} overrides {hook}; Lightning would then skip the model's, which"
+                " seeds and augments the batch. Move that work into the datamodule's transforms."
+            )

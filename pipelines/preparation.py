@@ -10,7 +10,6 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
-from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from datamodules.common.errors import UserError, examples
 from datamodules.common.files import write_json
@@ -20,11 +19,13 @@ from pipelines.callbacks.curves import Curves
 from pipelines.callbacks.overview import decides_best, doubts
 from pipelines.callbacks.pictures import Pictures
 from pipelines.callbacks.ranks import Ranks
+from pipelines.callbacks.report import Report
 from pipelines.callbacks.run_files import RunFiles
 from pipelines.callbacks.student import WriteStudent
 from pipelines.config.values import differences
 from pipelines.ensemble import Ensemble
 from pipelines.exported.runtime import use_exported
+from pipelines.lightning_parts import refuse_batch_hooks
 from pipelines.run.checkpoints import global_step_of
 from pipelines.run.compatibility import check_data, check_fits
 from pipelines.run.directory import (
@@ -80,7 +81,7 @@ def prepare(
     if weights_follow:
         model.taught.load_pretrained = False
     if datamodule is not None:
-        _refuse_batch_hooks(datamodule)
+        refuse_batch_hooks(datamodule)
         datamodule.trainer = trainer  # Lightning attaches it later; the number of ranks decides what a batch needs
         datamodule.setup(stage)
         if isinstance(getattr(datamodule, "class_names", None), list):
@@ -144,9 +145,10 @@ def start_evaluation(
         write_json(trainer.run_dir / "ensemble.json", {"checkpoints": [str(file) for file in checkpoints]})
     rank_zero_info(f"Using {', '.join(map(str, checkpoints))}.")
     trainer.callbacks[:0] = [_ranks(trainer), RunFiles(trainer.run_dir, trainer.config)]
-    if command != "predict" and trainer.run_dir is not None:
+    if command != "predict":
         _open_loggers_of_evaluation(trainer, run if command == "test" else None)
-        trainer.callbacks.append(_pictures(trainer, trainer.run_dir))
+        trainer.callbacks += [_pictures(trainer, trainer.run_dir)] if trainer.run_dir is not None else []
+        trainer.callbacks += [Report(trainer.run_dir)] if trainer.report else []
     return None if one is None or exported else str(one)
 
 
@@ -182,6 +184,8 @@ def start_run(
     files.is_resumed = run is not None
     trainer.callbacks[:0] = [_ranks(trainer), files]
     # Ranks above 0 learn the directory from rank 0 once the ranks are connected; until then nothing is written.
+    if trainer.report:
+        trainer.callbacks.append(Report(directory))
     _add_checkpoints(trainer, model, datamodule, (directory or Path(trainer.runs_dir)) / "checkpoints")
     if directory is None:
         return files
@@ -215,15 +219,6 @@ def print_metrics(trainer: RunTrainer) -> None:
     """Print what an evaluation measured, and where it is written."""
     lines = [f"  {name:<20}  {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items())]
     print("\n".join([*lines, f"  {'written to':<20}  {trainer.run_dir}"]), flush=True)
-
-
-def _refuse_batch_hooks(datamodule: pl.LightningDataModule) -> None:
-    for hook in ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device"):
-        if is_overridden(hook, datamodule):
-            raise UserError(
-                f"{type(datamodule).__name__} overrides {hook}; Lightning would then skip the model's, which"
-                " seeds and augments the batch. Move that work into the datamodule's transforms."
-            )
 
 
 def _ranks(trainer: RunTrainer) -> Ranks:

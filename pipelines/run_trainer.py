@@ -33,6 +33,7 @@ class RunTrainer(pl.Trainer):
         rank_timeout: Seconds for which a rank may hang later.
         saves: Which checkpoints could not be written.
         wandb: Weights & Biases.
+        report: Whether a report is written.
         wandb_mode: Of Weights & Biases, ``off`` without loggers.
         user_loggers: Those beside ours.
     """
@@ -50,6 +51,7 @@ class RunTrainer(pl.Trainer):
     rank_timeout: float
     saves: Saves
     wandb: Wandb
+    report: bool
     wandb_mode: Literal["auto", "online", "offline", "off"]
     user_loggers: list[Logger]
 

@@ -42,11 +42,43 @@ def mean_iou(counts: Counts, confusion: NDArray[Any]) -> Floats:
     Returns:
         float64 (R,).
     """
-    images, classes, _ = confusion.shape
-    total = (counts @ confusion.reshape(images, -1).astype(np.float64)).reshape(-1, classes, classes)
-    hits = total.diagonal(axis1=1, axis2=2)
-    union = total.sum(1) + total.sum(2) - hits
-    return _mean_of_known(np.where(union > 0, hits / np.maximum(union, 1), np.nan))
+    hits = confusion.diagonal(axis1=1, axis2=2)
+    return mean_of_known(class_ious(counts, hits, confusion.sum(1) + confusion.sum(2) - hits))
+
+
+def class_ious(counts: Counts, hits: NDArray[Any], union: NDArray[Any]) -> Floats:
+    """Intersection over union of each class, of all pixels together; NaN for classes that do not occur.
+
+    Args:
+        counts: (R, N).
+        hits: (N, K), right pixels of each image.
+        union: (N, K), pixels of the class in truth or prediction.
+
+    Returns:
+        float64 (R, K).
+    """
+    weights = np.asarray(counts, np.float64)
+    right, all_of_them = weights @ hits.astype(np.float64), weights @ union.astype(np.float64)
+    iou: Floats = np.where(all_of_them > 0, right / np.maximum(all_of_them, 1), np.nan)
+    return iou
+
+
+def f1_of_counts(counts: Counts, hits: Any, predicted: Any, actual: Any) -> Floats:
+    """F1 of each class, NaN for classes that neither occur nor are predicted.
+
+    Args:
+        counts: (R, N).
+        hits: (N, K), arrays or sparse matrices: what is right of each image and class.
+        predicted: What is predicted.
+        actual: What is true.
+
+    Returns:
+        float64 (R, K).
+    """
+    weights = np.asarray(counts, np.float64)
+    right, total = weights @ hits, weights @ predicted + weights @ actual
+    f1: Floats = np.where(total > 0, 2 * right / np.maximum(total, 1), np.nan)
+    return f1
 
 
 def average_precision(
@@ -87,7 +119,7 @@ def average_precision(
             block = slice(first, first + step)
             weight = counts[block][:, image[mine]].astype(np.float64)
             found[block, number] = _interpolated(weight, hit[:, mine], ignored[:, mine], total[block])
-    return np.stack([_mean_of_known(found[:, :, t]) for t in range(len(hit))], 1)
+    return np.stack([mean_of_known(found[:, :, t]) for t in range(len(hit))], 1)
 
 
 def _interpolated(weight: Floats, hit: NDArray[np.bool_], ignored: NDArray[np.bool_], total: Floats) -> Floats:
@@ -109,7 +141,7 @@ def _interpolated(weight: Floats, hit: NDArray[np.bool_], ignored: NDArray[np.bo
     return result
 
 
-def _mean_of_known(values: Floats) -> Floats:
+def mean_of_known(values: Floats) -> Floats:
     """Mean over the columns that are not NaN."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a row without any is NaN

@@ -31,7 +31,13 @@ class Sampled(NamedTuple):
         return Sampled(self.each - other.each, self.replicates - other.replicates, self.chosen)
 
 
-def sampled(score: Score, images: int, replicates: int | None = None, seed: int = 0) -> dict[str, Sampled]:
+def sampled(
+    score: Score,
+    images: int,
+    replicates: int | None = None,
+    seed: int = 0,
+    groups: NDArray[np.int64] | None = None,
+) -> dict[str, Sampled]:
     """Draw images (the same ones for all seeds, whose results on one image are not independent) and seeds.
 
     Args:
@@ -39,6 +45,8 @@ def sampled(score: Score, images: int, replicates: int | None = None, seed: int 
         images: N.
         replicates: R, ``REPLICATES`` by default.
         seed: Of the draws.
+        groups: Of each image the number of its group, (N,): groups are drawn in place of images, since those of one
+            group (a patient, a scene) are alike.
     """
     replicates = replicates or REPLICATES
     each = {name: values[0] for name, values in score(np.ones((1, images), np.int64)).items()}
@@ -49,9 +57,18 @@ def sampled(score: Score, images: int, replicates: int | None = None, seed: int 
     step = max(1, CELLS // images)
     for first in range(0, replicates, step):
         size = min(step, replicates - first)
-        parts.append(score(rng.multinomial(images, np.full(images, 1 / images), size=size)))
+        parts.append(score(counts_drawn(rng, images, size, groups)))
         chosen[first : first + size] = rng.integers(0, seeds, (size, seeds))
     return {name: Sampled(each[name], np.concatenate([part[name] for part in parts]), chosen) for name in each}
+
+
+def counts_drawn(
+    rng: np.random.Generator, images: int, size: int, groups: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """How often each image is drawn in ``size`` resamples, (R, N); with ``groups`` (N,) whole groups are drawn."""
+    units = images if groups is None else int(groups.max()) + 1
+    drawn = rng.multinomial(units, np.full(units, 1 / units), size=size)
+    return drawn if groups is None else drawn[:, groups]
 
 
 def interval(found: Sampled) -> dict[str, Any]:

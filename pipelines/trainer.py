@@ -63,6 +63,7 @@ class Trainer(RunTrainer):
             then named, and all end. 0 for no limit but the strategy's own.
         rank_timeout: The same later. Saving, drawing and measuring may take 25 minutes at one place.
         wandb: Weights & Biases.
+        report: Write ``report.html`` and a model card at the end of ``fit``, ``validate`` and ``test``.
         callbacks: Further Lightning callbacks; a ModelCheckpoint writes beside ``best.ckpt`` and ``last.ckpt``.
         logger: Further Lightning loggers; ``false`` leaves only ``metrics.csv``.
         enable_checkpointing: ``false`` writes neither ``best.ckpt`` nor ``last.ckpt``.
@@ -87,6 +88,7 @@ class Trainer(RunTrainer):
         rank_start_timeout: float = 300.0,
         rank_timeout: float = 120.0,
         wandb: Wandb = Wandb(),  # noqa: B008 - frozen
+        report: bool = True,
         callbacks: list[Callback] | Callback | None = None,
         logger: Logger | Iterable[Logger] | bool | None = None,
         enable_checkpointing: bool | None = None,
@@ -145,13 +147,11 @@ class Trainer(RunTrainer):
         self.max_skipped_steps, self.saves = max_skipped_steps, Saves(max_failed_saves)
         self.rank_start_timeout, self.rank_timeout = rank_start_timeout, rank_timeout
         wait_for_ranks(self.strategy, rank_start_timeout, rank_timeout)
-        self.wandb = wandb
+        self.wandb, self.report = wandb, report
         self.wandb_mode = "off" if logger is False else wandb.mode
         self.user_loggers = as_loggers(logger)
-        self.run_name = "run"
-        self.runs_dir = Path("runs")
-        self.config = None
-        self.run_dir = None
+        self.run_name, self.runs_dir = "run", Path("runs")
+        self.config = self.run_dir = None
         self.trust = []
 
     # The commands.

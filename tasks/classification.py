@@ -10,7 +10,7 @@ from torchmetrics import Metric, MetricCollection
 
 from datamodules.common.errors import UserError
 from tasks.backbones import create_classifier, head_parameters
-from tasks.base import Task
+from tasks.calibration import CalibratedTask
 from tasks.checks import TrainingPlan
 from tasks.device_augment import color_jitter, mix, random_erasing
 from tasks.hooks import Batch
@@ -24,7 +24,7 @@ VIEWS = {"hflip": (3,), "vflip": (2,), "rot180": (2, 3)}
 SURE = 0.999
 
 
-class Classification(Task):
+class Classification(CalibratedTask):
     """Classification with any timm backbone.
 
     Args:
@@ -51,6 +51,7 @@ class Classification(Task):
         color_jitter: Strength of brightness, contrast and saturation jitter on the device.
         top_k: Also report accuracy among the k best; those below the number of classes count.
         tta: Views that prediction averages over, beside the image itself.
+        calibrated: Divide the logits of evaluation and prediction by the temperature that the validation found.
         optim: Optimizer and schedule.
         in_chans: Channels of the images.
         image_size: Height and width of the images.
@@ -86,6 +87,7 @@ class Classification(Task):
         color_jitter: float = 0.0,
         top_k: list[int] = [5],  # noqa: B006 - never changed
         tta: list[Literal["hflip", "vflip", "rot180"]] = [],  # noqa: B006 - never changed
+        calibrated: bool = False,
         optim: Optim = Optim(),  # noqa: B008 - frozen
         in_chans: int | None = None,
         image_size: int | list[int] | None = None,
@@ -124,6 +126,7 @@ class Classification(Task):
         self.erasing, self.jitter = erasing, color_jitter
         self.top_k = top_k
         self.tta = tta
+        self.calibrated = calibrated
         self.multi_label = multi_label
         self.save_hyperparameters(ignore=["optim"])
         self.remember_arguments()
@@ -213,7 +216,7 @@ class Classification(Task):
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
         """``logits`` and ``probabilities``, float32 (B, K); with test-time augmentation the mean over the views."""
         views = [image, *(image.flip(VIEWS[name]) for name in VIEWS if name in self.tta)]
-        logits = [self(view).float() for view in views]
+        logits = [self(view).float() / self.divisor for view in views]
         probabilities = torch.stack([x.sigmoid() if self.multi_label else x.softmax(1) for x in logits]).mean(0)
         if len(views) == 1:
             return {"logits": logits[0], "probabilities": probabilities}
@@ -234,6 +237,7 @@ class Classification(Task):
         loss = self.per_image_loss(predictions["logits"], label, 0.0)
         if not self.multi_label and label.is_floating_point():
             label = label.argmax(1)
+        self.eval_metrics.add_logits(predictions["logits"], label)
         self.eval_metrics.update(predictions["probabilities"], label, loss)
 
     def rows(self, batch: Batch, predictions: dict[str, Any], class_names: list[str]) -> list[dict[str, Any]]:

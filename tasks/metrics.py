@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.functional.classification import multilabel_average_precision
+
+from tasks.calibration import TemperatureSums
 
 # Confidences are summed as whole numbers of this unit: exact in any order, so any number of ranks gives the same sum.
 UNIT = 2**24
@@ -19,7 +20,7 @@ def f1_scores(true_positives: Tensor, predicted: Tensor, actual: Tensor) -> Tens
     return 2 * true_positives.double() / (predicted + actual).double()  # 0 / 0 is NaN
 
 
-class _LossMean(Metric):
+class _LossMean(TemperatureSums):
     """Mean of per-image losses, the part that both metrics share."""
 
     full_state_update = False
@@ -114,6 +115,7 @@ class ClassificationMetrics(_LossMean):
         values = {"accuracy": hits.sum() / total}
         values |= {f"top{k}": count / total for k, count in zip(self.top_k, self.top_k_counts.cpu(), strict=True)}
         values["f1"] = f1_scores(hits, confusion.sum(0), confusion.sum(1)).nanmean()
+        self.find_temperature()
         values["ece"] = (correct - confidence / UNIT).abs().sum() / counts.sum()
         device = self.confusion_counts.device
         return {name: value.float().to(device) for name, value in values.items()} | self._mean_loss()
@@ -184,6 +186,7 @@ class MultiLabelMetrics(_LossMean):
     def compute(self) -> dict[str, Tensor]:
         """All metrics by name, over all ranks."""
         device = self.actual.device
+        self.find_temperature()
         tp, predicted, actual = self.true_positives.cpu(), self.predicted.cpu(), self.actual.cpu()
         values = {
             "map": self._average_precision(actual > 0).nanmean(),

@@ -35,6 +35,7 @@ LAYERS = (
         "pipelines.scorers",
     ),
     ("pipelines.outputs",),
+    ("pipelines.report",),
     ("pipelines.callbacks",),
     ("pipelines.run_trainer",),
     ("pipelines.advice", "pipelines.defaults", "pipelines.epoch_loop", "pipelines.lightning_parts"),

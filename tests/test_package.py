@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,12 @@ assert [r.class_name for r in model.predict([r.pixels() for r in results])] == [
 """
     found = run("-c", code, cwd=tmp_path, PYTHONPATH=str(installed)).splitlines()[-20:]
     assert sorted(found) == sorted(f"{row['path']},{row['label']}" for row in rows)
+
+    # The exported file, by the runner beside it and as a checkpoint.
+    if find_spec("onnxruntime") is None or find_spec("onnxscript") is None:
+        return
+    command("export", "--ckpt_path", checkpoint, "--output", "model.onnx")
+    command("predict", "--ckpt_path", "model.onnx", "--source", "new", "--output", "exported")
+    with (tmp_path / "exported/predictions.csv").open(newline="") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == [row["label"] for row in rows]
+    assert f"'{rows[0]['label']}'" in run("model_runner.py", rows[0]["path"], cwd=tmp_path).replace('"', "'")

@@ -63,6 +63,7 @@ class Stages(nn.Module):
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.task = task
+        self._of_batch: list[int] = []  # which of the network's tensors are a batch's, and no constants
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Everything by name; outputs first."""
@@ -72,22 +73,25 @@ class Stages(nn.Module):
             outputs = self.task.outputs(image)
         finally:
             handle.remove()
-        given, raw = seen[0]
-        inner = {"network_input": given, **{f"raw_{i}": value for i, value in enumerate(_tensors(raw, len(image)))}}
-        return _distinct({**outputs, **inner})
+        given, raw = seen[0][0], list(_tensors(seen[0][1]))
+        # While a graph is made, a comparison would close the batch where it is open.
+        if not (torch.compiler.is_exporting() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
+            self._of_batch = [i for i, value in enumerate(raw) if value.shape[0] == image.shape[0]]
+        inner = {f"raw_{number}": raw[i] for number, i in enumerate(self._of_batch)}
+        return _distinct({**outputs, "network_input": given, **inner})
 
 
-def _tensors(value: Any, batch: int) -> Iterator[Tensor]:
-    """The float tensors of a batch in a nested value."""
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The float tensors in a nested value."""
     if isinstance(value, Tensor):
-        if value.is_floating_point() and value.dim() and value.shape[0] == batch:
+        if value.is_floating_point() and value.dim():
             yield value
     elif isinstance(value, dict):
         for part in value.values():
-            yield from _tensors(part, batch)
+            yield from _tensors(part)
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from _tensors(part, batch)
+            yield from _tensors(part)
 
 
 def _distinct(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -114,6 +118,7 @@ def exported_program(stages: Stages, shape: Shape) -> torch.export.ExportedProgr
     """The graph by ``torch.export``."""
     axes = {axis: torch.export.Dim.DYNAMIC for axis in shape.dynamic_axes()}
     with quietly(), torch.no_grad():
+        stages(shape.images())
         return torch.export.export(stages, (shape.images(),), dynamic_shapes=({**axes},) if axes else None)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from datamodules.checking.findings import KINDS, Finding, ranked
-from datamodules.common.files import write_text
 from datamodules.splits import common_folder
+from pipelines.outputs import page
 from pipelines.outputs.findings import counted
 from pipelines.outputs.sheets import EMPTY, WRONG, Picture
 
@@ -24,13 +22,9 @@ SHOWN = 8  # findings of a kind with their pictures; all are in check.json
 _SIDE = 240  # pixels of a picture on the page
 _AROUND = 4.0  # a small box is shown with so many times its size
 _LEAST = 48  # pixels of the original picture that are shown, at least
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
-h2{margin:1.6em 0 .2em}h2 b{font-weight:600;padding:0 .5em;border-radius:.3em;color:#fff}
+_STYLE = """h2{margin:1.6em 0 .2em}h2 b{font-weight:600;padding:0 .5em;border-radius:.3em;color:#fff}
 .error b{background:#c81e1e}.warning b{background:#b46a00}.note b{background:#5a6a7a}
-table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:left}
-td.n{text-align:right}.p{display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start}figure{white-space:nowrap}figcaption{white-space:normal}
-figure{margin:.6em 0;width:min-content;min-width:240px}figcaption{font-size:13px;color:#444;overflow-wrap:anywhere}
-img{max-width:240px;margin-right:4px;vertical-align:top}small{color:#666}"""
+figure{white-space:nowrap}figcaption{white-space:normal}img{max-width:240px;margin-right:4px}"""
 
 
 def write_page(path: Path, source: str, described: str, findings: Sequence[Finding], draw: Draw) -> None:
@@ -48,22 +42,16 @@ def write_page(path: Path, source: str, described: str, findings: Sequence[Findi
     groups = ranked(findings)
     parts = [f"<h1>{html.escape(source)}</h1>", f"<p>{html.escape(described)}<br>{counted(findings)}</p>"]
     if groups:
-        parts += ["<table><tr><th></th><th>kind</th><th>found</th><th>meaning</th></tr>"]
-        parts += [_row(kind, len(found)) for kind, found in groups.items()]
-        parts += ["</table>"]
+        rows = [_row(kind, len(found)) for kind, found in groups.items()]
+        parts.append(page.table(["", "kind", "found", "meaning"], rows, texts=(0, 1, 3)))
     for kind, found in groups.items():
         parts += _section(kind, found, top, draw)
-    body = "\n".join(parts)
-    page = f"<!doctype html><meta charset='utf-8'><title>check</title><style>{_STYLE}</style>\n{body}\n"
-    write_text(path, page)
+    page.write_page(path, "check", parts, _STYLE)
 
 
-def _row(kind: str, number: int) -> str:
+def _row(kind: str, number: int) -> list[str]:
     about = KINDS[kind]
-    return (
-        f"<tr><td>{about.severity}</td><td><a href='#{kind}'>{kind}</a></td><td class=n>{number:,}</td>"
-        f"<td>{html.escape(about.meaning)}</td></tr>"
-    )
+    return [about.severity, f"<a href='#{kind}'>{kind}</a>", f"{number:,}", html.escape(about.meaning)]
 
 
 def _section(kind: str, found: Sequence[Finding], top: str, draw: Draw) -> list[str]:
@@ -71,17 +59,17 @@ def _section(kind: str, found: Sequence[Finding], top: str, draw: Draw) -> list[
     more = f", the first {SHOWN} of {len(found):,}" if len(found) > SHOWN else ""
     head = f"<h2 class={about.severity} id='{kind}'><b>{about.severity}</b> {kind}</h2>"
     figures = [_figure(one, top, draw) for one in found[:SHOWN]]
-    return [head, f"<small>{html.escape(about.meaning)}{more}</small>", "<div class=p>", *figures, "</div>"]
+    return [head, f"<small>{html.escape(about.meaning)}{more}</small>", page.gallery(figures, _SIDE)]
 
 
-def _figure(found: Finding, top: str, draw: Draw) -> str:
+def _figure(found: Finding, top: str, draw: Draw) -> tuple[str, str]:
     """A finding: its picture, and up to three of the others."""
     others = found.others[: 3 if found.path else 6]
     pictures = [_shown(found.path, found.box, draw)] if found.path else []
     pictures += [_shown(path, None, draw) for path in others]
     where = f"{found.path.removeprefix(top)} ({found.split}): " if found.path else ""
     text = html.escape(f"{where}{found.message.replace(top, '')}").replace("\n", "<br>")
-    return f"<figure>{''.join(map(_img, pictures))}<figcaption>{text}</figcaption></figure>"
+    return "".join(page.picture(one, photo=True) for one in pictures), text
 
 
 def _shown(path: str, box: tuple[float, float, float, float] | None, draw: Draw) -> Image.Image:
@@ -116,9 +104,3 @@ def _part(size: tuple[int, int], box: tuple[float, float, float, float] | None) 
     ]
     left, top = starts
     return left, top, min(width, round(left + side)), min(height, round(top + side))
-
-
-def _img(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=88)
-    return f"<img src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"

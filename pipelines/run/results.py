@@ -10,7 +10,15 @@ from typing import Any
 from datamodules.common.files import write_json
 
 #: Files and folders; ``pictures/test_*``, too.
-RESULTS = ("validate.json", "test.json", "predictions.csv", "predictions.json", "contact_sheet.png", "predict")
+RESULTS: tuple[str, ...] = (
+    "validate.json",
+    "test.json",
+    "test_images.npz",
+    "predictions.csv",
+    "predictions.json",
+    "contact_sheet.png",
+    "predict",
+)
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:

@@ -7,17 +7,17 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Metric
 
 from datamodules.common.batch import IGNORE
 from datamodules.common.errors import UserError
+from tasks.calibration import TemperatureSums
 from tasks.metrics import f1_scores
 
 # Pixels that are counted at once, so that memory does not grow with the image.
 STRIP = 1 << 22
 
 
-class SegmentationMetrics(Metric):
+class SegmentationMetrics(TemperatureSums):
     """Metrics of class maps, or of maps of overlapping labels, over all pixels of all images together.
 
     `compute` gives float64 scalars on the CPU, whatever the device has; all are NaN where no pixel was seen:
@@ -146,6 +146,7 @@ class SegmentationMetrics(Metric):
     def compute(self) -> dict[str, Tensor]:
         """All metrics by name, over all ranks."""
         self._last = self.counts.view(self._shape).cpu().clone(), self.boundary_counts.cpu().clone()
+        self.find_temperature()
         hits, predicted, actual, total, right = self._sums()
         iou = hits / (predicted + actual - hits)  # 0 / 0 is NaN
         values = {
@@ -243,3 +244,11 @@ def dilate(pixels: Tensor, radius: int) -> Tensor:
         result[..., dy:, :] |= near[..., : height - dy, :]
         result[..., : height - dy, :] |= near[..., dy:, :]
     return result
+
+
+def image_scores(mask: Tensor, truth: Tensor, classes: int, multi_label: bool) -> dict[str, float]:
+    """``miou`` and ``accuracy`` of one image, whatever other ranks look at now; both on the CPU, see ``update``."""
+    metric = SegmentationMetrics(classes, multi_label, sync=False)
+    metric.update(mask, truth)
+    values = metric.compute()
+    return {name: float(values[name]) for name in ("miou", "accuracy")}

@@ -201,3 +201,9 @@ def resized(image: Tensor, scale: float) -> Tensor:
     size = [max(1, round(side * scale)) for side in image.shape[2:]]
     enlarged = F.interpolate(image.float(), size, mode="bilinear", antialias=scale < 1)
     return enlarged.round().to(image.dtype) if image.dtype == torch.uint8 else enlarged
+
+
+def log_probabilities(scores: Tensor) -> Tensor:
+    """Logits up to a constant, (B, K, ...), of class probabilities; of one probability those of two classes."""
+    both = torch.cat([1 - scores, scores], 1) if scores.shape[1] == 1 else scores
+    return both.clamp_min(1e-12).log()

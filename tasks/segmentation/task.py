@@ -11,20 +11,20 @@ from torchmetrics import Metric
 
 from datamodules.common.batch import IGNORE
 from datamodules.common.errors import UserError
-from tasks.base import Task
+from tasks.calibration import CalibratedTask, on_grid, sampled_pixels
 from tasks.device_augment import jitter_images
 from tasks.hooks import Batch
 from tasks.losses import keep_class_weights
 from tasks.optim import Optim
 from tasks.segmentation.losses import Kind, check_loss_arguments, check_losses, presence_loss, segmentation_loss
-from tasks.segmentation.metrics import SegmentationMetrics
+from tasks.segmentation.metrics import SegmentationMetrics, image_scores
 from tasks.segmentation.networks import create_segmenter
-from tasks.segmentation.postprocess import Scorer, labels_by_tiles, labels_in_original, resized
+from tasks.segmentation.postprocess import Scorer, labels_by_tiles, labels_in_original, log_probabilities, resized
 from tasks.segmentation.segmenter import encoder_parameter_names
 from tasks.segmentation.whole_segformer import whole_segformer
 
 
-class Segmentation(Task):
+class Segmentation(CalibratedTask):
     """Semantic segmentation: an encoder-decoder on any timm backbone.
 
     Args:
@@ -53,6 +53,7 @@ class Segmentation(Task):
         color_jitter: Strength of brightness, contrast and saturation jitter on the device.
         tta: Views that evaluation and prediction average over, beside the image itself.
         tta_scales: Sizes that they average over, beside the image's own, as ``[0.75, 1.25]``.
+        calibrated: Divide the logits of evaluation and prediction by the temperature that the validation found.
         boundary_metric: Also report the boundary F-score, which costs time.
         optim: Optimizer and schedule.
         in_chans: Channels of the images.
@@ -103,6 +104,7 @@ class Segmentation(Task):
         color_jitter: float = 0.0,
         tta: list[Literal["hflip", "vflip"]] = [],  # noqa: B006 - never changed
         tta_scales: list[float] = [],  # noqa: B006 - never changed
+        calibrated: bool = False,
         boundary_metric: bool = False,
         optim: Optim = Optim(),  # noqa: B008 - frozen
         in_chans: int | None = None,
@@ -143,6 +145,7 @@ class Segmentation(Task):
         self.aux_weight = aux_weight
         self.jitter = color_jitter
         self.tta, self.tta_scales = tta, tta_scales
+        self.calibrated = calibrated
         self.boundary_metric = boundary_metric
         self.multi_label = multi_label
         self.with_confidence = 0  # classes a pixel whose probability pseudo-label asks for
@@ -199,14 +202,7 @@ class Segmentation(Task):
         """Mean over the batch of each image's loss times its ``weight``; where there are several, its parts too."""
         output = self(batch["image"])
         logits, presence = output if isinstance(output, tuple) else (output, None)
-        losses = self._losses(logits, batch)
-        if presence is not None:
-            losses["presence"] = presence_loss(presence.float(), batch["mask"], batch.get("weight"))
-            losses["loss"] = losses["loss"] + self.aux_weight * losses["presence"]
-        return losses
-
-    def _losses(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return segmentation_loss(
+        losses = segmentation_loss(
             logits,
             batch["mask"],
             kind=self.kind,
@@ -219,6 +215,10 @@ class Segmentation(Task):
             tversky_alpha=self.tversky_alpha,
             tversky_beta=self.tversky_beta,
         )
+        if presence is not None:
+            losses["presence"] = presence_loss(presence.float(), batch["mask"], batch.get("weight"))
+            losses["loss"] = losses["loss"] + self.aux_weight * losses["presence"]
+        return losses
 
     # Evaluation and prediction.
 
@@ -236,7 +236,7 @@ class Segmentation(Task):
     def _view(self, image: Tensor, scale: float, flip: int | None) -> Tensor:
         """Class probabilities of an image that the network sees resized and flipped along an axis, turned back."""
         seen = image if scale == 1 else resized(image, scale)
-        logits = self(seen if flip is None else seen.flip(flip)).float()
+        logits = self(seen if flip is None else seen.flip(flip)).float() / self.divisor
         scores: Tensor = logits.softmax(1) if self.kind == "multiclass" else logits.sigmoid()
         scores = scores if flip is None else scores.flip(flip)
         return scores if scale == 1 else F.interpolate(scores, image.shape[2:], mode="bilinear")
@@ -246,22 +246,28 @@ class Segmentation(Task):
 
         With ``with_confidence`` also ``confidence``: uint8 (H, W), the label's probability in parts of 255, rounded
         down; and with two of them ``second``: uint8 (2, H, W), the next class and its probability.
+        Of annotated images with one class a pixel, ``sample``: float32 (B, K, P), logits of the pixels ``on_grid``.
         ``scorer`` gives the scores in place of ``scores``, where several networks predict together.
         """
         how, scorer = (self.kind == "multilabel", self.with_confidence), scorer or self.scores
+        sample = {}
         if "tiles" in batch:
             pairs = zip(batch["image"], batch["tiles"], strict=True)
             labels = [labels_by_tiles(scorer, image, windows, *how) for image, windows in pairs]
         else:
-            records = zip(scorer(batch["image"]), batch["geometry"].cpu(), strict=True)
-            labels = [labels_in_original(scores, record, *how) for scores, record in records]
+            scores = scorer(batch["image"])
+            sample = {"sample": log_probabilities(on_grid(scores))} if "mask" in batch and not self.multi_label else {}
+            records = zip(scores, batch["geometry"].cpu(), strict=True)
+            labels = [labels_in_original(of_image, record, *how) for of_image, record in records]
         if self.with_confidence:
             found = {"mask": [planes[0] for planes in labels], "confidence": [planes[1] for planes in labels]}
             return found | ({"second": [planes[2:] for planes in labels]} if self.with_confidence > 1 else {})
-        return {"mask": labels}
+        return {"mask": labels, **sample}
 
     def update_metrics(self, batch: Batch, predictions: dict[str, Any]) -> None:
         """Compare with the masks of the original pictures."""
+        if "sample" in predictions:
+            self.eval_metrics.add_logits(*sampled_pixels(batch["mask"], predictions["sample"]))
         for prediction, target in zip(predictions["mask"], batch["target"], strict=True):
             self.eval_metrics.update(prediction, target["mask"].to(prediction.device))
 
@@ -274,11 +280,7 @@ class Segmentation(Task):
             height, width = mask.shape[-2:]
             row: dict[str, Any] = {"path": path, "height": height, "width": width}
             if truth is not None:
-                # Of this image alone, not of those that the other ranks look at now.
-                metric = SegmentationMetrics(int(self.num_classes or 0), bool(self.multi_label), sync=False)
-                metric.update(mask, truth["mask"].cpu())
-                values = metric.compute()
-                row |= {name: float(values[name]) for name in ("miou", "accuracy")}
+                row |= image_scores(mask, truth["mask"].cpu(), int(self.num_classes or 0), bool(self.multi_label))
             counts = mask.flatten(1).sum(1) if self.multi_label else torch.bincount(mask.flatten(), minlength=256)
             row |= {f"area_{name}": int(n) / (height * width) for name, n in zip(class_names, counts, strict=False)}
             rows.append(row)
@@ -291,8 +293,8 @@ class Segmentation(Task):
             return names
         texts = []
         for name, row in zip(names, self.rows({"path": batch["path"]}, predictions, class_names), strict=True):
-            areas = sorted(
-                ((v, k.removeprefix("area_")) for k, v in row.items() if k.startswith("area_")), reverse=True
+            areas = [(v, k.removeprefix("area_")) for k, v in row.items() if k.startswith("area_")]
+            texts.append(
+                " · ".join([name, *(f"{k} {v:.0%}" for v, k in sorted(areas, reverse=True)[:3] if v >= 0.005)])
             )
-            texts.append(" · ".join([name, *(f"{k} {v:.0%}" for v, k in areas[:3] if v >= 0.005)]))
         return texts

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +21,8 @@ from datamodules.samplers import EvalSampler, TrainSampler, choose_batch, key_se
 from datamodules.splits import split_digest
 from datamodules.transforms.batched import BatchTransform
 from tests.conftest import write_images
+
+HOUSE = Path(__file__).parents[2]
 
 
 def images(loader) -> dict[tuple[str, int], torch.Tensor]:
@@ -345,3 +350,20 @@ def test_a_small_set_is_trained_in_small_batches_and_says_so(folder: Path) -> No
     asked = ClassificationData(str(folder), num_workers=0, batch_size=8)
     asked.setup("fit")
     assert (asked.train_batch, asked.eval_batch, asked.chosen) == (8, 8, {})
+
+
+def test_a_process_ends_though_a_loader_is_still_in_use(tmp_path):
+    """Python's exit sends workers one SIGTERM and waits; they ignore the first, which may be the whole job's."""
+    code = """
+from datamodules import ClassificationData
+data = ClassificationData("digits", image_size=32, num_workers=1, cache="none", batch_size=16, seed=0)
+data.setup("fit")
+batches = iter(data.train_dataloader())
+print(len(next(batches)["image"]))
+kept = [batches]
+kept.append(kept)
+"""
+    environment = os.environ | {"PYTHONPATH": str(HOUSE)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=180, check=True)
+    assert done.stdout == "16\n"

@@ -56,7 +56,7 @@ def test_of_a_config(source, tmp_path, capsys):
     page = (tmp_path / "found/check.html").read_text()
     assert page.count("<img src='data:image/jpeg;base64,") == 3  # the pair, and the dark one
     assert "http" not in page
-    assert "<td>error</td><td><a href='#duplicate-split'>duplicate-split</a></td><td class=n>1</td>" in page
+    assert "<td class=t>error</td><td class=t><a href='#duplicate-split'>duplicate-split</a></td><td>1</td>" in page
     (source / "val/ant/000.jpg").unlink()
     assert main(words) == 0
     assert main([*words, "--fail_on", "warning"]) == 1

@@ -127,6 +127,7 @@ def test_the_export_is_the_same_model(exported):
     assert about["input"]["normalization"] == "inside the graph"
 
 
+@pytest.mark.slow
 def test_test_and_predict_take_the_file(copy):
     assert main(["validate", "--ckpt_path", "runs/run/0/checkpoints/best.ckpt"]) == 0
     assert main(["validate", "--ckpt_path", "out/model.onnx"]) == 0
@@ -192,6 +193,7 @@ def test_a_refused_file_is_not_used(copy, capsys):
     assert "was refused by `verify`" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_higher_tolerance_does_not_hide_another_model(copy):
     edit_metadata(lambda about: about["class_names"].reverse())
     words = ["--ckpt_path", "runs/run/0/checkpoints/best.ckpt", "--exported", "out/model.onnx", "--tolerance", "1"]

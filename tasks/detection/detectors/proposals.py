@@ -29,7 +29,8 @@ def propose_in_tensors(
     parts = []
     for i, (anchors, objectness, offsets) in enumerate(zip(levels, dense["objectness"], dense["offsets"], strict=True)):
         scores, of_anchors = concat_box_prediction_layers([objectness], [offsets])
-        scores, of_anchors = scores.float().view(len(objectness), -1), of_anchors.float().view(len(objectness), -1, 4)
+        batch = objectness.shape[0]
+        scores, of_anchors = scores.float().view(batch, -1), of_anchors.float().view(batch, -1, 4)
         best, places = scores.topk(least(rpn.pre_nms_top_n(), scores.shape[1]), 1)
         chosen, of_chosen = rows_of(of_anchors, places), anchors[places]
         boxes = rpn.box_coder.decode_single(chosen.flatten(0, 1), of_chosen.flatten(0, 1)).view_as(chosen)

@@ -107,7 +107,7 @@ def dense_candidates(
 
 def least(count: int, length: int) -> int:
     """The smaller one; of a length that is open in a traced graph, too."""
-    return int(torch.sym_min(count, length)) if isinstance(length, int) else torch.sym_min(count, length)
+    return torch.sym_min(count, length) if isinstance(length, torch.SymInt) else min(count, int(length))
 
 
 def rows_of(values: Tensor, places: Tensor) -> Tensor:

@@ -1,0 +1,126 @@
+"""Detected objects: what is measured of each image, and what a report says of them.
+
+Of each of N images: ``each.boxes`` float32 (D, 4), ``each.scores`` float32 and ``each.labels`` int32 of what was
+detected, in the order of falling score; ``each.truth_boxes``, ``each.truth_labels``, ``each.truth_crowd`` uint8 and
+``each.truth_area`` float32 of what is annotated; ``each.pairs`` int32 (P, 2) and ``each.pair_iou`` float32, detections
+and annotations of the image, by their numbers in it, that overlap by 0.1 or more: by their masks, where masks are
+learned, else by their boxes. ``facts`` has the ``thresholds`` of the classes, from the validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.report.collect import hash_of
+from pipelines.report.measured import Measured
+from pipelines.report.scoring import Scorer
+from pipelines.scorers import average_precision
+from tasks.detection.evaluation.matching import Matching, assign
+
+MAIN = "map"
+REPLICATES = 500  # each ranks all boxes again
+IOUS = np.linspace(0.5, 0.95, 10)  # COCO's
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def collect(batch: Mapping[str, Any], outputs: Mapping[str, Any], classes: int, divisor: float) -> dict[str, Any]:
+    """What is kept of a batch; see ``images.collect``."""
+    kept: dict[str, list[Any]] = {
+        "boxes": [boxes.cpu().numpy().astype(np.float32).reshape(-1, 4) for boxes in outputs["boxes"]],
+        "scores": [scores.cpu().numpy().astype(np.float32) for scores in outputs["scores"]],
+        "labels": [labels.cpu().numpy().astype(np.int32) for labels in outputs["labels"]],
+    }
+    truths = [{key: np.asarray(value) for key, value in target.items()} for target in batch["target"]]
+    boxes = [truth["boxes"].astype(np.float32).reshape(-1, 4) for truth in truths]
+    labels = [truth["labels"].astype(np.int32) for truth in truths]
+    sides = [of_image[:, 2:] - of_image[:, :2] for of_image in boxes]
+    kept |= {
+        "truth_boxes": boxes,
+        "truth_labels": labels,
+        "truth_crowd": [np.asarray(t.get("iscrowd", np.zeros(len(t["labels"]))), np.uint8) for t in truths],
+        "truth_area": [np.asarray(t.get("area", s.prod(1)), np.float32) for t, s in zip(truths, sides, strict=True)],
+    }
+    return {**kept, "truth_hash": np.array([hash_of(*both) for both in zip(boxes, labels, strict=True)], np.int64)}
+
+
+def finished(measured: Measured, task: Any) -> Measured:
+    """With the pairs that the task's metric found, and the thresholds of its checkpoint."""
+    metrics = task.eval_metrics
+    matching: Matching = metrics.matchings[metrics.iou_types[-1]]
+    of_detection, of_truth = (_numbers_in_image(image) for image in (matching.image, matching.true_image))
+    detection, truth = matching.pairs
+    image = matching.image[detection]
+    order = np.argsort(image, kind="stable")
+    pairs = np.stack([of_detection[detection], of_truth[truth]], 1).astype(np.int32)[order]
+    each = {**measured.each, "pairs": pairs, "pair_iou": matching.pair_iou.astype(np.float32)[order]}
+    number = np.bincount(image, minlength=len(measured))
+    counts = {**measured.counts, "pairs": number, "pair_iou": number}
+    facts = {**measured.facts, "thresholds": task.thresholds().tolist(), "masks": metrics.iou_types[-1] == "segm"}
+    return replace(measured, facts=facts, each=each, counts=counts)
+
+
+def _numbers_in_image(image: Ints) -> Ints:
+    """Of objects (D,) with the images they are in: the how-manieth each is in its image."""
+    order = np.argsort(image, kind="stable")
+    numbers = np.empty(len(image), np.int64)
+    numbers[order] = np.arange(len(image)) - np.searchsorted(image[order], image[order])
+    return numbers
+
+
+def matching_of(measured: Measured, iou: float = 0.5) -> Matching:
+    """Which detection found which annotation, at an IoU."""
+    image, true_image = measured.image_of("scores"), measured.image_of("truth_labels")
+    scores, labels = measured.each["scores"], measured.each["labels"].astype(np.int64)
+    true_labels, crowd = measured.each["truth_labels"].astype(np.int64), measured.each["truth_crowd"] != 0
+    order = np.lexsort((image, -scores))
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    first, first_true = (
+        np.cumsum(measured.counts[name]) - measured.counts[name] for name in ("scores", "truth_labels")
+    )
+    of_pair = measured.image_of("pairs")
+    detection = place[first[of_pair] + measured.each["pairs"][:, 0]]
+    truth = first_true[of_pair] + measured.each["pairs"][:, 1]
+    overlap = measured.each["pair_iou"].astype(np.float64)
+    labels = labels[order]
+    same = (labels[detection] == true_labels[truth]) & (overlap >= iou - 1e-6)
+    found = assign(detection[same], truth[same], overlap[same], len(order), crowd)
+    pairs = np.stack([detection, truth])
+    classes, images = len(measured.class_names), len(measured)
+    return Matching(
+        classes, images, iou, image[order], labels, scores[order], found, true_image, true_labels, crowd, pairs, overlap
+    )
+
+
+def thresholds(measured: Measured) -> Floats:
+    """The confidence from which on objects of each class are shown, (K,)."""
+    return np.asarray(measured.facts["thresholds"], np.float64)
+
+
+def scorer(measured: Measured) -> Scorer:
+    """AP50 and mAP."""
+    each = [matching_of(measured, float(iou)) for iou in IOUS]
+    truths = np.zeros((len(measured), len(measured.class_names)), np.int64)
+    single = ~each[0].crowd
+    np.add.at(truths, (each[0].true_image[single], each[0].true_labels[single]), 1)
+    hit, ignored = np.stack([m.hit for m in each]), np.stack([m.ignored for m in each])
+
+    def score(counts: NDArray[Any]) -> dict[str, Floats]:
+        table = average_precision(counts, each[0].image, each[0].labels, hit, ignored, truths)
+        return {"map": table.mean(1), "map_50": table[:, 0]}
+
+    return score
+
+
+def confidences(measured: Measured) -> tuple[Floats, NDArray[np.bool_], Ints]:
+    """Of each detection its score, whether it is right at an IoU of 0.5, and its image; those of crowds left out."""
+    matching = matching_of(measured)
+    kept = ~matching.ignored
+    return matching.scores[kept].astype(np.float64), matching.hit[kept], matching.image[kept]
