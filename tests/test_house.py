@@ -47,6 +47,7 @@ LAYERS = (
     ("pipelines.cli",),
     ("pipelines.commands",),
     ("pipelines.noisy_student",),
+    ("pipelines.commands.folds",),
     ("pipelines.api",),
     ("pipelines.commands.demo",),
     ("pipelines.__main__",),
