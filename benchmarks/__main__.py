@@ -15,6 +15,7 @@ BENCHMARKS = {
     "loop": ("what a training step costs beyond a bare PyTorch loop", 7),
     "input": ("images per second and core, against timm's transform and collate", 7),
     "large": ("the same from 8-megapixel photographs, with and without cache: resized", 3),
+    "files": ("check against decoding alone, and tar shards against files", 3),
     "tiny": ("an epoch over 60,000 small images, against a bare loop over one tensor", 5),
     "gpu": ("a training step on a GPU, synthetic and fed from JPEG, against a bare loop", 5),
     "noisy_student": ("labeling a pool, against a bare inference loop", 5),

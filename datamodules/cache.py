@@ -30,6 +30,7 @@ from datamodules.decoding.video import is_frame
 from datamodules.transforms.geometry import resize_array
 
 REDUCED = 2  # times the canvas
+_CHUNK = 64  # images that a thread takes at a time: a header is read faster than it is handed over
 SOME_CORRUPT = 10  # unreadable images that ``skip`` leaves out of any set, however small
 
 
@@ -56,8 +57,10 @@ def check_images(records: Sequence[Record], *, full: bool) -> list[tuple[str, st
             return record["path"], str(error).removeprefix(f"{record['path']}: ")
         return None
 
+    chunks = [records[i : i + _CHUNK] for i in range(0, len(records), _CHUNK)]
     with ThreadPoolExecutor(max_workers=8) as pool:
-        return [p for p in pool.map(problem, records) if p is not None]
+        found = pool.map(lambda chunk: [problem(record) for record in chunk], chunks)
+        return [p for problems in found for p in problems if p is not None]
 
 
 def readable_images(

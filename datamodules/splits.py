@@ -14,6 +14,7 @@ from pathlib import Path
 from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
 from datamodules.groups import by_group, most_frequent_label, set_groups, split_groups
+from datamodules.readers.text import load_json
 
 
 def common_folder(paths: Iterable[str]) -> str:
@@ -30,7 +31,8 @@ def split_records(records: list[Record], val: float, test: float, seed: int) -> 
     Stratified by class where labels are ints; other records are one stratum. Which image goes
     where depends on the seed and on the paths below the images' common folder only: not on the records' order, nor on
     where the folder lies. A class with two images or more keeps at least one for training; small classes take turns,
-    so that the fractions of the whole come out right. Records with a ``group`` go where their whole group goes.
+    so that the fractions of the whole come out right; a fraction of few images is one of them at least. Records with a
+    ``group`` go where their whole group goes.
 
     Args:
         records: Plain records; changed in place.
@@ -52,6 +54,8 @@ def split_records(records: list[Record], val: float, test: float, seed: int) -> 
     _draw_images(todo, val, test, seed)
     for fraction, name in ((val, "val"), (test, "test")):
         if fraction > 0:
+            if name not in {record["split"] for record in records}:
+                _hold_one_out(todo, name, seed)
             _check_drawn(records, name, f"A {name} fraction of {fraction:g} of {len(todo)} images")
 
 
@@ -74,6 +78,15 @@ def _draw_images(records: list[Record], val: float, test: float, seed: int) -> N
         splits = ["test"] * num_test + ["val"] * num_val + ["train"] * (len(members) - num_test - num_val)
         for record, split in zip(members, splits, strict=True):
             record["split"] = split
+
+
+def _hold_one_out(records: list[Record], split: str, seed: int) -> None:
+    """Of images too few for the fraction, give the split one all the same, of the class with most training images."""
+    spare = [own for own in _strata([r for r in records if r["split"] == "train" and "group" not in r]) if len(own) > 1]
+    if spare:
+        top = common_folder(record["path"] for record in records)
+        most = max(spare, key=len)
+        min(most, key=partial(_order, seed, top))["split"] = split
 
 
 def _check_drawn(records: list[Record], split: str, what: str) -> None:
@@ -153,7 +166,10 @@ def _apply_split_file(records: list[Record], file: str) -> None:
     path = Path(file)
     if not path.exists():
         raise UserError(f"data.split_file '{file}' does not exist. It is the split.json of a run directory.")
-    split_of = {name: split for split, names in json.loads(path.read_text()).items() for name in names}
+    stored = load_json(path)
+    if not isinstance(stored, dict) or not all(isinstance(names, list) for names in stored.values()):
+        raise UserError(f"data.split_file '{file}' is no split.json of a run: it has a list of images for each split.")
+    split_of = {str(name): split for split, names in stored.items() for name in names}
     missing = [r["path"] for r in records if r["path"] not in split_of]
     if missing:
         raise UserError(

@@ -116,6 +116,10 @@ def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
         from pipelines.noisy_student.command import main as noisy_student
 
         return functools.partial(noisy_student, one_generation=True)
+    if command == "check" and _has_students(words):
+        from pipelines.noisy_student.checking import main as check
+
+        return check
     if command in MODULES:
         run: Callable[[list[str]], int] = importlib.import_module(MODULES[command]).main
         return run
@@ -125,7 +129,7 @@ def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
 
 
 def _has_students(words: list[str]) -> bool:
-    """Whether a config is that of ``noisy-student``, of which ``fit`` runs one generation."""
+    """Whether a config is that of ``noisy-student``, of which ``fit`` runs one generation and ``check`` all data."""
     from pipelines.config.errors import UsageError, load_config
     from pipelines.config.words import asks_for_help, config_names
 

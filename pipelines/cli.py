@@ -37,7 +37,7 @@ from pipelines.config.ready import complete
 from pipelines.config.reasons import is_about_arguments, reason_of
 from pipelines.config.words import asks_for_help, flags
 from pipelines.listing import PROGRAM
-from pipelines.orphans import end_with_the_launcher
+from pipelines.orphans import end_with_the_launcher, meet_anew
 from pipelines.quiet import quieten
 from pipelines.run.loading import Loaded, read_carried
 from pipelines.run.tracking import WandbRun
@@ -177,6 +177,7 @@ def execute(command: Command, words: list[str]) -> int:
     """
     quieten()
     end_with_the_launcher()
+    meet_anew()
     with watched():
         try:
             with allowing(words):

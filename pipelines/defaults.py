@@ -16,6 +16,7 @@ from pipelines.callbacks.overview import Overview
 from pipelines.callbacks.progress import ProgressBar as OwnProgressBar
 from pipelines.hardware import SyncBatchNorm
 from pipelines.outputs.detections import BoxFormat
+from pipelines.outputs.prediction_files import check_folder
 from pipelines.run.checkpoints import AtomicCheckpointIO
 from tasks.hooks import TaskHooks
 from tasks.noisy_student import NoisyStudent
@@ -81,14 +82,17 @@ def check_start(model: TaskHooks, ckpt_path: str | None, resume: str | None) -> 
 def check_prediction(
     model: TaskHooks, source: str | list[str] | None, output: str | None, box_formats: list[BoxFormat]
 ) -> None:
-    """Refuse formats that the task does not write, and an output that the next call would read.
+    """Refuse formats that the task does not write, and an output with other files or one to be read by the next call.
 
     Raises:
         UserError: Naming the flag.
     """
     if list(box_formats) != ["coco"] and not model.taught.finds_boxes:
         raise UserError(f"--box_formats is {box_formats}, but a {type(model).__name__} finds no boxes: leave it out.")
-    if source is None or output is None:
+    if output is None:
+        return
+    check_folder(Path(output))
+    if source is None:
         return
     sources = [source] if isinstance(source, str) else source
     inside = next((one for one in sources if Path(output).resolve().is_relative_to(Path(one).resolve())), None)

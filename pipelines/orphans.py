@@ -1,13 +1,18 @@
-"""A rank whose launcher has died ends too, behind a checkpoint: nobody would wait for it or end it otherwise."""
+"""A rank and its launcher: ranks whose launcher has died end too, and those that are started again meet anew."""
 
 from __future__ import annotations
 
 import ctypes
+import datetime
 import os
 import signal
+import socket
 import sys
 
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+MEETING_SECONDS = 300.0  # ranks of other nodes may start later
 
 
 def end_with_the_launcher() -> None:
@@ -24,3 +29,23 @@ def end_with_the_launcher() -> None:
         return
     if os.getppid() != launcher:  # it died just now
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def meet_anew() -> None:
+    """Where torchrun has started the ranks again after one had died, let them connect at a store of their own.
+
+    torchrun's store, at which they would meet, still has the addresses of the ranks that are gone, and gloo would wait
+    for those until its time is over: https://github.com/pytorch/pytorch/issues/135712. Rank 0 tells the others a port.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+    if attempt == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    limit = datetime.timedelta(seconds=MEETING_SECONDS)
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=limit)
+    key = f"pipelines/attempt_{attempt}/port"
+    if os.environ["RANK"] == "0":
+        with socket.socket() as free:
+            free.bind(("", 0))
+            store.set(key, str(free.getsockname()[1]))
+    os.environ["MASTER_PORT"] = store.get(key).decode()  # waits for it
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"

@@ -281,7 +281,7 @@ class Trainer(RunTrainer):
                 ``[a.ckpt,b.ckpt]``, are fused.
             source: A folder (with its sub-folders), an image or a video file, a pattern ('new/*.jpg'), a list of files
                 (.txt, .csv, .parquet), or several of these; the test split of the data by default.
-            output: Where to write; ``predict`` in the run directory by default.
+            output: Where to write, in place of what an earlier call wrote; ``predict`` in the run directory by default.
             box_formats: What boxes are written as: ``coco``, ``yolo``, ``csv``, or several.
 
         Returns:

@@ -26,7 +26,7 @@ trap time_is_over USR1
 
 srun --kill-on-bad-exit=0 --wait=120 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
   torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$ranks" --max-restarts 3 \
-  --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:29400" \
+  --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:${RDZV_PORT:-29400}" \
   -m pipelines fit --config "$1" --config overlays/slurm \
   --trainer.devices "$ranks" --trainer.num_nodes "$SLURM_NNODES" \
   --data.num_workers "$((SLURM_CPUS_PER_TASK / ranks - 1))" "${@:2}" --resume auto &

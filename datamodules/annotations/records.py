@@ -22,7 +22,7 @@ _SPLITS |= {"test": "test", "testing": "test"}
 #: What a split may be called, as a part of a regular expression; the longer words first.
 SPLIT_WORDS = "|".join(sorted(_SPLITS, key=len, reverse=True))
 _SPLIT = re.compile(rf"(?:seg[-_ ])?({SPLIT_WORDS})(?:[-_ ]?(?:set|data|split))?")
-_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,999})")  # Python reads no more than 4,300 digits
 
 
 @dataclass(frozen=True)

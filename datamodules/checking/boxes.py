@@ -171,7 +171,7 @@ def _twice(
         own = start + np.flatnonzero(usable[start:stop])
         if len(own) < 2:
             continue
-        later, earlier = np.nonzero(np.tril(_overlaps(boxes[own]), -1) >= _SAME)
+        later, earlier = np.nonzero(np.tril(overlaps(boxes[own], boxes[own]), -1) >= _SAME)
         for i, j in {int(own[a]): int(own[b]) for a, b in zip(later, earlier, strict=True)}.items():
             if labels[i] == labels[j]:
                 yield "box-twice", i, "a box of its class lies on it"
@@ -179,13 +179,13 @@ def _twice(
                 yield "box-two-classes", i, f"the box of a {names[labels[j]]} lies on this {names[labels[i]]}"
 
 
-def _overlaps(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """IoU of each box with each, (N, N)."""
-    wide = boxes.astype(np.float64)
-    low, high = np.maximum(wide[:, None, :2], wide[:, :2]), np.minimum(wide[:, None, 2:], wide[:, 2:])
+def overlaps(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """IoU of each of N boxes with each of M others, (N, M)."""
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    low, high = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
     common = np.clip(high - low, 0, None).prod(2)
-    area = (wide[:, 2:] - wide[:, :2]).prod(1)
-    return np.asarray(common / np.maximum(area[:, None] + area - common, 1e-9))
+    areas = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (a, b))
+    return np.asarray(common / np.maximum(next(areas)[:, None] + next(areas) - common, 1e-9))
 
 
 def object_mask_findings(records: Sequence[Record]) -> list[Finding]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -15,14 +14,14 @@ from scipy.sparse.csgraph import connected_components
 from datamodules.annotations.records import Record
 from datamodules.checking.findings import Finding
 from datamodules.checking.images import Look
+from datamodules.checking.near import close_pairs
 from datamodules.groups import by_group
 
 POOL = "pool"
 _EVALUATED = ("val", "test")
-_BITS = 10  # of 64 by which the hashes of near duplicates may differ
 _ALIKE = 0.97  # correlation of their thumbnails
 _FLAT = 4.0  # standard deviation of a thumbnail below which there is too little to compare
-_BLOCK = 512
+_BLOCK = 1 << 16  # pairs that are correlated at a time
 
 
 def exact_findings(records: Sequence[Record], looks: Sequence[Look]) -> list[Finding]:
@@ -73,21 +72,22 @@ def group_findings(records: Sequence[Record]) -> list[Finding]:
 def near_findings(records: Sequence[Record], looks: Sequence[Look]) -> list[Finding]:
     """Pictures that are nearly the same: scaled, stored again, slightly cropped; and frames of one scene.
 
-    Candidates have difference hashes (Krawetz 2013, dHash) that differ in few of 64 bits; their thumbnails must
-    correlate, too, since dark pictures with a few spots often have equal hashes. Time grows with the square of the
-    number: 20,000 pictures take seconds, 100,000 a minute or two.
+    Candidates have difference hashes (Krawetz 2013, dHash) that differ in few of 64 bits, see ``near``. Their
+    thumbnails must correlate, too, since dark pictures with a few spots often have equal hashes.
 
     Args:
         records: As for ``exact_findings``.
         looks: One for each.
     """
-    places = [
-        i for i, look in enumerate(looks) if look.thumbnail is not None and float(np.std(look.thumbnail)) >= _FLAT
-    ]
-    if len(places) < 2:
+    seen = [(i, look.thumbnail) for i, look in enumerate(looks) if look.thumbnail is not None]
+    if not seen:
         return []
-    thumbnails = np.stack([look.thumbnail for i in places if (look := looks[i]).thumbnail is not None])
-    first, second = _near_pairs(thumbnails)
+    thumbnails = np.stack([thumbnail for _, thumbnail in seen])
+    textured = np.flatnonzero(thumbnails.std((1, 2)) >= _FLAT).tolist()
+    if len(textured) < 2:
+        return []
+    places = [seen[i][0] for i in textured]
+    first, second = _near_pairs(thumbnails[textured])
     different = [looks[places[a]].digest != looks[places[b]].digest or not looks[places[a]].digest
                  for a, b in zip(first, second, strict=True)]  # fmt: skip
     first, second = first[different], second[different]
@@ -105,22 +105,21 @@ def near_findings(records: Sequence[Record], looks: Sequence[Look]) -> list[Find
 
 def _near_pairs(thumbnails: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Places of pictures that are alike, the first smaller than the second: twice int64 (P,)."""
-    signs = np.stack([_hash(thumbnail) for thumbnail in thumbnails])
+    hashes = np.concatenate([_hash(thumbnail) for thumbnail in thumbnails]).view(np.uint64)
     flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
     flat -= flat.mean(1, keepdims=True)
     flat /= np.linalg.norm(flat, axis=1, keepdims=True)
-    pairs: list[Any] = []
-    for start in range(0, len(signs), _BLOCK):
-        agree = signs[start : start + _BLOCK] @ signs[start:].T  # 64 minus twice the bits that differ
-        a, b = np.nonzero(agree >= 64 - 2 * _BITS)
-        a, b = a[a < b] + start, b[a < b] + start
-        alike = np.einsum("nd,nd->n", flat[a], flat[b]) >= _ALIKE
-        pairs.append((a[alike], b[alike]))
-    first, second = (np.concatenate(part) for part in zip(*pairs, strict=True))
-    return first, second
+    pairs = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    for first, second in close_pairs(hashes):
+        for start in range(0, len(first), _BLOCK):
+            a, b = first[start : start + _BLOCK], second[start : start + _BLOCK]
+            alike = np.einsum("nd,nd->n", flat[a], flat[b]) >= _ALIKE
+            pairs.append((a[alike], b[alike]))
+    firsts, seconds = zip(*pairs, strict=True)
+    return np.concatenate(firsts), np.concatenate(seconds)
 
 
-def _hash(thumbnail: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Whether each of 8 x 8 fields is brighter than the one to its left: float32 (64,) of 1 and -1."""
-    small = cv2.resize(thumbnail, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
-    return np.where(small[:, 1:] > small[:, :-1], 1.0, -1.0).astype(np.float32).ravel()
+def _hash(thumbnail: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Whether each of 8 x 8 fields is brighter than the one to its left, a bit each: uint8 (8,)."""
+    small = cv2.resize(thumbnail, (9, 8), interpolation=cv2.INTER_AREA)
+    return np.packbits(small[:, 1:] > small[:, :-1])

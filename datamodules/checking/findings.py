@@ -76,6 +76,8 @@ KINDS: dict[str, Kind] = {
     "group-split": Kind("error", "a group (patient, scene, video) in two splits"),
     # Labels.
     "label": Kind("warning", "a label that the checkpoint contradicts"),
+    "label-overlooked": Kind("warning", "an object without a box, of which the checkpoint is sure"),
+    "label-place": Kind("warning", "a box that the checkpoint has in another place"),
 }
 
 

@@ -91,7 +91,7 @@ def load_json(file: str | Path) -> Any:
     """
     try:
         return json.loads(read_text(file))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # damage, or a number of more digits than Python reads
         raise UserError(
             f"'{file}' cannot be read as JSON ({error}). It may be cut off: fetch or write it again."
         ) from error

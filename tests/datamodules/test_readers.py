@@ -426,8 +426,23 @@ def test_split_keeps_what_is_given_and_takes_several_labels():
 def test_bad_splits():
     with pytest.raises(ValueError, match="sum to below 1"):
         split_records(make_records([5]), val=0.5, test=0.5, seed=0)
-    with pytest.raises(ValueError, match=r"val fraction of 0\.1 of 3 images holds no image"):
-        split_records(make_records([3]), val=0.1, test=0.0, seed=0)
+    with pytest.raises(ValueError, match=r"val fraction of 0\.1 of 2 images holds no image"):
+        split_records(make_records([1, 1]), val=0.1, test=0.0, seed=0)
+
+
+def test_a_fraction_of_few_images_is_one_of_them():
+    for counts, splits in (
+        ([3], {"train": 2, "val": 1}),
+        ([2, 2], {"train": 3, "val": 1}),
+        ([1, 2], {"train": 2, "val": 1}),
+    ):
+        records = make_records(counts)
+        split_records(records, val=0.1, test=0.0, seed=0)
+        assert Counter(r["split"] for r in records) == splits
+        assert {r["label"] for r in records if r["split"] == "train"} == set(range(len(counts)))
+    records = make_records([5])
+    split_records(records, val=0.1, test=0.05, seed=0)
+    assert Counter(r["split"] for r in records) == {"train": 3, "val": 1, "test": 1}
 
 
 def test_a_weight_may_be_zero(tmp_path):

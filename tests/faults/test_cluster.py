@@ -71,6 +71,7 @@ class Beacon(Callback):
     """Says where the training is, and gives the signal time to come."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        Path(f"process.{trainer.global_rank}").write_text(str(os.getpid()))
         if trainer.is_global_zero:
             Path("step").write_text(str(trainer.global_step))
         time.sleep(0.05)
@@ -110,7 +111,8 @@ FLAGS = ["--trainer.accelerator=cpu", "--data.num_workers=1", "--trainer.enable_
 
 def start(script: str, environment: dict[str, str], restarts: int) -> subprocess.Popen[bytes]:
     """A job's script as SLURM starts it, in a process group of its own."""
-    Path("step").unlink(missing_ok=True)
+    for path in (Path("step"), *Path().glob("process.*")):
+        path.unlink(missing_ok=True)
     words = ["bash", str(HOUSE / "configs" / "cluster" / f"{script}.sh"), "job.yaml", *FLAGS]
     words += ["--name=job", f"--trainer.callbacks={__name__}.Beacon"]
     log = open(f"job.{restarts}.log", "wb")  # noqa: SIM115
@@ -131,21 +133,33 @@ def reach(step: int, job: subprocess.Popen[bytes], restarts: int) -> None:
 
 def ended(job: subprocess.Popen[bytes]) -> int:
     """The status of a job, of which nothing goes on."""
+    # torchrun gives each rank a session of its own.
+    ranks = [int(path.read_text()) for path in Path().glob("process.*")]
     try:
         status = job.wait(timeout=600)
         deadline = time.monotonic() + 30
-        while group_lives(job.pid):
+        while group_lives(job.pid) or any(map(lives, ranks)):
             assert time.monotonic() < deadline, "orphans"
             time.sleep(0.05)
     finally:
         if group_lives(job.pid):
             os.killpg(job.pid, signal.SIGKILL)
+        for rank in filter(lives, ranks):
+            os.kill(rank, signal.SIGKILL)
     return status
 
 
 def group_lives(group: int) -> bool:
     try:
         os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
     except ProcessLookupError:
         return False
     return True
@@ -210,6 +224,53 @@ def test_a_job_that_is_preempted_three_times_is_the_undisturbed_one(tmp_path: Pa
     tracked = [path.name for path in Path("runs/job/0/wandb").glob("offline-run-*")]
     assert len(tracked) == 4
     assert {name.rpartition("-")[2] for name in tracked} == {identity}
+
+
+@pytest.mark.slow
+def test_a_job_of_torchrun_outlives_its_ranks_and_its_launcher(tmp_path: Path, cluster: dict[str, str]):
+    """Rows 14 and 17: a rank is killed, the time is over, the launcher is killed, all processes are signalled."""
+    path = config(tmp_path)
+    words = ["fit", "--config", str(path), *FLAGS, "--trainer.devices=2", "--trainer.strategy=ddp", "--name=whole"]
+    assert in_ranks(lambda: main([*words, "--data.num_workers=0", "--trainer.wandb.mode=off"])) == [0, 0]
+    one_task = {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "RANKS_PER_NODE": "2", "WANDB_MODE": "disabled"}
+    environment = {**cluster, **one_task, "RDZV_PORT": cluster["MASTER_PORT"]}
+
+    job = start("torchrun", environment, 0)
+    reach(4, job, 0)
+    killed = process_of(1)
+    os.kill(killed, signal.SIGKILL)
+    reach(9, job, 0)
+    assert process_of(1) != killed  # torchrun has started both ranks again, and they have gone on
+    os.kill(job.pid, signal.SIGUSR1)  # to the script only
+    ended(job)
+    assert Path("requeued").read_text().split() == ["4711"], Path("job.0.log").read_text()
+    assert states(Path("runs/job/0"))[0]["global_step"] >= 9
+
+    job = start("torchrun", environment, 1)
+    reach(13, job, 1)
+    launcher = int(Path(f"/proc/{process_of(0)}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(launcher, signal.SIGKILL)
+    seconds = time.monotonic()
+    assert ended(job) != 0
+    print(f"without its launcher a job ended in {time.monotonic() - seconds:.1f} s")
+    assert states(Path("runs/job/0"))[0]["global_step"] >= 13
+
+    job = start("torchrun", environment, 2)
+    reach(17, job, 2)
+    os.killpg(job.pid, signal.SIGTERM)
+    seconds = time.monotonic()
+    assert ended(job) != 0
+    print(f"told to end a job ended in {time.monotonic() - seconds:.1f} s")
+    assert states(Path("runs/job/0"))[0]["global_step"] >= 17
+
+    job = start("torchrun", environment, 3)
+    assert ended(job) == 0, Path("job.3.log").read_text()
+    assert [path.name for path in Path("runs/job").iterdir()] == ["0"]
+    assert_the_same(Path("runs/job/0"), Path("runs/whole/0"))
+
+
+def process_of(rank: int) -> int:
+    return int(Path(f"process.{rank}").read_text())
 
 
 def test_scripts_are_shown_and_say_what_slurm_needs(capsys: pytest.CaptureFixture[str]):

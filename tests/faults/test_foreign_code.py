@@ -11,6 +11,7 @@ import yaml
 
 from pipelines.__main__ import main
 from pipelines.config.allowed import allowing, is_allowed
+from pipelines.noisy_student.launching import check_launch
 
 TRAP = """
 from pathlib import Path
@@ -92,6 +93,36 @@ def test_the_loops_config_neither(trap: None, capsys: pytest.CaptureFixture[str]
     assert main(["noisy-student", "--config", "loop.yaml"]) == 2
     assert "loop.yaml line 8: students.model names 'trap.Spy'" in capsys.readouterr().err
     assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [
+        ["sh", "-c", "touch executed #"],
+        ["./srun"],
+        ["srun", "sh", "-c", "touch executed #"],
+        ["srun", "--kill-on-bad-exit", "sh"],
+        ["srun", "--task-prolog=./trap.py"],
+        ["torchrun", "--no-python", "sh"],
+        ["torchrun", "--nproc-per-node", "2", "trap.py"],
+        ["torchrun", "--nproc-per-node", "--no-python", "sh"],
+    ],
+    ids=" ".join,
+)
+def test_a_loops_launcher_is_no_way_to_start_programs(
+    launch: list[str], trap: None, capsys: pytest.CaptureFixture[str]
+):
+    loop = {"data": DATA, "teacher": {"model": MODEL}, "students": [{"model": MODEL}], "trainer": {"devices": 1}}
+    Path("loop.yaml").write_text(yaml.safe_dump({**loop, "launch": launch}))
+    assert main(["noisy-student", "--config", "loop.yaml"]) == 2
+    assert "a config may only name srun or torchrun with flags of how many and where" in capsys.readouterr().err
+    assert not Path("executed").exists()
+
+
+def test_ordinary_launchers_are_none():
+    check_launch(["srun", "--ntasks=8", "--gres", "gpu:8", "--kill-on-bad-exit=0", "--exclusive"])
+    check_launch(["torchrun", "--standalone", "--nproc_per_node", "8"])
+    check_launch(["torchrun"])
 
 
 def test_the_message_says_what_to_do(trap: None, capsys: pytest.CaptureFixture[str]):

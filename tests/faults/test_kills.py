@@ -96,13 +96,16 @@ CONFIGS = {
 
 
 class Kill(Callback):
-    """SIGKILL at a batch, counted over all epochs: before it, behind it, or in the next validation."""
+    """SIGKILL at a batch, counted over all epochs, or the first one after it that is not done yet.
+
+    Before it, behind it, or in the next validation.
+    """
 
     batch, place = 0, "end"
 
     def _dies(self, trainer: Any, batch_idx: int, place: str) -> None:
         number = trainer.current_epoch * trainer.num_training_batches + batch_idx
-        if self.place == place and number == self.batch:
+        if self.place == place and number >= self.batch:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -163,12 +166,14 @@ def test_killed_at_twenty_random_steps_a_run_is_the_undisturbed_one(task: str, t
     assert fit(config, "whole", "--trainer.save_every_n_steps=1000") == 0
     batches = 3 * 10
     killer = f"--trainer.callbacks={__name__}.Kill"
+    killed = 0
     for series in range(SERIES):
         rng, runs = random.Random(f"{task} {series}"), f"cut{series}"
         for number in sorted(rng.sample(range(batches - 1), KILLS)):
             Kill.batch, Kill.place = number, rng.choice(["start", "end", "validation"])
             status = fit(config, runs, killer, "--resume=auto")
-            assert status == -signal.SIGKILL, (series, number, Kill.place)
+            killed += status == -signal.SIGKILL
+            assert status in (0, -signal.SIGKILL), (series, number, Kill.place)  # 0: the last validation was over
         assert fit(config, runs, "--resume=auto") == 0
         found = [path.name for path in Path(runs, "run").iterdir()]
         newest = max(found, key=int)  # a run that was killed before its first checkpoint is begun anew
@@ -176,6 +181,8 @@ def test_killed_at_twenty_random_steps_a_run_is_the_undisturbed_one(task: str, t
             Path(runs, "run", "0").rename(tmp_path / f"{runs}.first")
             Path(runs, "run", newest).rename(Path(runs, "run", "0"))
         assert_the_same(runs, "whole")
+    assert killed >= SERIES * KILLS - 2
+    print(f"{task}: killed {killed} times in {SERIES} runs")
 
 
 @pytest.mark.slow

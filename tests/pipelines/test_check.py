@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules import ClassificationData
+from datamodules import ClassificationData, DetectionData, SegmentationData
 from datamodules.checking.findings import Finding
 from pipelines.__main__ import main
-from pipelines.commands.label_errors import _of_split
+from pipelines.commands.label_errors import _of_boxes, _of_classes, _of_pixels
 from pipelines.outputs.check_page import write_page
 from tests.conftest import write_images
 
@@ -68,6 +68,8 @@ def test_of_a_config(source, tmp_path, capsys):
 class ByColor:
     """A classifier that knows the two classes by their colors."""
 
+    device = torch.device("cpu")
+
     def predict(self, batch):
         bee = (batch["image"][:, 0].float().mean((1, 2)) < 150).float()  # gray; ants are red
         return {"probabilities": torch.stack([0.9 - 0.8 * bee, 0.1 + 0.8 * bee], 1)}
@@ -79,13 +81,87 @@ def test_a_label_that_the_predictions_contradict(tmp_path):
     data = ClassificationData(str(root), image_size=32, num_workers=0)
     data.setup("probe")
     names = ["ant", "bee"]
-    right = _of_split(ByColor(), data.train_features_dataloader(), "train", names, torch.device("cpu"))
-    wrong = _of_split(ByColor(), data.val_dataloader(), "val", names, torch.device("cpu"))
+    right = _of_classes(ByColor(), data.train_features_dataloader, "train", names)
+    wrong = _of_classes(ByColor(), data.val_dataloader, "val", names)
     assert [len(right), len(wrong)] == [0, 1]
     assert (wrong[0].path, wrong[0].message) == (
         str(root / "val/bee/wrong.jpg"),
         "labeled bee (10%), predicted ant (90%)",
     )
+
+
+class Surplus:
+    """Predicts all labeled boxes, and one more on the first picture."""
+
+    device = torch.device("cpu")
+
+    def predict(self, batch):
+        found = {key: [target[key] for target in batch["target"]] for key in ("boxes", "labels")}
+        more = [path.endswith("/0") for path in batch["path"]]
+        for key, value in (("boxes", [[0.0, 0.0, 9.0, 9.0]]), ("labels", [3])):
+            own = [torch.as_tensor(one) for one in found[key]]
+            found[key] = [torch.cat([one, torch.tensor(value)]) if m else one for one, m in zip(own, more, strict=True)]
+        return {**found, "scores": [torch.full((len(own),), 0.9) for own in found["boxes"]]}
+
+
+def test_a_box_that_the_predictions_have_and_the_labels_have_not():
+    data = DetectionData(num_scenes={"train": 8, "val": 4, "test": 0}, image_size=96, num_workers=0)
+    data.setup("probe")
+    (found,) = _of_boxes(Surplus(), data.train_features_dataloader, "train", list("0123456789"))
+    assert (found.kind, found.box) == ("label-overlooked", (0, 0, 9, 9))
+    assert found.path.endswith("train/0")
+
+
+class ByBrightness:
+    """White is a house."""
+
+    device = torch.device("cpu")
+
+    def scores(self, image):
+        house = 0.1 + 0.8 * (image[:, :1] > 128).float()
+        return torch.cat([1 - house, house], 1)
+
+
+def test_a_region_of_a_mask_that_the_predictions_contradict(tmp_path):
+    for i in range(4):
+        mask = np.zeros((40, 60), np.uint8)
+        mask[10:30, 10:30] = 1
+        pixels = np.repeat(mask[..., None] * 255, 3, axis=2)
+        if i == 2:
+            mask[10:22, 40:52] = 1
+        for name, array in (("images", pixels), ("masks", mask)):
+            (tmp_path / name / "train").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(tmp_path / name / "train" / f"{i}.png")
+    data = SegmentationData(str(tmp_path), image_size=80, resize="letterbox", val_fraction=0.0, num_workers=0)
+    data.setup("probe")
+    (found,) = _of_pixels(ByBrightness(), data.train_features_dataloader, "train", ["ground", "house"])
+    assert (found.kind, found.path) == ("label", str(tmp_path / "images/train/2.png"))
+    assert "labeled house, predicted ground; the mask's quality is 0.1" in found.message
+    np.testing.assert_allclose(found.box, (40, 10, 52, 22), atol=1.5)
+
+
+NOISY = """\
+data: {{class_path: ClassificationData, init_args: {{source: {source}, test_fraction: 0.0}}}}
+pool: pool
+teacher: {{model: {{class_path: Classification, init_args: {{backbone: lenet5}}}}}}
+students: [{{model: {{class_path: Classification, init_args: {{backbone: lenet5}}}}}}]
+"""
+
+
+def test_of_a_config_of_noisy_student(source, tmp_path, capsys):
+    """Its labeled images, and evaluated ones in its pool."""
+    (tmp_path / "loop.yaml").write_text(NOISY.format(source=source))
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool/leak.jpg").write_bytes((source / "val/bee/001.jpg").read_bytes())
+    assert main(["check", "--config", "loop.yaml", "--fail_on", "never", "--output", "found"]) == 0
+    out = capsys.readouterr().out
+    assert "train 13, val 4, pool 1 images, 2 classes" in out
+    assert "duplicate-pool" in out
+    assert "duplicate-split" in out
+    assert (tmp_path / "found/check.html").is_file()
+    assert main(["check", "--config", "loop.yaml"]) == 1
+    (tmp_path / "loop.yaml").write_text(NOISY.format(source=source) + "poool: 1\n")
+    assert main(["check", "--config", "loop.yaml"]) == 2
 
 
 @pytest.mark.parametrize(

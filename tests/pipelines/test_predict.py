@@ -186,6 +186,12 @@ def test_a_broken_picture_among_the_new_ones(tmp_path, folder, capfd):
     assert run(*words, *skip, "--output", "out") == 0
     assert "1 unreadable images are left out; first" in capfd.readouterr().err
     assert sorted(table(Path("out/predictions.csv"))) == ["000.jpg", "002.jpg"]
+    Path("out/overlays").mkdir()
+    Path("out/overlays/monday.jpg").touch()
+    assert run(*words, *skip, "--output", "out") == 0
+    assert not Path("out/overlays").exists()  # nothing of an earlier call lies among the new files
+    assert run(*words, *skip, "--output", folder) != 0
+    assert f"--output {folder} holds other files already: test, train, val. Give" in capfd.readouterr().err
     assert run(*words, *skip, "--output", new / "out") != 0
     assert "lies inside --source" in capfd.readouterr().err
     (new / "x" / "001.jpg").write_bytes(b"")

@@ -25,6 +25,7 @@ from pipelines.callbacks.predictions import PredictionWriter
 from pipelines.outputs.drawing import overlay
 from pipelines.outputs.names import output_names, safe_name
 from pipelines.outputs.palettes import class_palette
+from pipelines.outputs.prediction_files import check_folder, clear_folder
 from pipelines.outputs.sheets import GAP
 
 NAMES = ["background", *(str(k) for k in range(10))]
@@ -114,7 +115,8 @@ def batch_of(paths: list[str], ids: list[int], canvas: np.ndarray, sizes: list[t
 
 def predict(directory: Path, trainer: Any, batches: list[dict[str, Any]], masks: list[list[np.ndarray]]) -> None:
     writer, task = PredictionWriter(directory), Stub(trainer.datamodule.class_names)
-    writer.setup(trainer, task, trainer.state.fn)
+    if trainer.world_size == 1:  # ranks that run one after the other would clear each other's files
+        writer.setup(trainer, task, trainer.state.fn)
     writer.on_predict_start(trainer, task)
     for i, (batch, some) in enumerate(zip(batches, masks, strict=True)):
         outputs = {"mask": [torch.from_numpy(mask) for mask in some]}
@@ -378,3 +380,20 @@ def test_frames_of_the_contact_sheet_are_read_one_by_one(tmp_path: Path, monkeyp
     batch = batch_of(frames, [0, 1, 2], np.zeros((3, 8, 8, 3), np.uint8), [(8, 8)] * 3)
     predict(tmp_path / "out", stub_trainer(frames, NAMES, fn="test"), [batch], [[np.zeros((8, 8), np.uint8)] * 3])
     assert sheets == [frames]
+
+
+def test_what_an_earlier_call_wrote_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    written = ["predictions.csv", "boxes.csv", "classes.txt", "labels/a.txt", "masks/b/a.png", "overlays/a.jpg"]
+    for name in (*written, ".predictions.0.jsonl", "notes.md"):
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).touch()
+    with pytest.raises(UserError, match=r"--output .*out holds other files already: notes.md\. Give"):
+        check_folder(tmp_path / "out")
+    clear_folder(tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".predictions.0.jsonl", "notes.md"]
+    (tmp_path / "own" / "masks").mkdir(parents=True)  # a set's own masks
+    with pytest.raises(UserError, match=r"own holds other files already: masks\."):
+        check_folder(tmp_path / "own")
+    (tmp_path / "own" / ".predictions.0.jsonl").touch()  # an interrupted call
+    check_folder(tmp_path / "own")
+    check_folder(tmp_path / "new")
