@@ -82,11 +82,11 @@ def _draw_images(records: list[Record], val: float, test: float, seed: int) -> N
 
 def _hold_one_out(records: list[Record], split: str, seed: int) -> None:
     """Of images too few for the fraction, give the split one all the same, of the class with most training images."""
-    spare = [own for own in _strata([r for r in records if r["split"] == "train" and "group" not in r]) if len(own) > 1]
+    spare = [own for own in strata([r for r in records if r["split"] == "train" and "group" not in r]) if len(own) > 1]
     if spare:
         top = common_folder(record["path"] for record in records)
         most = max(spare, key=len)
-        min(most, key=partial(_order, seed, top))["split"] = split
+        min(most, key=partial(order_of, seed, top))["split"] = split
 
 
 def _check_drawn(records: list[Record], split: str, what: str) -> None:
