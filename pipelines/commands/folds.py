@@ -233,7 +233,7 @@ def _join_predictions(runs: list[Path], output: Path) -> None:
         with open(file, newline="", encoding="utf-8") as lines:
             rows += [{"fold": str(fold), **row} for row in csv.DictReader(lines)]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_path(output) as path, open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
+    with atomic_path(output) as path, open(path, "w", newline="", encoding="utf-8") as written:
+        writer = csv.DictWriter(written, columns)
         writer.writeheader()
         writer.writerows(rows)
