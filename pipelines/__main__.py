@@ -18,6 +18,7 @@ from pipelines import __version__, listing
 
 # Words that people bring from other tools.
 SYNONYMS = {"train": "fit", "training": "fit", "eval": "validate", "evaluate": "validate", "val": "validate"}
+SYNONYMS |= dict.fromkeys(("crossval", "cross-validate", "cross-validation", "cv", "kfold"), "folds")
 SYNONYMS |= {"infer": "predict", "inference": "predict", "ls": "list"}
 
 #: Where commands lie that are more than a method of the Trainer.
@@ -35,6 +36,7 @@ MODULES = {
             "demo",
             "doctor",
             "export",
+            "folds",
             "probe",
             "report",
             "summary",

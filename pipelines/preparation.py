@@ -45,6 +45,8 @@ from pipelines.run.masking import masked
 from pipelines.run.metrics_file import MetricsCSV
 from pipelines.run.student import task_config
 from pipelines.run.tracking import wandb_logger
+from pipelines.run.wandb_evaluation import evaluation_logger
+from pipelines.run.wandb_media import log_data
 from pipelines.run.writable import check_writable
 from pipelines.run_trainer import RunTrainer
 from tasks.checks import TrainingPlan
@@ -144,7 +146,8 @@ def start_evaluation(
     rank_zero_info(f"Using {', '.join(map(str, checkpoints))}.")
     trainer.callbacks[:0] = [_ranks(trainer), RunFiles(trainer.run_dir, trainer.config)]
     if command != "predict":
-        trainer.callbacks += [Pictures(trainer.run_dir / "pictures", 0)] if trainer.run_dir is not None else []
+        _open_loggers_of_evaluation(trainer, run if command == "test" else None)
+        trainer.callbacks += [_pictures(trainer, trainer.run_dir)] if trainer.run_dir is not None else []
         trainer.callbacks += [Report(trainer.run_dir)] if trainer.report else []
     return None if one is None or exported else str(one)
 
@@ -194,7 +197,8 @@ def start_run(
     write_data_files(directory, datamodule)
     resumes_at = None if checkpoint is None or run is None else global_step_of(checkpoint)
     _open_loggers(trainer, directory, config or dict(model.hparams), resumes_at)
-    trainer.callbacks += [Pictures(directory / "pictures", trainer.wandb.table_rows), Curves(directory)]
+    log_data(trainer.loggers, trainer.run_name, datamodule)
+    trainer.callbacks += [_pictures(trainer, directory), Curves(directory)]
     return files
 
 
@@ -270,6 +274,18 @@ def _open_loggers(trainer: RunTrainer, directory: Path, config: dict[str, Any], 
         config=config,
     )
     trainer.loggers = [csv, *([tracker] if tracker else []), *trainer.user_loggers]
+
+
+def _pictures(trainer: RunTrainer, run: Path) -> Pictures:
+    return Pictures(run / "pictures", trainer.wandb.table_rows, trainer.wandb.table_pictures)
+
+
+def _open_loggers_of_evaluation(trainer: RunTrainer, run: Path | None) -> None:
+    """W&B goes on with the training's run; further loggers are those that this command was given."""
+    if trainer.loggers or rank_zero_only.rank != 0:
+        return  # they are open: the training was in this process
+    tracker = evaluation_logger(run, replace(trainer.wandb, mode=trainer.wandb_mode))
+    trainer.loggers = [*([tracker] if tracker else []), *trainer.user_loggers]
 
 
 def _has_validation(datamodule: pl.LightningDataModule | None) -> bool:
