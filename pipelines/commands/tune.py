@@ -117,11 +117,8 @@ def _open_study(optuna: Any, root: Path, base: dict[str, Any], searched: list[Di
     from optuna.storages.journal import JournalFileBackend
 
     storage = JournalStorage(JournalFileBackend(str(root / "study.journal")))
-    seed = base.get("seed_everything")
     direction = "maximize" if mode == "max" else "minimize"
     study = optuna.create_study(storage=storage, study_name="tune", direction=direction, load_if_exists=True)
-    # Another seed for each process and each time, or all would propose the same.
-    study.sampler = optuna.samplers.TPESampler(seed=int(seed or 0) + len(study.trials), constant_liar=True)
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=1)
     key = digest_of_values(masked([outcome(base), [vars(dimension) for dimension in searched]], marked=True))
     known = study.user_attrs.get("key")
@@ -153,6 +150,9 @@ def _search(
         return
 
     def objective(trial: Any) -> float:
+        # A seed for each trial: processes that begin together would propose the same.
+        seed = int(base.get("seed_everything") or 0) + trial.number
+        study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         values = {dimension.path: dimension.suggest(trial) for dimension in searched}
         say(f"trial {trial.number}: {_named(trial.params)}", "tune")
         watch = ReportMonitor(trial, monitor, mode)
