@@ -19,6 +19,7 @@ from pipelines import __version__, listing
 # Words that people bring from other tools.
 SYNONYMS = {"train": "fit", "training": "fit", "eval": "validate", "evaluate": "validate", "val": "validate"}
 SYNONYMS |= dict.fromkeys(("crossval", "cross-validate", "cross-validation", "cv", "kfold"), "folds")
+SYNONYMS |= {"sweep": "tune", "search": "tune", "hpo": "tune"}
 SYNONYMS |= {"infer": "predict", "inference": "predict", "ls": "list"}
 
 #: Where commands lie that are more than a method of the Trainer.
@@ -40,6 +41,7 @@ MODULES = {
             "probe",
             "report",
             "summary",
+            "tune",
             "verify",
         )
     },

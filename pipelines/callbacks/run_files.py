@@ -113,7 +113,8 @@ class RunFiles(Callback):
             ("checkpoints", [str(path) for path in files]),
             ("run", [str(self.directory)]),
         ]
-        if self.config is not None and not is_stage(self.directory):
+        goes_on = files or getattr(trainer, "adds_checkpoints", True)  # without checkpoints nothing can
+        if self.config is not None and not is_stage(self.directory) and goes_on:
             rows += self._next(trainer, files, resumes=exception is not None)
         print(f"\n{block(rows)}", flush=True)
 

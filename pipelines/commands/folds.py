@@ -34,7 +34,8 @@ from tasks.hooks import TaskHooks
 FIT = StageCommand("fit", ("pipelines", "fit"), lambda words: cli.main(["fit", *words]))
 TEST = StageCommand("test", ("pipelines", "test"), lambda words: cli.main(["test", *words]))
 PARTS = ("seed_everything", "model", "data", "trainer")  # of a config that say what is trained
-OF_TEST = ("accelerator", "devices", "num_nodes", "strategy", "precision", "enable_progress_bar")  # of the trainer's
+#: Settings of the trainer that ``test`` takes over.
+OF_TEST = ("accelerator", "devices", "num_nodes", "strategy", "precision", "enable_progress_bar", "report")
 
 
 def main(words: list[str]) -> int:

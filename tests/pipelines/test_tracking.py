@@ -216,6 +216,9 @@ def test_the_recipe_of_a_sweep_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     assert in_child(lambda: main(args)) == 0
     lies = Found(Path("runs/swept/0"))
     assert sweep["metric"]["name"] in lies.values
+    table = lies.table("val_predictions_table")
+    assert table["columns"][:3] == ["picture", "path", "truth"]
+    assert [row[0]["_type"] for row in table["data"][:32]] == ["image-file"] * 32
     config = yaml.safe_load(Path("runs/swept/0/config.yaml").read_text())
     assert config["model"]["init_args"]["optim"]["lr"] == first["model.init_args.optim.lr"]
 
