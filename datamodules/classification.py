@@ -131,8 +131,7 @@ class ClassificationData(Pixels, Splits, Loading, DataModule):
                 f"data.source '{source}' does not exist (looked in {Path.cwd()}). Put or link the images there, or set"
                 " --data.source to a folder of class folders, a .csv or .parquet list, or a .npz file."
             )
-        is_list = SPLIT_FIELD in source or path.suffix.lower() in LIST_SUFFIXES
-        if is_list or (path.is_dir() and lists_of_splits(path) and not has_class_folders(path)):
+        if self._is_list(path):
             column = {} if self.group is None or is_pattern(self.group) else {"group": self.group}
             return read_list(source, self.image_root, {**(self.columns or {}), **column})
         self._refuse_list_keys(refuse=True)
@@ -141,6 +140,12 @@ class ClassificationData(Pixels, Splits, Loading, DataModule):
         if path.suffix == ".npz":
             return read_arrays(path)
         raise UserError(f"data.source '{source}' is neither a folder nor a .csv, .parquet, .txt or .npz file.")
+
+    def _is_list(self, path: Path) -> bool:
+        """Whether the source is a list of files, one for each split, or a folder of such lists."""
+        if SPLIT_FIELD in self.source or path.suffix.lower() in LIST_SUFFIXES:
+            return True
+        return path.is_dir() and bool(lists_of_splits(path)) and not has_class_folders(path)
 
     def make_reader(self) -> Callable[[Record], Record]:
         """Decodes one image; label and weight go along."""

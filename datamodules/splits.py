@@ -62,7 +62,7 @@ def split_records(records: list[Record], val: float, test: float, seed: int) -> 
 def _draw_groups(records: list[Record], val: float, test: float, seed: int) -> None:
     """Give the records that have a group a split, all of a group the same."""
     grouped = by_group(records)
-    drawn = sorted(grouped, key=lambda name: (most_frequent_label(grouped[name]), _key(seed, name)))
+    drawn = sorted(grouped, key=lambda name: (most_frequent_label(grouped[name]), keyed(seed, name)))
     for split, own in split_groups([grouped[name] for name in drawn], val, test):
         for record in own:
             record["split"] = split
@@ -72,8 +72,8 @@ def _draw_images(records: list[Record], val: float, test: float, seed: int) -> N
     """Give the records that have no split yet one, class by class."""
     top = common_folder(r["path"] for r in records)
     rounding = _Rounding(val, test)
-    for members in _strata([record for record in records if record["split"] is None]):
-        members.sort(key=partial(_order, seed, top))
+    for members in strata([record for record in records if record["split"] is None]):
+        members.sort(key=partial(order_of, seed, top))
         num_val, num_test = rounding.counts(len(members))
         splits = ["test"] * num_test + ["val"] * num_val + ["train"] * (len(members) - num_test - num_val)
         for record, split in zip(members, splits, strict=True):
@@ -82,11 +82,11 @@ def _draw_images(records: list[Record], val: float, test: float, seed: int) -> N
 
 def _hold_one_out(records: list[Record], split: str, seed: int) -> None:
     """Of images too few for the fraction, give the split one all the same, of the class with most training images."""
-    spare = [own for own in _strata([r for r in records if r["split"] == "train" and "group" not in r]) if len(own) > 1]
+    spare = [own for own in strata([r for r in records if r["split"] == "train" and "group" not in r]) if len(own) > 1]
     if spare:
         top = common_folder(record["path"] for record in records)
         most = max(spare, key=len)
-        min(most, key=partial(_order, seed, top))["split"] = split
+        min(most, key=partial(order_of, seed, top))["split"] = split
 
 
 def _check_drawn(records: list[Record], split: str, what: str) -> None:
@@ -94,7 +94,7 @@ def _check_drawn(records: list[Record], split: str, what: str) -> None:
         raise UserError(f"{what} holds no image; raise it or add images.")
 
 
-def _strata(records: list[Record]) -> list[list[Record]]:
+def strata(records: list[Record]) -> list[list[Record]]:
     """The records of each class, in the order of their numbers; all others together, first."""
     strata: dict[int, list[Record]] = defaultdict(list)
     for record in records:
@@ -103,13 +103,14 @@ def _strata(records: list[Record]) -> list[list[Record]]:
     return [strata[label] for label in sorted(strata)]
 
 
-def _order(seed: int, top: str, record: Record) -> tuple[bytes, str]:
+def order_of(seed: int, top: str, record: Record) -> tuple[bytes, str]:
     """What images are sorted by: a digest of the seed and of the path below the folder ``top``."""
     name = record["path"].removeprefix(top).lstrip(os.sep).replace(os.sep, "/")
-    return _key(seed, name), name
+    return keyed(seed, name), name
 
 
-def _key(seed: int, name: str) -> bytes:
+def keyed(seed: int, name: str) -> bytes:
+    """A digest of a seed and a name, by which things are put into a random order that does not depend on theirs."""
     return hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 

@@ -18,6 +18,8 @@ from pipelines import __version__, listing
 
 # Words that people bring from other tools.
 SYNONYMS = {"train": "fit", "training": "fit", "eval": "validate", "evaluate": "validate", "val": "validate"}
+SYNONYMS |= dict.fromkeys(("crossval", "cross-validate", "cross-validation", "cv", "kfold"), "folds")
+SYNONYMS |= {"sweep": "tune", "search": "tune", "hpo": "tune"}
 SYNONYMS |= {"infer": "predict", "inference": "predict", "ls": "list"}
 
 #: Where commands lie that are more than a method of the Trainer.
@@ -35,9 +37,11 @@ MODULES = {
             "demo",
             "doctor",
             "export",
+            "folds",
             "probe",
             "report",
             "summary",
+            "tune",
             "verify",
         )
     },

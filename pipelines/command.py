@@ -145,9 +145,7 @@ def load_changed(command: Command, checkpoint: Path, words: Sequence[str]) -> tu
     if mistake is not None:
         raise UsageError(mistake)
     files = [checkpoint, *(find_checkpoint("", "", file) for file in members_of(command, words)[1:])]
-    values = _changes_of(changing)
-    typed = [name for flag in changing for name in _classes_typed(flag)]
-    loaded = joined([load(file, trust=trusted(words), changes=values, typed=typed) for file in files])
+    loaded = _load_files(files, changing, trusted(words))
     if len(files) > 1 and carried.name is not None:
         carried = replace(carried, name=f"{carried.name}-ensemble")  # no version of a run that was trained
     taken = _positions([*changing, *(flag for flag in flags(words) if flag.name in CONFIG)])
@@ -155,6 +153,13 @@ def load_changed(command: Command, checkpoint: Path, words: Sequence[str]) -> tu
     if configs:
         _say_what_the_run_has(carried, configs, [flag.name.removeprefix("--") for flag in changing])
     return loaded, [*_of_checkpoint(carried), *_of_configs(configs), *rest]
+
+
+def _load_files(files: Sequence[Path], changing: Sequence[Flag], trust: Sequence[str]) -> Loaded:
+    """One checkpoint, or several as an ensemble, with what flags change."""
+    values = _changes_of(changing)
+    typed = [name for flag in changing for name in _classes_typed(flag)]
+    return joined([load(file, trust=trust, changes=values, typed=typed) for file in files])
 
 
 def _positions(given: Sequence[Flag]) -> list[int]:

@@ -20,6 +20,8 @@ COMMANDS = {
     "verify": "compare an exported file with its checkpoint, and name the first stage that differs",
     "benchmark": "measure latency, throughput and memory of a checkpoint and of its exports",
     "probe": "train scikit-learn's logistic regression on frozen features",
+    "folds": "cross-validate a config: train and test once a fold, with the interval of the mean",
+    "tune": "search values of a config's keys with optuna, and repeat the last candidates over seeds",
     "pseudo-label": "label a pool of images with a trained teacher, for noisy student",
     "noisy-student": "train teacher and students over generations, and report what the unlabeled images were worth",
     "check": "look for what is wrong with a data set: files, annotations, classes, splits",

@@ -45,6 +45,8 @@ from pipelines.run.masking import masked
 from pipelines.run.metrics_file import MetricsCSV
 from pipelines.run.student import task_config
 from pipelines.run.tracking import wandb_logger
+from pipelines.run.wandb_evaluation import evaluation_logger
+from pipelines.run.wandb_media import log_data
 from pipelines.run.writable import check_writable
 from pipelines.run_trainer import RunTrainer
 from tasks.checks import TrainingPlan
@@ -126,27 +128,41 @@ def start_evaluation(
         UserError: If there is none, or it is of another model or other classes.
     """
     checkpoints = _checkpoints_of(trainer, model, ckpt_path)
-    one = None if isinstance(model, Ensemble) else checkpoints[0]
-    run = None if one is None else run_of_checkpoint(one)
+    is_ensemble = isinstance(model, Ensemble)
+    run = None if is_ensemble else run_of_checkpoint(checkpoints[0])
+    _check_place(trainer, run, output, command)
+    prepare(trainer, model, datamodule, command, weights_follow=True)
+    exported = not is_ensemble and use_exported(model.taught, checkpoints[0])
+    if not is_ensemble and not exported:
+        check_fits(checkpoints[0], model.taught)
+    for checkpoint in checkpoints:
+        check_data(checkpoint, datamodule)
+    trainer.run_dir = run or (Path(output) if output else _new_run(trainer))
+    if is_ensemble and trainer.run_dir is not None and rank_zero_only.rank == 0:
+        write_json(trainer.run_dir / "ensemble.json", {"checkpoints": [str(file) for file in checkpoints]})
+    rank_zero_info(f"Using {', '.join(map(str, checkpoints))}.")
+    _watch_evaluation(trainer, run, command)
+    return None if is_ensemble or exported else str(checkpoints[0])
+
+
+def _check_place(trainer: RunTrainer, run: Path | None, output: str | None, command: str) -> None:
+    """Refuse to compute what could not be written."""
     if output is not None:
         check_writable(Path(output), "give a writable folder with --output")
     else:
         check_writable(run or trainer.runs_dir, _ELSEWHERE[command])
-    prepare(trainer, model, datamodule, command, weights_follow=True)
-    exported = one is not None and use_exported(model.taught, one)
-    if one is not None and not exported:
-        check_fits(one, model.taught)
-    for checkpoint in checkpoints:
-        check_data(checkpoint, datamodule)
-    trainer.run_dir = run or (Path(output) if output else _new_run(trainer))
-    if isinstance(model, Ensemble) and trainer.run_dir is not None and rank_zero_only.rank == 0:
-        write_json(trainer.run_dir / "ensemble.json", {"checkpoints": [str(file) for file in checkpoints]})
-    rank_zero_info(f"Using {', '.join(map(str, checkpoints))}.")
+
+
+def _watch_evaluation(trainer: RunTrainer, run: Path | None, command: str) -> None:
+    """Add what writes down an evaluation; `predict` has a writer of its own."""
     trainer.callbacks[:0] = [_ranks(trainer), RunFiles(trainer.run_dir, trainer.config)]
-    if command != "predict":
-        trainer.callbacks += [Pictures(trainer.run_dir / "pictures", 0)] if trainer.run_dir is not None else []
-        trainer.callbacks += [Report(trainer.run_dir)] if trainer.report else []
-    return None if one is None or exported else str(one)
+    if command == "predict":
+        return
+    _open_loggers_of_evaluation(trainer, run if command == "test" else None)
+    if trainer.run_dir is not None:
+        trainer.callbacks.append(_pictures(trainer, trainer.run_dir))
+    if trainer.report:
+        trainer.callbacks.append(Report(trainer.run_dir))
 
 
 def _checkpoints_of(trainer: RunTrainer, model: TaskHooks, ckpt_path: str | list[str] | None) -> list[Path]:
@@ -194,7 +210,8 @@ def start_run(
     write_data_files(directory, datamodule)
     resumes_at = None if checkpoint is None or run is None else global_step_of(checkpoint)
     _open_loggers(trainer, directory, config or dict(model.hparams), resumes_at)
-    trainer.callbacks += [Pictures(directory / "pictures", trainer.wandb.table_rows), Curves(directory)]
+    log_data(trainer.loggers, trainer.run_name, datamodule)
+    trainer.callbacks += [_pictures(trainer, directory), Curves(directory)]
     return files
 
 
@@ -270,6 +287,18 @@ def _open_loggers(trainer: RunTrainer, directory: Path, config: dict[str, Any], 
         config=config,
     )
     trainer.loggers = [csv, *([tracker] if tracker else []), *trainer.user_loggers]
+
+
+def _pictures(trainer: RunTrainer, run: Path) -> Pictures:
+    return Pictures(run / "pictures", trainer.wandb.table_rows, trainer.wandb.table_pictures)
+
+
+def _open_loggers_of_evaluation(trainer: RunTrainer, run: Path | None) -> None:
+    """W&B goes on with the training's run; further loggers are those that this command was given."""
+    if trainer.loggers or rank_zero_only.rank != 0:
+        return  # they are open: the training was in this process
+    tracker = evaluation_logger(run, replace(trainer.wandb, mode=trainer.wandb_mode))
+    trainer.loggers = [*([tracker] if tracker else []), *trainer.user_loggers]
 
 
 def _has_validation(datamodule: pl.LightningDataModule | None) -> bool:

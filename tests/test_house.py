@@ -15,7 +15,7 @@ PACKAGES = ("pipelines", "tasks", "datamodules")
 FENCES = {  # library: the places that may import it
     "timm": ("tasks",),
     "albumentations": ("datamodules/transforms/",),
-    "wandb": ("pipelines/run/tracking.py",),
+    "wandb": ("pipelines/run/tracking.py", "pipelines/run/wandb_media.py"),
     "segmentation_models_pytorch": ("tasks",),
 }
 #: Who may import whom: a module imports its own layer and those above it in this list.
@@ -47,6 +47,13 @@ LAYERS = (
     ("pipelines.cli",),
     ("pipelines.commands",),
     ("pipelines.noisy_student",),
+    (
+        "pipelines.commands.folds",
+        "pipelines.commands.tune",
+        "pipelines.commands.tune_repeats",
+        "pipelines.commands.tune_space",
+        "pipelines.commands.tune_trial",
+    ),
     ("pipelines.api",),
     ("pipelines.commands.demo",),
     ("pipelines.__main__",),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +15,20 @@ from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
 from datamodules.common.files import atomic_path
-from pipelines.callbacks.originals import Original, as_pictures, class_names_of, palette_of, records_of
+from pipelines.callbacks.kept import Kept, PredictionTable, kept_of, sample_of
+from pipelines.callbacks.originals import as_pictures, class_names_of, palette_of, records_of
 from pipelines.outputs.detection_figures import detection_figures
-from pipelines.outputs.detections import drawable
-from pipelines.outputs.drawing import Annotation, annotation_of, drawn, rescaled, resized
+from pipelines.outputs.drawing import annotation_of, drawn, rescaled
 from pipelines.outputs.figures import confusion_matrix_figure, iou_bars, reliability_diagram
 from pipelines.outputs.palettes import Palette
-from pipelines.outputs.panels import Sample, display_size, panels
+from pipelines.outputs.panels import panels
 from pipelines.outputs.sheets import Picture, image_grid, is_wrong, rgb, save_png, scaled, sheet
 from pipelines.run.saves import left_out_if_full
-from pipelines.run.tracking import log_image, log_table
+from pipelines.run.wandb_media import Overlaid, log_image, log_overlaid
 
 MAX_IMAGES = 32
 MAX_PAIRS = 12  # training images that are shown beside their annotations
 NUM_PANELS = 8
-UNKNOWN = np.full((1, 1, 3), 128, np.uint8)  # shown for an image that cannot be had any more
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """What is left of an evaluated image until its panel is drawn: a few small arrays on the CPU.
-
-    Attributes:
-        original: Where its pixels come from.
-        truth: What is true of it at the size of the panel; None where that is not known.
-        prediction: What was predicted, at the same size; nothing of a detector.
-        caption: The task's.
-        found: All objects of a detector: its thresholds come with the validation's end.
-    """
-
-    original: Original
-    truth: Annotation | None
-    prediction: Annotation
-    caption: str
-    found: dict[str, Any] | None = None
 
 
 class Pictures(Callback):
@@ -59,20 +38,22 @@ class Pictures(Callback):
     become panels of image, truth, prediction and error. They come from all over the split: neighbors are often frames
     of one video. Drawing takes its time, so it is done at the validations number 1, 2, 4, 8, ... of a process and at
     its end: ``val_panels.png`` is the latest, ``val_panels/`` has one file for each epoch drawn, and W&B shows them
-    under one key. Everything else is drawn once, at the end.
+    under one key, and the same images with overlays of its own under ``val_overlays``. Everything else is drawn once,
+    at the end.
 
     Args:
         directory: Where the PNG files go.
         table_rows: Rows of the prediction table in W&B.
+        table_pictures: The first rows that have a picture.
     """
 
-    def __init__(self, directory: Path, table_rows: int) -> None:
+    def __init__(self, directory: Path, table_rows: int, table_pictures: int = 0) -> None:
         super().__init__()
-        self.directory, self.table_rows = directory, table_rows
+        self.directory = directory
+        self._table = PredictionTable(table_rows, table_pictures)
         self._drawn = False
-        self._table: list[dict[str, Any]] = []
         self._samples: list[tuple[NDArray[np.uint8], str, bool]] = []
-        self._kept: list[_Kept] = []
+        self._kept: list[Kept] = []
         self._validations = 0
         self._epoch = 0  # of the last validation
 
@@ -99,7 +80,8 @@ class Pictures(Callback):
         self._save(trainer, "train_batch", picture)
 
     def _start(self) -> None:
-        self._table, self._samples, self._kept = [], [], []
+        self._table.start()
+        self._samples, self._kept = [], []
 
     def _collect(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
@@ -112,8 +94,7 @@ class Pictures(Callback):
             wrong = map(is_wrong, task.rows(some, predictions, names))
             captions = task.captions(some, predictions, names)
             self._samples += zip(as_pictures(some["image"]), captions, wrong, strict=True)
-        if len(self._table) < self.table_rows:
-            self._table += task.rows(batch, outputs, names)[: self.table_rows - len(self._table)]
+        self._table.add(trainer, task, outputs, batch, names)
 
     def _keep(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any, names: list[str]) -> None:
         """Keep those images of a batch that become panels."""
@@ -122,14 +103,16 @@ class Pictures(Callback):
             return
         some, predictions = ({k: [v[i] for i in places] for k, v in d.items()} for d in (batch, outputs))
         for i, caption in enumerate(task.captions(some, predictions, names)):
-            self._kept.append(_what_is_kept(task, some, predictions, i, caption))
+            self._kept.append(kept_of(task, some, predictions, i, caption))
 
     def _draw_panels(self, trainer: pl.Trainer, task: Any, stage: str) -> None:
         if not self._kept or not trainer.is_global_zero:
             return
         names = class_names_of(trainer)
-        samples = [_sample(kept, task, names) for kept in self._kept]
+        samples = [sample_of(kept, task, names) for kept in self._kept]
         self._save(trainer, f"{stage}_panels", panels(samples, palette_of(trainer), names))
+        overlaid = [Overlaid(*sample) for sample in samples]
+        log_overlaid(trainer.loggers, f"{stage}_overlays", overlaid, names, max(0, trainer.global_step - 1))
         if trainer.state.fn == "fit":
             folder = self.directory / f"{stage}_panels"
             file = folder / f"epoch_{self._epoch:04d}.png"
@@ -146,10 +129,8 @@ class Pictures(Callback):
         self._draw_panels(trainer, task, stage)
         for name, picture in _metric_figures(task.eval_metrics, class_names_of(trainer), palette_of(trainer)).items():
             self._save(trainer, f"{stage}_{name}", picture)
-        if self._table:
-            columns = list(dict.fromkeys(key for row in self._table for key in row))
-            rows = [[row.get(c) for c in columns] for row in self._table]
-            log_table(trainer.loggers, f"{stage}_predictions_table", columns, rows, max(0, trainer.global_step - 1))
+        step = max(0, trainer.global_step - 1)
+        self._table.log(trainer, task, f"{stage}_predictions_table", step)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start empty."""
@@ -202,29 +183,6 @@ def _places(trainer: pl.Trainer, batch: dict[str, Any], count: int, have: int) -
     mine = range(0, len(records), trainer.world_size)
     wanted = {mine[i * len(mine) // count] for i in range(count)}
     return [i for i, number in enumerate(numbers) if number in wanted][: count - have]
-
-
-def _what_is_kept(task: Any, batch: dict[str, Any], predictions: dict[str, Any], index: int, caption: str) -> _Kept:
-    """What is needed to draw one image of a batch later."""
-    original = Original.of(batch, index)
-    size = display_size(original.size)
-    truth = rescaled(annotation_of(batch["target"][index]), original.size, size) if "target" in batch else None
-    if task.finds_boxes:
-        found = {key: values[index] for key, values in predictions.items()}
-        return _Kept(original, truth, {}, caption, found)
-    return _Kept(original, truth, rescaled(annotation_of(predictions, index), original.size, size), caption)
-
-
-def _sample(kept: _Kept, task: Any, class_names: list[str]) -> Sample:
-    """One row of the panels."""
-    original, prediction, caption = kept.original, kept.prediction, kept.caption
-    size = display_size(original.size)
-    if kept.found is not None:
-        shown = task.shown({key: [value] for key, value in kept.found.items()})
-        caption = task.captions({"path": [original.path]}, shown, class_names)[0]
-        prediction = rescaled(drawable(shown, 0), original.size, size)
-    image = original.pixels()
-    return Sample(resized(UNKNOWN if image is None else image, size), kept.truth, prediction, caption)
 
 
 def _metric_figures(metrics: Any, class_names: list[str], palette: Palette) -> dict[str, Picture]:

@@ -16,6 +16,7 @@ from pipelines.callbacks.ending import metric_lines, next_commands, resume_comma
 from pipelines.callbacks.overview import block
 from pipelines.callbacks.progress import duration
 from pipelines.run.directory import is_stage
+from pipelines.run.metrics_file import MetricsCSV
 from pipelines.run.results import set_results_aside, write_metrics
 
 
@@ -59,6 +60,9 @@ class RunFiles(Callback):
         if self.directory is None or not trainer.is_global_zero:
             return
         metrics = {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}
+        for logger in trainer.loggers:
+            if not isinstance(logger, MetricsCSV):  # which has the training's history
+                logger.log_metrics(metrics, max(0, trainer.global_step - 1))
         pl_module = trainer.lightning_module
         per_class = getattr(pl_module.taught.eval_metrics, "per_class", None)
         class_names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
@@ -109,7 +113,8 @@ class RunFiles(Callback):
             ("checkpoints", [str(path) for path in files]),
             ("run", [str(self.directory)]),
         ]
-        if self.config is not None and not is_stage(self.directory):
+        goes_on = files or getattr(trainer, "adds_checkpoints", True)  # without checkpoints nothing can
+        if self.config is not None and not is_stage(self.directory) and goes_on:
             rows += self._next(trainer, files, resumes=exception is not None)
         print(f"\n{block(rows)}", flush=True)
 

@@ -50,6 +50,7 @@ def run_stage(
     settings: Mapping[str, Any],
     inputs: Mapping[str, Output],
     work: Callable[[Path], Mapping[str, str]],
+    program: str = "noisy-student",
 ) -> Outputs:
     """Do a stage, or take what it left before.
 
@@ -58,6 +59,7 @@ def run_stage(
         settings: Plain values that its outcome depends on.
         inputs: What it reads.
         work: Does it in the directory, and continues what a killed one left there; returns name -> file name.
+        program: The command, for what is printed.
 
     Returns:
         Its files, by name.
@@ -65,7 +67,7 @@ def run_stage(
     plain = masked(json.loads(json.dumps(settings)), marked=True)
     key = {"settings": plain, "inputs": {n: o.digest for n, o in inputs.items()}}
     label = "/".join(directory.parts[-2:])
-    done = _done_before(directory, key, label)
+    done = _done_before(directory, key, label, program)
     if done is not None:
         return done
     directory.mkdir(parents=True, exist_ok=True)
@@ -79,29 +81,32 @@ def run_stage(
     return outputs
 
 
-def _done_before(directory: Path, key: Mapping[str, Any], label: str) -> Outputs | None:
+def _done_before(directory: Path, key: Mapping[str, Any], label: str, program: str) -> Outputs | None:
     """What a finished stage of the same key left; None where there is work to do, and a line of why."""
     manifest = read_json(directory / "manifest.json")
     known = manifest or read_json(directory / "started.json")
     if known is None:
-        say(f"{label}: starts")
+        say(f"{label}: starts", program)
         return None
     known["key"]["settings"] = masked(known["key"]["settings"], marked=True)  # an older version wrote secrets
     if known["key"] != key:
-        say(f"{label}: {_difference(known['key'], key)}; done again (the old one is kept as {directory.name}.replaced)")
+        say(
+            f"{label}: {_difference(known['key'], key)}; done again (the old one is kept as {directory.name}.replaced)",
+            program,
+        )
         old = directory.with_name(f"{directory.name}.replaced")
         shutil.rmtree(old, ignore_errors=True)
         directory.rename(old)
         return None
     if manifest is None:
-        say(f"{label}: continues")
+        say(f"{label}: continues", program)
         return None
     outputs = {n: Output(directory / o["file"], o["digest"]) for n, o in manifest["outputs"].items()}
     missing = [output.path for output in outputs.values() if not output.path.exists()]
     if missing:
-        say(f"{label}: {missing[0].name} is missing; done again")
+        say(f"{label}: {missing[0].name} is missing; done again", program)
         return None
-    say(f"{label}: done before")
+    say(f"{label}: done before", program)
     return outputs
 
 
@@ -130,13 +135,13 @@ def digest_of_values(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def say(text: str) -> None:
+def say(text: str, program: str = "noisy-student") -> None:
     """One line of progress."""
-    print(f"noisy-student: {text}", flush=True)
+    print(f"{program}: {text}", flush=True)
 
 
 @contextlib.contextmanager
-def only_one(root: Path) -> Iterator[None]:
+def only_one(root: Path, program: str = "noisy-student") -> Iterator[None]:
     """Keep a second process out of a run directory.
 
     Raises:
@@ -148,7 +153,7 @@ def only_one(root: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise StageError(
-                f"another noisy-student works in {root}: wait for it, or give this one another --name."
+                f"another {program} works in {root}: wait for it, or give this one another --name."
             ) from None
         yield
 

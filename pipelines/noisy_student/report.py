@@ -20,7 +20,7 @@ from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.manifest import digest_of_values
 from pipelines.noisy_student.page import write_page
 from pipelines.noisy_student.results import REPORT, SeedRun
-from pipelines.noisy_student.settings import Settings
+from pipelines.noisy_student.settings import Settings, trainer_of
 from pipelines.outputs.sheets import contact_sheet
 from pipelines.statistics import Sampled, interval, sampled
 
@@ -165,16 +165,18 @@ def _seconds(directory: Path) -> dict[str, float]:
 def _to_wandb(root: Path, settings: Settings, report: dict[str, Any]) -> None:
     """One table a report, in the project of the trainings."""
     from pipelines.run.directory import wandb_id
-    from pipelines.run.tracking import Wandb, log_image, log_table, wandb_logger
+    from pipelines.run.tracking import Wandb, wandb_logger
+    from pipelines.run.wandb_media import log_image, log_table
 
-    chosen: dict[str, Any] = dict(settings.trainer.get("wandb") or {})  # type: ignore[attr-defined]
+    of_trainings = trainer_of(settings)["wandb"]  # its group, too
+    chosen = {key: value for key, value in of_trainings.items() if key != "job_type"}
     told = digest_of_values({k: v for k, v in report.items() if k != "seconds"})
     marker = root / "wandb_report.txt"
     if marker.is_file() and marker.read_text() == told:
         return  # the same command again; nothing new to tell
     logger = wandb_logger(
         root,
-        Wandb(**chosen),
+        Wandb(**chosen, job_type="summary"),
         name=f"{root.name}/report",
         run_id=wandb_id(root),
         config={"settings": json.loads((root / "settings.json").read_text())},

@@ -15,6 +15,7 @@ from datamodules.common.files import read_json
 from pipelines import cli
 from pipelines.config.allowed import trust_flags
 from pipelines.config.carried import packages_of
+from pipelines.config.values import merged
 from pipelines.noisy_student import evaluation, pseudo_label
 from pipelines.noisy_student.kinds.base import SelectionJob
 from pipelines.noisy_student.kinds.of_data import kind_of
@@ -44,7 +45,8 @@ def train(directory: Path, settings: Settings, data: DataModule, config: dict[st
         name: Of the checkpoint that is left, ``teacher`` or ``student``.
     """
     place = ["--name", directory.name, "--runs_dir", str(directory.parent)]  # its run directory is 0 in this one
-    with config_file(directory / "config.yaml", config) as file:
+    of_role: dict[str, Any] = merged({"trainer": {"wandb": {"job_type": name}}}, config)
+    with config_file(directory / "config.yaml", of_role) as file:
         words = ["--config", str(file), *place, "--resume", "auto", *trust_flags(packages_of(config))]
         run_command(FIT, words, settings.launch)
     run = runs_of(directory.parent, directory.name)[-1]

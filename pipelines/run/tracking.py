@@ -6,12 +6,13 @@ import contextlib
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import DummyExperiment, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -19,10 +20,9 @@ from datamodules.common.files import write_text
 from pipelines.run.masking import masked, masked_command_line
 from pipelines.run.wandb_server import Mode, answers, at_most, has_login, mode_of_environment
 
-if TYPE_CHECKING:
-    import numpy as np
-
 INIT_SECONDS = 10.0  # what a server that does not answer costs, beside the probe and a second or two of start-up
+#: The setting ``log_model`` in the words of Lightning's logger.
+LOG_MODEL: dict[str, Literal["all"] | bool] = {"none": False, "best": True, "all": "all"}
 FINISH_SECONDS = 120.0  # a server lost in mid-run holds the process no longer; the data stay for `wandb sync`
 
 
@@ -36,16 +36,23 @@ class Wandb:
         project: The project's name.
         entity: Team or user; the login's by default.
         group: A name that several runs share.
+        job_type: What the run is for within its group, as ``teacher`` or ``student``.
         tags: Words to find the run by.
         table_rows: Rows of the prediction table.
+        table_pictures: Its first rows have pictures, with truth and prediction as overlays where they can be drawn.
+        log_model: Which checkpoints become artifacts: ``none``; ``best``, once at the end; ``all``, each new best one.
+            With ``best`` and ``all`` the data's digest is an artifact, too.
     """
 
     mode: Mode = "auto"
     project: str = "pipelines"
     entity: str | None = None
     group: str | None = None
+    job_type: str | None = None
     tags: list[str] = field(default_factory=list)
     table_rows: int = 200
+    table_pictures: int = 32
+    log_model: Literal["none", "best", "all"] = "none"
 
 
 def wandb_logger(
@@ -82,43 +89,6 @@ def why_offline() -> str:
     return "" if answers(server.base_url) else f"{server.base_url} does not answer"
 
 
-def log_image(loggers: Sequence[Logger], key: str, image: str | Path | np.ndarray[Any, Any], step: int) -> None:
-    """Show a picture in Weights & Biases; does nothing for other loggers.
-
-    Args:
-        loggers: The trainer's loggers.
-        key: Name, as ``val/confusion_matrix``.
-        image: PNG file, or uint8 (H, W, 3) or (H, W).
-        step: Optimizer step.
-    """
-    for logger in loggers:
-        if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            import wandb
-
-            picture = wandb.Image(os.fspath(image) if isinstance(image, str | Path) else image)
-            logger.log_metrics({key: picture}, step)
-
-
-def log_table(
-    loggers: Sequence[Logger], key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
-) -> None:
-    """Show a table in Weights & Biases; does nothing for other loggers.
-
-    Args:
-        loggers: As above.
-        key: Name, as ``test/predictions``.
-        columns: Column names.
-        rows: One list of plain values per row.
-        step: Optimizer step.
-    """
-    for logger in loggers:
-        if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            import wandb
-
-            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
-            logger.log_metrics({key: table}, step)
-
-
 def _say(text: str) -> None:
     print(f"W&B: {text}", file=sys.stderr, flush=True)
 
@@ -137,9 +107,12 @@ class WandbRun(WandbLogger):
     is resumed; those that were recorded before only update its summary. Made by ``wandb_logger``.
     """
 
+    is_evaluation = False  # whether all that is logged becomes one row behind the training's
+
     def __init__(self, directory: Path, settings: Wandb, name: str, run_id: str, config: dict[str, Any]) -> None:
         self._experiment: Any
-        super().__init__(name=name, save_dir=str(directory), id=run_id, project=settings.project)
+        log_model = LOG_MODEL[settings.log_model]
+        super().__init__(name=name, save_dir=str(directory), id=run_id, project=settings.project, log_model=log_model)
         self.directory, self.settings = directory, settings
         self._title, self._run_id, self._config = name, run_id, config
         self._opened = self._lost = False
@@ -174,7 +147,7 @@ class WandbRun(WandbLogger):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the connection out; a copy in another process does not open a run of its own accord."""
-        return {**self.__dict__, "_experiment": None}
+        return {**self.__dict__, "_experiment": None, "_checkpoint_callbacks": {}}
 
     @rank_zero_only
     def start(self) -> None:
@@ -203,9 +176,21 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Note the last step; the run stays open, since ``test`` may follow ``fit``."""
+        """Note the last step, and log the best checkpoint; the run stays open, since ``test`` may follow ``fit``."""
         if self._experiment is not None:
+            self._unless_lost(lambda: super(WandbRun, self).finalize(status))
             self._remember(self._step)
+
+    @rank_zero_only
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Log the checkpoint that Lightning has written, or note it for the end; see ``Wandb.log_model``."""
+        self._unless_lost(lambda: super(WandbRun, self).after_save_checkpoint(checkpoint_callback))
+
+    @rank_zero_only
+    def act(self, work: Callable[[Any], Any]) -> None:
+        """Do something with the W&B run; a failure gives the tracker up."""
+        self.start()
+        self._unless_lost(lambda: work(self.experiment))
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -218,11 +203,18 @@ class WandbRun(WandbLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log values at a step; see the class for steps that were logged before."""
+        self.log_made(lambda: metrics, step)
+
+    @rank_zero_only
+    def log_made(self, make: Callable[[], Mapping[str, Any]], step: int | None = None) -> None:
+        """The same of what is made only now: where that fails, the tracker is given up, and the run goes on."""
         self.start()
-        self._unless_lost(lambda: self._log(metrics, step))
+        self._unless_lost(lambda: self._log(make(), step))
 
     def _log(self, metrics: Mapping[str, Any], step: int | None) -> None:
         run = self.experiment
+        if self.is_evaluation:
+            step = self._floor + 1
         if step is None:
             run.log(dict(metrics))
         elif step <= self._floor:
@@ -296,5 +288,6 @@ class WandbRun(WandbLogger):
                 config=self._config,
                 entity=self.settings.entity,
                 group=self.settings.group,
+                job_type=self.settings.job_type,
                 tags=self.settings.tags,
             )

@@ -94,7 +94,7 @@ def test_a_run_leaves_its_files(config, monkeypatch):
     assert {"train_batch.png", "curves.png", "val_confusion_matrix.png", "test_confusion_matrix.png"} <= pictures
     environment = json.loads((RUN / "environment.json").read_text())
     assert environment[0]["packages"]["torch"] == importlib.metadata.version("torch")
-    assert len(list((RUN / "wandb").glob("offline-run-*"))) == 1
+    assert len(list((RUN / "wandb").glob("offline-run-*"))) == 2  # of the training, and of the test: one W&B run
     files = [path for path in RUN.rglob("*") if path.is_file()]
     assert any(b"api_key" in path.read_bytes() for path in RUN.glob("wandb/*/*.wandb"))
     assert [path for path in files if b"s3cret" in path.read_bytes()] == []

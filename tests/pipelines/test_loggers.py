@@ -26,7 +26,8 @@ from pipelines.preparation import _open_loggers
 from pipelines.run import tracking, wandb_server
 from pipelines.run.masking import masked
 from pipelines.run.metrics_file import MetricsCSV
-from pipelines.run.tracking import Wandb, log_image, log_table, wandb_logger
+from pipelines.run.tracking import Wandb, wandb_logger
+from pipelines.run.wandb_media import log_image, log_table
 from tests.conftest import offline_records
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines.callbacks import kept as keeping
 from pipelines.callbacks import pictures as callback
 from pipelines.callbacks.originals import Original, palette_of
 from pipelines.outputs import figures, fonts, sheets
@@ -439,11 +440,13 @@ def test_classification_has_its_grid(tmp_path: Path, logged: list[Any]) -> None:
 
 def test_the_table_has_the_first_rows_only(tmp_path: Path, logged: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     tables: list[Any] = []
-    monkeypatch.setattr(callback, "log_table", lambda loggers, *table: tables.append(table))
+    monkeypatch.setattr(
+        keeping, "log_table", lambda loggers, key, columns, rows, *_: tables.append((key, columns, rows))
+    )
     watcher, trainer = callback.Pictures(tmp_path, 4), stub_trainer("validate")
     validate(watcher, trainer, SquareTask())
     rows = [[f"squares#{i}"] for i in range(4)]
-    assert tables == [("val_predictions_table", ["path"], rows, 0)]
+    assert tables == [("val_predictions_table", ["path"], rows)]
 
 
 def test_classifiers_may_have_more_classes_than_there_are_colors(tmp_path: Path, logged: list[Any]) -> None:

@@ -376,7 +376,8 @@ def test_frames_of_the_contact_sheet_are_read_one_by_one(tmp_path: Path, monkeyp
     """48 frames of a video in 4K would be 1.2 GB."""
     sheets: list[list[Any]] = []
     monkeypatch.setattr(predictions, "contact_sheet", lambda images, captions, path, wrong: sheets.append(images))
-    frames = [f"clip.mp4#{i:06d}" for i in range(3)]
+    (tmp_path / "clip.mp4").touch()
+    frames = [f"{tmp_path / 'clip.mp4'}#{i:06d}" for i in range(3)]
     batch = batch_of(frames, [0, 1, 2], np.zeros((3, 8, 8, 3), np.uint8), [(8, 8)] * 3)
     predict(tmp_path / "out", stub_trainer(frames, NAMES, fn="test"), [batch], [[np.zeros((8, 8), np.uint8)] * 3])
     assert sheets == [frames]
