@@ -205,13 +205,15 @@ def test_a_detector_from_the_command_line(words):
 
 @pytest.mark.slow
 def test_suppression_at_another_threshold_is_found(capsys, monkeypatch):
-    source = write_coco(Path("boxes"), {"train": 1, "val": 2})
-    write_checkpoint(Path("run.ckpt"), "detection", source, model={"nms_iou": 0.3})
+    text = DETECTION.replace("DETECTOR", "yolo").replace("ARGS", "{width: 16}")
+    Path("config.yaml").write_text(text, encoding="utf-8")
+    assert main(["fit", "--config", "config.yaml", "--name", "run"]) == 0
+    checkpoint = "runs/run/0/checkpoints/last.ckpt"
     with monkeypatch.context() as patch:
         limits = Detection.limits.fget
-        patch.setattr(Detection, "limits", property(lambda task: replace(limits(task), nms_iou=0.9)))
-        assert main(["export", "--ckpt_path", "run.ckpt", "--output", "model.onnx", "--verify", "false"]) == 0
-    assert main(["verify", "--ckpt_path", "run.ckpt", "--model", "model.onnx"]) == 1
+        patch.setattr(Detection, "limits", property(lambda task: replace(limits(task), nms_iou=0.95)))
+        assert main(["export", "--ckpt_path", checkpoint, "--output", "model.onnx", "--verify", "false"]) == 0
+    assert main(["verify", "--ckpt_path", checkpoint, "--model", "model.onnx"]) == 1
     assert "'after suppression'" in capsys.readouterr().err
 
 
