@@ -31,29 +31,34 @@ def main(argv: list[str] | None = None) -> int:
     """Run the simulations and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report_coverage", description=__doc__)
     parser.add_argument("--draws", type=int, default=1000, help="of images, for each figure")
-    parser.add_argument("--replicates", type=int, default=1000, help="of the bootstrap in each draw")
+    parser.add_argument("--replicates", type=int, default=1000, help="of the bootstrap in each draw, and swaps")
     parser.add_argument("--images", type=int, nargs="+", default=[200], help="in each draw")
     parser.add_argument("--only", nargs="+", default=["accuracy", "miou", "map_50", "aa"], help="which simulations")
+    parser.add_argument(
+        "--aa", nargs="+", default=["accuracy", "miou"], help="metrics that two equal models are compared by"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 3], help="trainings of each of the two")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
     args = parser.parse_args(argv)
     for images in args.images:
         for metric in [name for name in METRICS if name in args.only]:
             began = time.process_time()
-            held, value = coverage(metric, images, args.draws, args.replicates)
+            held, value = coverage(metric, images, args.draws, args.replicates, args.seed)
             cost = f"{time.process_time() - began:.0f} CPU s"
             print(f"coverage  {metric:<9} {images} images, {args.draws} draws, score {value:.3f}: {held:.3f}  ({cost})")
             sys.stdout.flush()
-        for metric in ("accuracy", "miou") if "aa" in args.only else ():
-            for seeds in (1, 3):
+        for metric in args.aa if "aa" in args.only else ():
+            for seeds in args.seeds:
                 began = time.process_time()
-                wrong = false_positives(metric, images, args.draws, seeds)
+                wrong = false_positives(metric, images, args.draws, seeds, args.replicates, args.seed)
                 what = f"A/A       {metric:<9} {images} images, {args.draws} draws, {seeds} seeds"
                 print(f"{what}: {wrong:.3f}  ({time.process_time() - began:.0f} CPU s)", flush=True)
     return 0
 
 
-def coverage(metric: str, images: int, draws: int, replicates: int) -> tuple[float, float]:
+def coverage(metric: str, images: int, draws: int, replicates: int, seed: int) -> tuple[float, float]:
     """How often the interval holds the population's score, and that score."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     population = MAKERS[metric](rng, POPULATION)
     true = float(kinds.scorer(population)(np.ones((1, POPULATION), np.int64))[metric][0])
     held = 0
@@ -64,17 +69,18 @@ def coverage(metric: str, images: int, draws: int, replicates: int) -> tuple[flo
     return held / draws, true
 
 
-def false_positives(metric: str, images: int, draws: int, seeds: int) -> float:
+def false_positives(metric: str, images: int, draws: int, seeds: int, replicates: int, seed: int) -> float:
     """How often one of two recipes that are the same is said to be better, or of two models that are equally good."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed + 1)
     wrong = 0
-    for _ in range(draws):
+    for draw in range(draws):
         truth = rng.integers(0, 2**31)
         make = MAKERS[metric]
         made = [make(np.random.default_rng(truth), images, rng, SPREAD * (seeds > 1)) for _ in range(2 * seeds)]
         runs = [Run(f"{'ab'[i // seeds]}/{i % seeds}", {}, one) for i, one in enumerate(made)]
         pair = [Recipe("a", runs[:seeds]), Recipe("b", runs[seeds:])]
-        wrong += next(one for one in differences(pair) if one.metric == metric).is_shown
+        # Swaps and resamples of their own: draws that shared them would not be independent.
+        wrong += next(one for one in differences(pair, draw, replicates) if one.metric == metric).is_shown
     return wrong / draws
 
 

@@ -101,16 +101,22 @@ class Ensemble(TaskHooks):
         """The fused predictions, of the form of one member's."""
         first = self.tasks[0]
         if isinstance(first, Segmentation):
-            return first.predict(batch, self._mean_scores)
-        each = [task.predict(batch) for task in self.tasks]
+            return first.predict(batch, lambda image: self.outputs(image)["scores"])
         if isinstance(first, Classification):
-            return first.with_logits(torch.stack([one["probabilities"] for one in each]).mean(0))
+            return self.outputs(batch["image"])
         assert isinstance(first, Detection), "check_alike refuses other tasks"
-        return fused_found(each, first.max_detections)
+        return fused_found([task.predict(batch) for task in self.tasks], first.max_detections)
 
-    def _mean_scores(self, image: Tensor) -> Tensor:
-        """Class probabilities of pixels, the mean of the members'."""
-        return torch.stack([task.scores(image) for task in self.tasks]).mean(0)  # type: ignore[operator]
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        """``Task.outputs`` with the mean of the members' probabilities, of classes or of pixels.
+
+        Args:
+            image: uint8 (B, C, H, W), or float in [0, 1].
+        """
+        first = self.tasks[0]
+        key = "scores" if isinstance(first, Segmentation) else "probabilities"
+        mean = torch.stack([task.computed(image)[key] for task in self.tasks]).mean(0)
+        return first.with_logits(mean) if isinstance(first, Classification) else {key: mean}
 
 
 def joined(members: Sequence[Loaded]) -> Loaded:
@@ -124,6 +130,11 @@ def joined(members: Sequence[Loaded]) -> Loaded:
         return first
     together: Any = Ensemble(members)
     return Loaded(first.checkpoint, together, first.data, first.config)
+
+
+def members_of(task: TaskHooks) -> list[Task]:
+    """The tasks of an ensemble; a task is its own only one."""
+    return task.tasks if isinstance(task, Ensemble) else [task.taught]
 
 
 def check_alike(members: Sequence[Loaded]) -> None:

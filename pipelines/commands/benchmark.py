@@ -75,13 +75,13 @@ def benchmark(
     for name in formats:
         settings = Settings(name, precision, ("batch",) if sizes != [1] else ())  # type: ignore[arg-type]
         settings.check(model.taught)
-        task = load_weights(trainer, model, datamodule, checkpoint, "validate" if split == "val" else "test")
-        beside = target_of(checkpoint, None, name)
+        task = load_weights(trainer, model, datamodule, [checkpoint], "validate" if split == "val" else "test")
+        beside = target_of([checkpoint], None, name)
         target = beside.with_name(f"{beside.stem}_{name}_{precision}{beside.suffix}")
-        write_export(task, datamodule, checkpoint, target, settings)
+        write_export(task, datamodule, [checkpoint], target, settings)
         outcome = verify(task.float(), datamodule, target, split=split)
         if not outcome["passed"]:
-            raise UserError(f"{target} is not the same model: {outcome['reason']}.")
+            raise UserError(f"The export {target} is not the same model: {outcome['reason']}.")
         files.append(target)
     rows = measure(task, datamodule, files, split, batches=sizes, threads=counts, seconds=seconds)
     path = output or str(files[0].with_name("benchmark.json"))

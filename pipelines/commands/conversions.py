@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from datamodules.common.files import write_text
 from datamodules.readers.class_files import CLASSES_FILE
 from datamodules.splits import common_folder
 from pipelines.outputs.formats import coco, voc, yolo
+from pipelines.outputs.formats.polygons import one_polygon
 
 SPLITS = ("train", "val", "test")
 
@@ -157,38 +159,42 @@ def write_yolo(root: Path, data: DataSet) -> list[str]:
     Returns:
         What could not be kept.
     """
-    crowds = boxed = other = 0
+    changed: Counter[str] = Counter()
     for record, file in zip(data.records, data.files, strict=True):
-        size = (record["height"], record["width"])
-        masks = masks_of(record)
-        lines = []
-        for k, corners in enumerate(record["boxes"].tolist()):
-            if record["iscrowd"][k]:
-                crowds += 1
-                continue
-            polygon = _only_polygon(masks[k])
-            boxed += masks[k] is not None and polygon is None
-            other += polygon is not None and _is_other_box(corners, polygon)
-            lines.append(yolo.object_line(int(record["labels"][k]), corners, size, polygon))
-        yolo.write_labels(root / "labels" / (record["split"] or "") / f"{stem(file)}.txt", lines)
+        path = root / "labels" / (record["split"] or "") / f"{stem(file)}.txt"
+        yolo.write_labels(path, _yolo_lines(record, changed))
     splits = [split for split in SPLITS if split in data.by_split()]
     if splits:
         yolo.write_data_yaml(root / "data.yaml", splits, data.class_names)
     else:  # a YAML file would make training images of them
         yolo.write_class_names(root / CLASSES_FILE, data.class_names)
     return _losses(
-        (crowds, "crowd regions were left out"),
-        (boxed, "masks of several parts or run lengths became boxes"),
-        (other, "boxes became the extent of their polygons, which is another by more than a pixel"),
+        (changed["crowd"], "crowd regions were left out"),
+        (changed["joined"], "masks of several parts or run lengths became one polygon each"),
+        (changed["empty"], "masks without a pixel became boxes"),
+        (changed["extent"], "boxes became the extent of their polygons, which is another by more than a pixel"),
         (_coco_images(data), "images' and their annotations' and categories' ids"),
     )
 
 
-def _only_polygon(mask: Any) -> list[float] | None:
-    """The polygon of a mask of one part; None for other masks."""
-    if not isinstance(mask, list) or len(mask) != 1 or len(mask[0]) < 6:
-        return None
-    return list(mask[0])
+def _yolo_lines(record: Record, changed: Counter[str]) -> list[str]:
+    """The lines of an image's objects; counts what is not kept."""
+    size = (record["height"], record["width"])
+    masks = masks_of(record)
+    lines = []
+    for k, corners in enumerate(record["boxes"].tolist()):
+        if record["iscrowd"][k]:
+            changed["crowd"] += 1
+            continue
+        mask = masks[k]
+        polygon = None if mask is None else one_polygon(mask, *size)
+        if polygon is not None:
+            changed["joined"] += isinstance(mask, dict) or len(mask) > 1
+            changed["extent"] += _is_other_box(corners, polygon)
+        elif mask is not None:
+            changed["empty"] += 1
+        lines.append(yolo.object_line(int(record["labels"][k]), corners, size, polygon))
+    return lines
 
 
 def _is_other_box(corners: list[float], polygon: list[float]) -> bool:

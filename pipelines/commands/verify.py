@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -11,6 +12,7 @@ from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from pipelines import cli
 from pipelines.command import Command
+from pipelines.ensemble import Ensemble, members_of
 from pipelines.export.verify import PICTURES
 from pipelines.export.verify import verify as verify_file
 from pipelines.exported.metadata import is_exported
@@ -45,7 +47,7 @@ def verify(
     model: TaskHooks,
     datamodule: DataModule,
     exported: str,
-    ckpt_path: str | None = None,
+    ckpt_path: str | list[str] | None = None,
     split: Literal["val", "test"] = "val",
     tolerance: float | None = None,
     pictures: int = PICTURES,
@@ -57,7 +59,8 @@ def verify(
         model: The task.
         datamodule: The data.
         exported: The exported file; ``--model`` on the command line.
-        ckpt_path: A file, ``best`` or ``last``; ``best`` of the newest run of this name by default.
+        ckpt_path: A file, ``best`` or ``last``; ``best`` of the newest run of this name by default. Several files of
+            classifiers or segmentations are one model, as the exported file is.
         split: Whose images are compared.
         tolerance: By how much the metric may fall: 0.001 by default, 0.01 for 8 bits.
         pictures: How many are compared stage by stage.
@@ -70,28 +73,52 @@ def verify(
     """
     if not Path(exported).is_file():
         raise UserError(f"--model {exported} does not exist: give the exported file.")
-    checkpoint = find_checkpoint(trainer.runs_dir, trainer.run_name, ckpt_path)
-    task = load_weights(trainer, model, datamodule, checkpoint, "validate" if split == "val" else "test")
+    checkpoints = checkpoints_of(trainer, model, ckpt_path)
+    task = load_weights(trainer, model, datamodule, checkpoints, "validate" if split == "val" else "test")
     path = Path(exported)
     outcome = verify_file(task, datamodule, path, split=split, tolerance=tolerance, pictures=pictures)
     print_outcome(outcome, path)
     return outcome
 
 
-def load_weights(
-    trainer: Trainer, model: TaskHooks, datamodule: DataModule, checkpoint: Path, stage: str, needs_data: bool = True
-) -> Task:
-    """The task with a checkpoint's weights, in evaluation mode on the CPU.
+def checkpoints_of(trainer: Trainer, model: TaskHooks, ckpt_path: str | list[str] | None) -> list[Path]:
+    """The checkpoint, or those of an ensemble.
 
     Raises:
-        UserError: If the checkpoint does not fit, or is an exported file.
+        UserError: If there is none, or one is an exported file.
     """
-    if is_exported(checkpoint):
-        raise UserError(f"--ckpt_path {checkpoint} is exported already: give the checkpoint that it comes from.")
-    model.taught.compile_network = False
+    if isinstance(model, Ensemble):
+        checkpoints = model.checkpoints
+    else:
+        checkpoints = [find_checkpoint(trainer.runs_dir, trainer.run_name, cast("str | None", ckpt_path))]
+    for path in checkpoints:
+        if is_exported(path):
+            raise UserError(f"--ckpt_path {path} is exported already: give the checkpoint that it comes from.")
+    return checkpoints
+
+
+def load_weights(
+    trainer: Trainer,
+    model: TaskHooks,
+    datamodule: DataModule,
+    checkpoints: Sequence[Path],
+    stage: str,
+    needs_data: bool = True,
+) -> Task:
+    """The task with the weights of its checkpoint, or of an ensemble's, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: If a checkpoint does not fit.
+    """
+    for member in members_of(model):
+        member.compile_network = False
     prepare(trainer, model, datamodule if needs_data else None, stage, weights_follow=True)
-    load_into(model, checkpoint)  # type: ignore[arg-type]
-    task: Task = model.taught
+    if isinstance(model, Ensemble):
+        model.configure_model()
+    else:
+        load_into(model, checkpoints[0])  # type: ignore[arg-type]
+    # An ensemble has all that is used of a task here.
+    task: Task = model.taught  # type: ignore[assignment]
     task.to(torch.device("cpu")).eval()
     return task
 
@@ -108,4 +135,4 @@ def print_outcome(outcome: dict[str, Any], path: Path) -> None:
         flush=True,
     )
     if not outcome["passed"]:
-        raise UserError(f"{path} is not the same model and was renamed to *.refused*: {outcome['reason']}.")
+        raise UserError(f"The export {path} is not the same model and was renamed to *.refused*: {outcome['reason']}.")

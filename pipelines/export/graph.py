@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.common.errors import UserError
+from pipelines.ensemble import members_of
 from tasks.base import Task
 
 Dynamic = Literal["batch", "size"]
@@ -57,7 +58,7 @@ class Stages(nn.Module):
     """A task as a module of images (B, C, H, W): its ``outputs``, and what goes into and comes out of the network.
 
     ``network_input`` is the normalized image; ``raw_0``, ``raw_1``, ... are the network's own float outputs, of the
-    first view where there are several.
+    first view where there are several. Of an ensemble they are those of all members' networks, one after the other.
     """
 
     def __init__(self, task: Task) -> None:
@@ -67,13 +68,18 @@ class Stages(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Everything by name; outputs first."""
-        seen: list[tuple[Tensor, Any]] = []
-        handle = self.task.network.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+        seen: dict[int, tuple[Tensor, Any]] = {}  # by network: of several views the first
+
+        def look(network: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            seen.setdefault(id(network), (args[0], out))
+
+        handles = [member.network.register_forward_hook(look) for member in members_of(self.task)]
         try:
             outputs = self.task.outputs(image)
         finally:
-            handle.remove()
-        given, raw = seen[0][0], list(_tensors(seen[0][1]))
+            for handle in handles:
+                handle.remove()
+        given, raw = next(iter(seen.values()))[0], list(_tensors([out for _, out in seen.values()]))
         # While a graph is made, a comparison would close the batch where it is open.
         if not (torch.compiler.is_exporting() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
             self._of_batch = [i for i, value in enumerate(raw) if value.shape[0] == image.shape[0]]
@@ -108,7 +114,8 @@ def is_inner(name: str) -> bool:
 def task_for_export(task: Task) -> Stages:
     """A built task in evaluation mode, in plain memory order, ready to be traced."""
     task.eval()
-    task.channels_last = False
+    for member in members_of(task):
+        member.channels_last = False
     task.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     task.requires_grad_(False)
     return Stages(task).eval()
@@ -147,12 +154,14 @@ def write_onnx(stages: Stages, shape: Shape, path: Path) -> tuple[Literal["dynam
         return "dynamo", names
     except Exception as error:  # the exporters fail in any way; the other one may not
         reason = _first_line(error)
+    if axes:  # which TorchScript's exporter closes without a word: other pictures would get other results
+        open_ones = [name for name, axis in (("batch", 0), ("size", 2)) if axis in axes]
+        raise UserError(
+            f"this network cannot be exported with --dynamic {','.join(open_ones)}: {reason}. Leave it out."
+        )
     try:
         with quietly(), torch.no_grad():
-            open_axes_by_name = {name: {0: "batch"} for name in names if 0 in axes} | {"image": axes}
-            torch.onnx.export(
-                stages, (images,), str(path), dynamo=False, dynamic_axes=open_axes_by_name, opset_version=18, **common
-            )
+            torch.onnx.export(stages, (images,), str(path), dynamo=False, opset_version=18, **common)
         return "torchscript", names
     except Exception as error:
         raise UserError(

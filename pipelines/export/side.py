@@ -16,6 +16,7 @@ from datamodules.annotations.records import Record
 from datamodules.common import rle
 from datamodules.common.errors import UserError
 from datamodules.decoding.video import is_frame
+from pipelines.ensemble import members_of
 from pipelines.export.onnx_file import with_inner
 from pipelines.exported.metadata import metadata_path, read_metadata
 from pipelines.exported.runner import Model, Run
@@ -50,10 +51,9 @@ class Export:
         own, theirs = self.about["class_names"], self.class_names
         if sorted(own) != sorted(theirs):
             raise UserError(f"{self.path} has the classes {own}, but the checkpoint has {theirs}.")
-        if self.about["task"] != type(self.task).__name__:
-            raise UserError(
-                f"{self.path} is a {self.about['task']}, but the checkpoint is a {type(self.task).__name__}."
-            )
+        kind = type(members_of(self.task)[0]).__name__
+        if self.about["task"] != kind:
+            raise UserError(f"{self.path} is a {self.about['task']}, but the checkpoint is a {kind}.")
 
     def decoded(self, record: Record) -> Array:
         """The picture as the runner reads it, (H, W, C)."""

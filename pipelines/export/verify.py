@@ -11,6 +11,7 @@ import torch
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.common.files import write_json
+from pipelines.ensemble import members_of
 from pipelines.export.side import Export
 from pipelines.export.stages import Difference, compare
 from pipelines.exported.metadata import REFUSED, metadata_path
@@ -82,13 +83,14 @@ def verify(
 def _metrics(task: Task, data: DataModule, export: Export, split: str, metric: str) -> tuple[float, float]:
     """The metric of the checkpoint and of the export."""
     ours, theirs = task.build_metrics(), task.build_metrics()
+    first = members_of(task)[0]
     loader = data.val_dataloader() if split == "val" else data.test_dataloader()
     for batch in loader:
         records = [data.records[split][number] for number in batch["id"].tolist()]
         found = export.found(records)
         for metrics, predictions in ((ours, task.predict(batch)), (theirs, found)):
-            task.eval_metrics = metrics
-            task.update_metrics(batch, predictions)
+            first.eval_metrics = metrics
+            first.update_metrics(batch, predictions)
     return float(ours.compute()[metric]), float(theirs.compute()[metric])  # type: ignore[operator]
 
 

@@ -20,6 +20,7 @@ from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.common.files import atomic_path, write_json, write_text
 from pipelines import __version__
+from pipelines.ensemble import members_of
 from pipelines.export.graph import Dynamic, Shape, Stages, exported_program, is_inner, task_for_export, write_onnx
 from pipelines.exported import runner
 from pipelines.exported.metadata import REFUSED, metadata_path
@@ -55,11 +56,15 @@ class Settings:
         Raises:
             UserError: Naming the flag.
         """
+        if task.finds_boxes and len(members_of(task)) > 1:
+            raise UserError("--ckpt_path names several detectors: export one checkpoint; test and predict fuse boxes.")
         unknown = [name for name in self.dynamic if name not in get_args(Dynamic)]
         if unknown:
             raise UserError(f"--dynamic is '{','.join(self.dynamic)}'; it takes batch, size, or batch,size.")
         if self.nms == "outside" and not task.finds_boxes:
-            raise UserError(f"--nms is 'outside', but a {type(task).__name__} finds no boxes: leave it out.")
+            raise UserError(
+                f"--nms is 'outside', but a {type(members_of(task)[0]).__name__} finds no boxes: leave it out."
+            )
         if self.format == "torch_export" and self.precision == "int8":
             raise UserError("--precision is 'int8', which --format torch_export has not: use onnx or openvino.")
         needed: tuple[str, ...] = NEEDS.get(self.format, ())
@@ -96,13 +101,15 @@ def shape_of(task: Task, data: DataModule, dynamic: Sequence[Dynamic]) -> Shape:
     )
 
 
-def write_export(task: Task, data: DataModule, checkpoint: Path, target: Path, settings: Settings) -> dict[str, Any]:
+def write_export(
+    task: Task, data: DataModule, checkpoints: Sequence[Path], target: Path, settings: Settings
+) -> dict[str, Any]:
     """Write ``NAME.onnx`` (or ``.xml``, ``.pt2``), ``NAME.json`` and ``NAME_runner.py``.
 
     Args:
-        task: With the checkpoint's weights.
+        task: With the weights of the checkpoint, or of several.
         data: Set up, where 8 bits are to be calibrated on its training images.
-        checkpoint: For its digest and the config that it carries.
+        checkpoints: For their digests and the config that the first carries.
         target: The file; its folder is made.
         settings: How.
 
@@ -126,9 +133,9 @@ def write_export(task: Task, data: DataModule, checkpoint: Path, target: Path, s
         "exporter": exporter,
         "outputs": _outputs(stages, shape),
         "inner": inner,
-        "checkpoint": {"file": checkpoint.name, "sha256": _digest(checkpoint)},
+        "checkpoints": [{"file": path.name, "sha256": _digest(path)} for path in checkpoints],
         "versions": _versions(),
-        "config": carried_text(checkpoint),
+        "config": carried_text(checkpoints[0]),
         "task_state": task.state(),
         "verified": None,
     }
@@ -203,7 +210,7 @@ def _about_model(task: Task, data: DataModule, shape: Shape, settings: Settings)
     return {
         "format": settings.format,
         "precision": settings.precision,
-        "task": type(task).__name__,
+        "task": type(members_of(task)[0]).__name__,
         "class_names": list(names),
         "multi_label": bool(getattr(task, "multi_label", False)),
         "input": {

@@ -18,7 +18,8 @@ from datamodules.common.files import write_text
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
 h2{margin:1.8em 0 .3em}h3{margin:1.2em 0 .2em;font-size:1em}
 table{border-collapse:collapse;margin:.6em 0}td,th{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:right}
-td.t,th.t{text-align:left}td.c{min-width:2.2em;text-align:center;padding:.2em .3em;border:1px solid #eee}
+td.t,th.t{text-align:left}td:not(.t){white-space:nowrap}
+td.c{min-width:2.2em;text-align:center;padding:.2em .3em;border:1px solid #eee}
 img{max-width:100%;vertical-align:top}svg{vertical-align:top;margin-right:1em}small{color:#666}
 pre{background:#f6f6f6;padding:.8em;overflow-x:auto;font-size:13px}
 .p{display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start}

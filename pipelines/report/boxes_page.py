@@ -29,6 +29,7 @@ from tasks.detection.evaluation.matching import Matching
 SHOWN = 8
 MAX_MATRIX = 25
 MAX_CURVES = 6
+SIDE = 300  # of an image's picture
 SIZES = {"small (below 32 x 32)": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large (from 96 x 96)": (96.0**2, 1e18)}
 CONFIDENCES = np.linspace(0, 1, 101)
 #: Kinds of errors with what they mean; see ``tasks.detection.evaluation.curves.error_kinds``.
@@ -63,7 +64,7 @@ def described(measured: Measured) -> str:
     counts = np.bincount(measured.each["truth_labels"], minlength=len(measured.class_names))
     order = np.argsort(-counts, kind="stable")[:12].tolist()
     return f"{counts.sum():,} objects: " + ", ".join(
-        f"{page.escaped(measured.class_names[k])} {counts[k]:,}" for k in order
+        f"{page.escaped(measured.class_names[k])}: {counts[k]:,}" for k in order
     )
 
 
@@ -202,7 +203,7 @@ def _mistakes(measured: Measured) -> str:
             "The worst images",
             "Right boxes green, wrong ones red, missed objects orange.",
             [
-                (parts.thumbnail(errors(measured, i), 300), f"F1 {f1[i]:.3f}<br>{page.escaped(measured.names[i])}")
+                (parts.thumbnail(errors(measured, i), SIDE), f"F1 {f1[i]:.3f}<br>{page.escaped(measured.names[i])}")
                 for i in worst
             ],
         )
@@ -228,9 +229,16 @@ def errors(measured: Measured, image: int) -> Picture | None:
     if pixels is None:
         return None
     truth = {name: measured.entries(f"truth_{name}", image) for name in ("boxes", "labels")}
-    return box_error_picture(
-        pixels, {**truth, "iscrowd": measured.entries("truth_crowd", image)}, shown_boxes(measured, image)
-    )
+    found = shown_boxes(measured, image)
+    pixels, factor = _enlarged(pixels)
+    truth["boxes"], found["boxes"] = truth["boxes"] * factor, found["boxes"] * factor
+    return box_error_picture(pixels, {**truth, "iscrowd": measured.entries("truth_crowd", image)}, found)
+
+
+def _enlarged(pixels: Picture) -> tuple[Picture, int]:
+    """A small picture with larger pixels, and how much larger: lines that are drawn on it are to hide little."""
+    factor = max(1, SIDE // max(pixels.shape[:2]))
+    return pixels.repeat(factor, 0).repeat(factor, 1), factor
 
 
 def _around(measured: Measured, image: int, box: NDArray[Any], label: int, score: float | None) -> tuple[str, str]:
@@ -241,9 +249,11 @@ def _around(measured: Measured, image: int, box: NDArray[Any], label: int, score
     caption = f"{page.escaped(names[label])}{number}<br>{page.escaped(measured.names[image])}"
     if pixels is None:
         return parts.thumbnail(None), caption
+    pixels, factor = _enlarged(pixels)
+    box = box * factor
     drawn = draw_boxes(pixels, box[None], np.array([label]), None, names, class_palette(names, None))
     height, width = pixels.shape[:2]
-    side = max(64.0, 2.5 * float(max(box[2] - box[0], box[3] - box[1])))
+    side = max(64.0 * factor, 2.5 * float(max(box[2] - box[0], box[3] - box[1])))
     left, top = (int(max(0, (box[i] + box[i + 2] - side) / 2)) for i in (0, 1))
     return parts.thumbnail(drawn[top : min(height, int(top + side)), left : min(width, int(left + side))]), caption
 
@@ -256,7 +266,7 @@ def image_scores(measured: Measured) -> NDArray[np.float64]:
 
 def pictures(one: Measured, other: Measured, image: int) -> str:
     """The errors of two models in an image."""
-    return "".join(parts.thumbnail(errors(measured, image), 300) for measured in (one, other))
+    return "".join(parts.thumbnail(errors(measured, image), SIDE) for measured in (one, other))
 
 
 def answer(measured: Measured, image: int) -> str:

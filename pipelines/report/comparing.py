@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from datamodules.common.errors import UserError
 from pipelines.report import kinds
-from pipelines.report.measured import Measured
+from pipelines.report.measured import Measured, joined, ordered
 from pipelines.report.scoring import Scorer, replicates_for
 from pipelines.statistics import LEVEL, counts_drawn
 
@@ -75,7 +75,7 @@ class Difference:
     @property
     def is_shown(self) -> bool:
         """Whether there is a difference: by the corrected test, and by the interval."""
-        return self.corrected <= ALPHA and not self.low <= 0 <= self.high
+        return self.corrected <= ALPHA and (self.low > 0 or self.high < 0)
 
 
 def recipes_of(runs: Sequence[Run]) -> list[Recipe]:
@@ -128,30 +128,7 @@ def _other_images(first: Run, other: Run) -> str:
     )
 
 
-def ordered(measured: Measured, order: NDArray[np.int64]) -> Measured:
-    """The images in another order (N,)."""
-    if (order == np.arange(len(measured))).all():
-        return measured
-    each = {}
-    for name, values in measured.each.items():
-        parts = np.split(values, np.cumsum(measured.counts[name])[:-1])
-        each[name] = np.concatenate([parts[i] for i in order.tolist()])
-    counts = {name: count[order] for name, count in measured.counts.items()}
-    arrays = {name: values[order] for name, values in measured.arrays.items()}
-    return Measured(measured.facts, arrays, each, counts)
-
-
-def joined(a: Measured, b: Measured) -> Measured:
-    """The images of both, one after the other."""
-    return Measured(
-        a.facts,
-        {name: np.concatenate([values, b.arrays[name]]) for name, values in a.arrays.items()},
-        {name: np.concatenate([values, b.each[name]]) for name, values in a.each.items()},
-        {name: np.concatenate([count, b.counts[name]]) for name, count in a.counts.items()},
-    )
-
-
-def differences(recipes: Sequence[Recipe], seed: int = 0) -> list[Difference]:
+def differences(recipes: Sequence[Recipe], seed: int = 0, replicates: int | None = None) -> list[Difference]:
     """Of each two recipes and each metric the paired difference; those of the main metric come first.
 
     The main metric's tests are corrected for their number (Holm 1979, "A simple sequentially rejective multiple test
@@ -160,9 +137,10 @@ def differences(recipes: Sequence[Recipe], seed: int = 0) -> list[Difference]:
     Args:
         recipes: Two or more, of aligned runs.
         seed: Of the draws.
+        replicates: Resamples and swaps; by default as many as a report has.
     """
     main = kinds.main(recipes[0].first.measured)
-    found = [d for a, b in itertools.combinations(recipes, 2) for d in _of_two(a, b, seed)]
+    found = [d for a, b in itertools.combinations(recipes, 2) for d in _of_two(a, b, seed, replicates)]
     first = [d for d in found if d.metric == main]
     rest = [d for d in found if d.metric != main]
     return [*_corrected(first), *_corrected(rest)]
@@ -182,10 +160,10 @@ def holm(values: Sequence[float]) -> list[float]:
     return out
 
 
-def _of_two(a: Recipe, b: Recipe, seed: int) -> list[Difference]:
+def _of_two(a: Recipe, b: Recipe, seed: int, replicates: int | None) -> list[Difference]:
     """By each metric, on the same draws of the images."""
     measured = a.first.measured
-    replicates = replicates_for(len(measured), kinds.replicates(measured))
+    replicates = replicates or replicates_for(len(measured), kinds.replicates(measured))
     scorers = [[kinds.scorer(run.measured) for run in recipe.runs] for recipe in (a, b)]
     counts = counts_drawn(np.random.default_rng(seed), len(measured), replicates, measured.groups)
     each = [_scores(own, np.ones((1, len(measured)), np.int64)) for own in scorers]
@@ -244,22 +222,22 @@ def swap_test(a: Recipe, b: Recipe, replicates: int, seed: int) -> dict[str, flo
     """By metric, how often the difference is as large as measured where the two models' answers are swapped at random.
 
     An exact test of two models on the same images (approximate randomization: Noreen 1989; Yeh 2000,
-    https://arxiv.org/abs/cs/0008005), also for scores that are no means of images. Answers of one group of images are
-    swapped together. Of a recipe with several seeds beside a single run, the first seed counts.
+    https://arxiv.org/abs/cs/0008005), also for scores that are no means of images. The answers as measured are one of
+    the swaps: p is never 0. Those of one group of images are swapped together. Of several seeds the first counts.
     """
     one, other = a.first.measured, b.first.measured
-    score = kinds.scorer(joined(one, other))
     size = len(one)
+    # Both answers to an image lie side by side, so that a swap changes no rank of objects with equal scores.
+    score = kinds.scorer(ordered(joined(one, other), np.arange(2 * size).reshape(2, size).T.ravel()))
     groups = one.groups if one.groups is not None else np.arange(size)
-    swaps = np.random.default_rng(seed + 1).integers(0, 2, (replicates, int(groups.max()) + 1))[:, groups]
+    swaps = np.random.default_rng([seed, 1]).integers(0, 2, (replicates, int(groups.max()) + 1))[:, groups]
     swaps[0] = 0  # as measured
-    first = score(np.concatenate([1 - swaps, swaps], 1))
-    second = score(np.concatenate([swaps, 1 - swaps], 1))
+    first = score(np.stack([1 - swaps, swaps], 2).reshape(replicates, -1))
+    second = score(np.stack([swaps, 1 - swaps], 2).reshape(replicates, -1))
     found = {}
     for metric, values in first.items():
-        gap = np.abs(second[metric] - values)
-        # Of equal ones none is smaller, whatever the last bit says.
-        found[metric] = float(np.mean(gap >= gap[0] - 1e-12))
+        gap = np.abs(second[metric] - values)  # of equal ones none is smaller; what cannot be scored shows nothing
+        found[metric] = float(np.mean(~(gap < gap[0] - 1e-12)))
     return found
 
 

@@ -173,7 +173,7 @@ def described(measured: Measured) -> str:
     """How many images of each class."""
     counts = np.bincount(images.truth_of(measured), minlength=len(measured.class_names))
     most = np.argsort(-counts, kind="stable")[:12]
-    named = ", ".join(f"{page.escaped(measured.class_names[k])} {counts[k]:,}" for k in most.tolist())
+    named = ", ".join(f"{page.escaped(measured.class_names[k])}: {counts[k]:,}" for k in most.tolist())
     return named + (f" and {len(counts) - 12:,} more classes" if len(counts) > 12 else "")
 
 

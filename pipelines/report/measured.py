@@ -101,6 +101,29 @@ class Measured:
         return Measured(self.facts, arrays, kept, {name: count[chosen] for name, count in self.counts.items()})
 
 
+def ordered(measured: Measured, order: NDArray[np.int64]) -> Measured:
+    """The images in another order (N,)."""
+    if (order == np.arange(len(measured))).all():
+        return measured
+    each = {}
+    for name, values in measured.each.items():
+        parts = np.split(values, np.cumsum(measured.counts[name])[:-1])
+        each[name] = np.concatenate([parts[i] for i in order.tolist()])
+    counts = {name: count[order] for name, count in measured.counts.items()}
+    arrays = {name: values[order] for name, values in measured.arrays.items()}
+    return Measured(measured.facts, arrays, each, counts)
+
+
+def joined(a: Measured, b: Measured) -> Measured:
+    """The images of both, one after the other."""
+    return Measured(
+        a.facts,
+        {name: np.concatenate([values, b.arrays[name]]) for name, values in a.arrays.items()},
+        {name: np.concatenate([values, b.each[name]]) for name, values in a.each.items()},
+        {name: np.concatenate([count, b.counts[name]]) for name, count in a.counts.items()},
+    )
+
+
 def short_names(paths: list[str]) -> list[str]:
     """Paths below their common folder."""
     top = common_folder(paths) if paths else ""

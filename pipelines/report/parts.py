@@ -29,6 +29,7 @@ WORDS = {
     "top5": "accuracy among the best 5",
     "loss": "negative log-likelihood",
     "miou": "mean IoU",
+    "mean_accuracy": "mean recall of the classes",
     "map_50": "AP50",
     "map": "mAP (IoU 0.5 to 0.95)",
 }

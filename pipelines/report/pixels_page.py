@@ -46,7 +46,7 @@ def described(measured: Measured) -> str:
     true = pixels.tables(measured)[2].sum(0)
     order = np.argsort(-true, kind="stable")[:12]
     total = max(1, int(true.sum()))
-    return ", ".join(f"{page.escaped(measured.class_names[k])} {true[k] / total:.1%}" for k in order.tolist())
+    return ", ".join(f"{page.escaped(measured.class_names[k])}: {true[k] / total:.1%}" for k in order.tolist())
 
 
 def _classes(measured: Measured) -> str:
@@ -94,7 +94,7 @@ def _kinds(measured: Measured, found: dict[int, Errors]) -> str:
     intro = (
         f"<p>Mean fraction of an image's annotated pixels, in maps of at most {pixels.MAP_SIDE} pixels a side; the"
         f" tolerance is {TOLERANCE:.2%} of the diagonal. A region is a connected part of one class; it is found where"
-        f" {FOUND:.0%} of it are right.</p>"
+        f" {FOUND:.0%} of it is right.</p>"
     )
     return intro + page.table(["kind", "pixels", "95 %", "a wrong pixel where"], rows, texts=(0, 3))
 

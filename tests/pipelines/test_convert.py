@@ -120,9 +120,9 @@ def test_losses_are_said(source, tmp_path):
     )
     assert read_boxes(tmp_path / "v").records[0]["iscrowd"].tolist() == [0, 0, 1, 0, 0, 0]
     (lost,) = convert(source, "yolo", tmp_path / "y")[1:]
-    assert "1 crowd regions were left out; 2 masks of several parts or run lengths became boxes;" in lost
+    assert "1 crowd regions were left out; 2 masks of several parts or run lengths became one polygon each;" in lost
     record = read_boxes(tmp_path / "y").records[0]
-    assert [mask is None for mask in record["segmentation"]] == [True, True, True, False, False]
+    assert [mask is None for mask in record["segmentation"]] == [False, False, True, False, False]
     np.testing.assert_allclose(record["boxes"][:3], [[0, 0, 40, 40], [1, 1, 30, 30], [5, 6, 6, 7]], atol=1e-4)
     convert(source, "coco", tmp_path / "c")
     assert read_boxes(tmp_path / "c").records[0]["segmentation"][0] == packed

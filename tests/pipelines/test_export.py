@@ -152,22 +152,26 @@ def test_the_runner_needs_nothing_of_ours(copy):
     assert found["label"] in COLORS
 
 
+@pytest.mark.slow
 def test_wrong_resize(copy, capsys):
     edit_metadata(lambda about: about["resize"].update(interpolation="nearest"))
     assert "'resized picture'" in refusal(capsys)
 
 
+@pytest.mark.slow
 def test_bgr(copy, capsys, monkeypatch):
     read = runner.Model.read
     monkeypatch.setattr(runner.Model, "read", lambda self, path: np.ascontiguousarray(read(self, path)[..., ::-1]))
     assert "'decoded picture'" in refusal(capsys)
 
 
+@pytest.mark.slow
 def test_wrong_normalization(copy, capsys):
     edit_weights(lambda node, value: node.op_type == "Mul" and value.shape == (1, 3, 1, 1), lambda value: value * 1.1)
     assert "'network input'" in refusal(capsys)
 
 
+@pytest.mark.slow
 def test_one_changed_weight(copy, capsys):
     def change(value):
         value.flat[0] += 3.0
@@ -179,6 +183,7 @@ def test_one_changed_weight(copy, capsys):
     assert ".png" in said
 
 
+@pytest.mark.slow
 def test_shuffled_class_names(copy, capsys):
     edit_metadata(lambda about: about["class_names"].reverse())
     said = refusal(capsys)
@@ -186,6 +191,7 @@ def test_shuffled_class_names(copy, capsys):
     assert "accuracy is" in said
 
 
+@pytest.mark.slow
 def test_a_refused_file_is_not_used(copy, capsys):
     edit_metadata(lambda about: about["class_names"].reverse())
     refusal(capsys)
@@ -201,6 +207,41 @@ def test_a_higher_tolerance_does_not_hide_another_model(copy):
         cli.run(Command("verify", verify), words)
 
 
+@pytest.mark.slow
+def test_several_checkpoints_leave_as_one_file(copy):
+    """Its probabilities are the mean of the members', as the runner gives them one by one."""
+    pair = [f"runs/run/0/checkpoints/{name}.ckpt" for name in ("best", "other")]
+    saved = torch.load(pair[0], weights_only=True)
+    saved["state_dict"] = {
+        key: value * 1.2 if value.is_floating_point() and value.dim() == 4 and key.startswith("network") else value
+        for key, value in saved["state_dict"].items()
+    }
+    torch.save(saved, pair[1])
+    both = f"[{','.join(pair)}]"
+    assert main(["export", "--ckpt_path", pair[1], "--output", "out/other.onnx"]) == 0
+    assert main(["export", "--ckpt_path", both, "--output", "out/both.onnx", "--dynamic", "batch"]) == 0
+    about = read_metadata("out/both.onnx")
+    assert [one["file"] for one in about["checkpoints"]] == ["best.ckpt", "other.ckpt"]
+    assert {"raw outputs", "outputs"} <= about["verified"]["stages"].keys()
+    picture = "pictures/val/red/0.png"
+    first, second, mean = (runner.Model(f"out/{n}.json")(picture)["probabilities"] for n in ("model", "other", "both"))
+    assert abs(first["red"] - second["red"]) > 1e-3
+    assert mean == pytest.approx({name: (first[name] + second[name]) / 2 for name in first}, abs=1e-6)
+    assert main(["verify", "--ckpt_path", pair[0], "--model", "out/both.onnx"]) == 1
+    Path("out/both.refused.onnx").rename("out/both.onnx")
+    about = json.loads(Path("out/both.json").read_text()) | {"file": "both.onnx"}
+    Path("out/both.json").write_text(json.dumps(about))
+    assert main(["verify", "--ckpt_path", both, "--model", "out/both.onnx"]) == 0
+
+
+@pytest.mark.slow
+def test_several_checkpoints_need_a_name(copy, capsys):
+    shutil.copy("runs/run/0/checkpoints/best.ckpt", "second.ckpt")
+    assert main(["export", "--ckpt_path", "[runs/run/0/checkpoints/best.ckpt,second.ckpt]"]) == 1
+    assert "Several checkpoints have no run directory of their own: give --output FILE.onnx." in capsys.readouterr().err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +23,9 @@ from tasks.detection.postprocess import found_of_images
 from tasks.detection.task import Detection
 from tasks.segmentation.architectures import ARCHITECTURES
 from tasks.segmentation.task import Segmentation
+from tests.checkpoints import write_checkpoint
+from tests.pipelines.test_detection import write_coco
+from tests.pipelines.test_segmentation import write_pairs
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -84,7 +88,12 @@ def pictures(count: int, side: int = SIDE) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = {"fcos", "yolo", "box_regression", "retinanet"}
+
+
+@pytest.mark.parametrize(
+    "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_tensors_hold_what_is_detected(family):
     """The traceable way finds the same boxes, in the same order, as the one that training is evaluated with."""
     task, image = detection(family), pictures(2)
@@ -196,18 +205,33 @@ def test_a_detector_from_the_command_line(words):
 
 @pytest.mark.slow
 def test_suppression_at_another_threshold_is_found(capsys, monkeypatch):
-    text = DETECTION.replace("DETECTOR", "yolo").replace("ARGS", "{width: 16}")
-    Path("config.yaml").write_text(text, encoding="utf-8")
-    assert main(["fit", "--config", "config.yaml", "--name", "run"]) == 0
-    checkpoint = "runs/run/0/checkpoints/last.ckpt"
+    source = write_coco(Path("boxes"), {"train": 1, "val": 2})
+    write_checkpoint(Path("run.ckpt"), "detection", source, model={"nms_iou": 0.3})
     with monkeypatch.context() as patch:
         limits = Detection.limits.fget
-        patch.setattr(
-            Detection, "limits", property(lambda task: type(limits(task))(0.001, 0.95, limits(task).max_detections))
-        )
-        assert main(["export", "--ckpt_path", checkpoint, "--output", "model.onnx", "--verify", "false"]) == 0
-    assert main(["verify", "--ckpt_path", checkpoint, "--model", "model.onnx"]) == 1
+        patch.setattr(Detection, "limits", property(lambda task: replace(limits(task), nms_iou=0.9)))
+        assert main(["export", "--ckpt_path", "run.ckpt", "--output", "model.onnx", "--verify", "false"]) == 0
+    assert main(["verify", "--ckpt_path", "run.ckpt", "--model", "model.onnx"]) == 1
     assert "'after suppression'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(reason="`verify` refuses it: raw outputs differ by 0.55, see docs/export.md")
+def test_segmentations_leave_together():
+    source = write_pairs(Path("pictures"), {"train": 1, "val": 2})
+    for seed, name in enumerate("ab"):
+        write_checkpoint(Path(f"{name}.ckpt"), "segmentation", source, seed=seed)
+    assert main(["export", "--ckpt_path", "[a.ckpt,b.ckpt]", "--output", "ab.onnx", "--dynamic", "size"]) == 0
+
+
+@pytest.mark.slow
+def test_detectors_do_not_leave_together(capsys):
+    boxes = write_coco(Path("boxes"), {"train": 1, "val": 1})
+    for seed, name in enumerate("cd"):
+        write_checkpoint(Path(f"{name}.ckpt"), "detection", boxes, seed=seed)
+    capsys.readouterr()
+    assert main(["export", "--ckpt_path", "[c.ckpt,d.ckpt]", "--output", "cd.onnx"]) == 1
+    assert "export one checkpoint; test and predict fuse boxes" in capsys.readouterr().err
 
 
 def table() -> None:

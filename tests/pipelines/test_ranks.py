@@ -23,6 +23,7 @@ from pytorch_lightning.callbacks import Callback
 
 from datamodules import ClassificationData
 from pipelines.__main__ import main
+from pipelines.report.measured import file_of, read
 from tests.conftest import in_child, write_images
 from tests.ranks import in_ranks
 
@@ -185,7 +186,15 @@ def test_metrics_and_predictions_of_odd_sets_equal_one_process(config):
     two("test", config)
     tested, predictions = evaluated("runs", "test"), written.read_bytes()
     written.unlink()
+    of_images = file_of(Path("runs/config/0"), "test")
+    gathered = read(of_images)
+    of_images.unlink()
     one("test", config)
+    alone = read(of_images)
+    assert gathered.facts == alone.facts
+    assert gathered.names == alone.names
+    assert gathered.arrays["classes"].tolist() == alone.arrays["classes"].tolist()
+    assert len(gathered) == 7
     assert_same_metrics(tested, evaluated("runs", "test"))
     assert written.read_bytes() == predictions
     assert len(predictions.splitlines()) == 1 + 7

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 import yaml
 from scipy.optimize import minimize_scalar
 
+from benchmarks import report_coverage
 from benchmarks.report_coverage import make_boxes, make_images, make_pixels
 from datamodules.common.errors import UserError
 from pipelines.__main__ import main
@@ -30,7 +33,18 @@ from pipelines.report import (
     pixels,
     pixels_page,
 )
-from pipelines.report.comparing import Recipe, Run, aligned, changes, differences, holm, of_seeds, recipes_of, sentence
+from pipelines.report.comparing import (
+    Recipe,
+    Run,
+    aligned,
+    changes,
+    differences,
+    holm,
+    of_seeds,
+    recipes_of,
+    sentence,
+    swap_test,
+)
 from pipelines.report.measured import Collector, Measured, digest_of, file_of, read, write
 from pipelines.report.regions import errors_of
 from tasks import Classification
@@ -290,6 +304,43 @@ def test_masks_and_boxes_are_compared_by_the_same_functions():
         assert (found.value, found.p, found.is_shown) == (0, 1, False)
 
 
+def test_p_is_that_of_all_swaps():
+    """Of 8 images all 256 swaps can be scored; classes are absent from some of them."""
+    rng = np.random.default_rng(3)
+    one, other = (make_pixels(np.random.default_rng(5), 8, rng, 0.3) for _ in range(2))
+    hits, found, true = (np.stack(both) for both in zip(pixels.tables(one), pixels.tables(other), strict=True))
+    gaps = []
+    for swap in itertools.product((0, 1), repeat=8):
+        of_a, of_b = ((np.array(own), np.arange(8)) for own in (swap, 1 - np.array(swap)))
+        right, union = ([part[own].sum(0) for own in (of_a, of_b)] for part in (hits, found + true - hits))
+        a, b = ((r[u > 0] / u[u > 0]).mean() for r, u in zip(right, union, strict=True))
+        gaps.append(abs(a - b))
+    wanted = np.mean(np.array(gaps) >= gaps[0] - 1e-12)
+    assert 0.02 < wanted < 0.98
+    assert swap_test(*pair(one, other), 20_000, 0)["miou"] == pytest.approx(wanted, abs=0.015)
+    assert swap_test(*pair(other, one), 20_000, 1)["miou"] == pytest.approx(wanted, abs=0.015)
+
+
+@pytest.mark.slow
+def test_two_equal_models_are_rarely_told_apart(capsys):
+    """Of 600 draws 41 are too many to be one in twenty (binomial, 0.97)."""
+    words = ["--only", "aa", "--aa", "miou", "--seeds", "1", "--draws", "600", "--replicates", "400", "--seed", "1"]
+    assert report_coverage.main(words) == 0
+    said = capsys.readouterr().out
+    with capsys.disabled():
+        print(f"\n{said}")
+    assert 0.01 < float(re.search(r"seeds: ([\d.]+)", said)[1]) < 41 / 600
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN")
+def test_images_without_objects_show_nothing():
+    whole = make_boxes(np.random.default_rng(0), 60)
+    empty = whole.take(np.flatnonzero(whole.counts["truth_labels"] == 0))
+    found = differences(pair(empty, empty))[0]
+    assert math.isnan(found.value)
+    assert (found.p, found.is_shown) == (1, False)
+
+
 def test_holm_is_stepwise():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
@@ -328,7 +379,7 @@ def test_other_images_are_refused():
 
 def test_images_in_another_order_are_put_in_order():
     one = make_pixels(np.random.default_rng(0), 12)
-    from pipelines.report.comparing import ordered
+    from pipelines.report.measured import ordered
 
     back = ordered(ordered(one, np.arange(12)[::-1].copy()), np.arange(12)[::-1].copy())
     assert all((back.each[name] == one.each[name]).all() for name in one.each)
@@ -382,6 +433,7 @@ trainer:
 """
 
 
+@pytest.mark.slow
 def test_fit_test_report_and_compare(tmp_path, capfd):
     counts = {f"{split}/{name}": n for split, n in (("train", 8), ("val", 6), ("test", 6)) for name in ("ant", "b&e")}
     source = write_images(tmp_path / "pictures", counts)
