@@ -143,6 +143,7 @@ def test_a_signal_to_another_rank_counts_too() -> None:
 def trainer_of(fn: str = "fit", rank: int = 0, **rest: Any) -> Any:
     metrics = SimpleNamespace(per_class=lambda: {"iou": [0.5, None]})
     return SimpleNamespace(
+        loggers=[],
         is_global_zero=rank == 0,
         state=SimpleNamespace(fn=fn),
         strategy=SimpleNamespace(broadcast=lambda value: value),
