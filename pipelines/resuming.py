@@ -8,6 +8,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
+from datamodules.common.errors import UserError
 from pipelines.lightning_parts import keep_patience, stopped_early
 from pipelines.run.checkpoints import open_checkpoint
 from pipelines.run.compatibility import check_data
@@ -30,6 +31,11 @@ def start_of(
     if run is not None and rank_zero_only.rank == 0 and locks.enter_context(only_writer(run)):
         # Its last holder may have saved in the meantime.
         run, checkpoint = find_resume(trainer.runs_dir, trainer.run_name, resume, task)
+    if ckpt_path is not None and ckpt_path.startswith("["):
+        raise UserError(
+            f"--ckpt_path is {ckpt_path}; a training starts from one file. Several are for validate, test, predict and"
+            " export."
+        )
     if ckpt_path is not None:
         checkpoint = find_checkpoint(trainer.runs_dir, trainer.run_name, ckpt_path, task)
     if run is not None:

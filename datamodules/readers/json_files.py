@@ -11,9 +11,9 @@ from datamodules.decoding.files import is_visible, subfolders
 
 JsonKind = Literal["coco", "labelme", "createml", "via", "labelstudio"]
 
-_START = 1 << 16  # bytes that tell
-_SIGNS: dict[JsonKind, tuple[str, ...]] = {  # what the start of a file holds, in this order
-    "labelme": (r'"shapes"\s*:', r'"(imagePath|imageData|flags)"\s*:'),
+_PART = 1 << 16  # bytes at the start and at the end that tell
+_SIGNS: dict[JsonKind, tuple[str, ...]] = {  # what these parts of a file hold, in this order
+    "labelme": (r'"shapes"\s*:', r'"(imagePath|imageData|imageHeight|flags)"\s*:'),
     "via": (r'"(regions|_via_img_metadata)"\s*:', r'"(filename|_via_settings)"\s*:'),
     "createml": (
         r"^\s*\[",
@@ -25,9 +25,11 @@ _SIGNS: dict[JsonKind, tuple[str, ...]] = {  # what the start of a file holds, i
 
 
 def json_kind(file: Path) -> JsonKind:
-    """Which program's file this is, by its start; COCO's where nothing speaks for another."""
+    """Which program's file this is, by its start and its end; COCO's where nothing speaks for another."""
     with open(file, "rb") as stream:
-        start = stream.read(_START)
+        start = stream.read(_PART)
+        stream.seek(max(_PART, file.stat().st_size - _PART) // 2 * 2)  # whole characters of UTF-16
+        start += stream.read()
     text = start.decode("utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace")
     if re.search(r'"categories"\s*:', text) or re.match(r'\s*\{\s*"(images|info|licenses)"\s*:', text):
         return "coco"

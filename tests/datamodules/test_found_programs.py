@@ -16,6 +16,7 @@ from datamodules import DetectionData
 from datamodules.common import rle
 from datamodules.common.errors import UserError
 from datamodules.readers.box_sources import find_format, read_boxes
+from datamodules.readers.json_files import json_kind
 
 WIDTH, HEIGHT = 48, 40
 BOXES = {"a.png": [("disc", [8.0, 6.0, 28.0, 22.0]), ("square", [2.0, 4.0, 12.0, 10.0])], "b.png": []}
@@ -323,3 +324,11 @@ def test_classes_images_and_roots(tmp_path):
         read_boxes(write(tmp_path, {"l/x.json": createml() * 2}) / "l/x.json", image_root=tmp_path / "pics")
     with pytest.raises(UserError, match="has no object with a class"):
         read_boxes(write(tmp_path, {"l/x.json": createml()[1:]}) / "l/x.json", "createml", image_root=tmp_path / "pics")
+
+
+def test_a_long_labelme_file_is_known_by_its_end(tmp_path: Path):
+    shape = {"label": "a", "points": [[1, 1], [5, 5]], "shape_type": "rectangle"}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"shapes": [shape] * 2000, "imagePath": "a.jpg", "imageHeight": 9, "imageWidth": 9}))
+    assert path.stat().st_size > 1 << 17
+    assert json_kind(path) == "labelme"

@@ -201,6 +201,10 @@ CASES = [
     data("arrays under other keys", "data/keys.npz"),
     data("a compressed tar archive", "data/packed.tar.gz"),
     data("a tar archive that was cut off", "data/cut.tar"),
+    Case("picture of more pixels than max_pixels", SIZE, "image_size: 32\n    max_pixels: 1000", status=1),
+    Case("splits of a file that is not there", SIZE, "image_size: 32\n    split_file: data/nothere.json"),
+    Case("splits of a damaged file", SIZE, "image_size: 32\n    split_file: data/damaged.json", status=1),
+    Case("splits of other pictures", SIZE, "image_size: 32\n    split_file: data/other.json"),
     flag("test without a test split", "--ckpt_path data/good.ckpt --data.test_fraction 0", command="test", status=1),
     # Weights and checkpoints.
     Case("no such weights", NET, NET + "\n    pretrained: data/nothere.pth"),
@@ -265,6 +269,19 @@ CASES = [
         config=None,
         status=1,
     ),
+    # Several checkpoints, and what is made of one.
+    flag("train several checkpoints", "--ckpt_path [data/good.ckpt,data/good.ckpt]"),
+    flag("unknown axis of an export", "--ckpt_path data/good.ckpt --dynamic height", command="export", config=None),
+    flag("boxes' argument for a classifier", "--ckpt_path data/good.ckpt --nms outside", command="export", config=None),
+    flag(
+        "verify a file that is not there",
+        "--ckpt_path data/good.ckpt --model data/nothere.onnx",
+        command="verify",
+        config=None,
+    ),
+    flag("report on what is no run", "data/good", command="report", config=None, status=1),
+    flag("compare one run", "data/good", command="compare", config=None, status=1),
+    flag("compare what are no runs", "data/good data/three", command="compare", config=None, status=1),
     # Segmentation: data and settings.
     masks("value outside the classes", "[sky, road, car]", "[sky, road]"),
     masks("ignored value not named", "image_size: 32", "ignore_values: []"),
@@ -336,6 +353,8 @@ def material(tmp_path_factory) -> Path:
     (root / "missing.csv").write_text("path,label\ngood/train/ant/000.jpg,ant\ngood/train/ant/999.jpg,ant\n")
     (root / "column.csv").write_text("path,lable\ngood/train/ant/000.jpg,ant\n")
     (root / "label.csv").write_text("path,label\ngood/train/ant/000.jpg,ant\ngood/train/bee/000.jpg,\n")
+    (root / "damaged.json").write_text('{"train": ["data/good/tr')
+    (root / "other.json").write_text('{"train": [], "val": []}')
     np.savez(root / "keys.npz", pictures=np.zeros((4, 8, 8), np.uint8), targets=np.zeros(4, int))
     (root / "packed.tar.gz").write_bytes(b"")
     with tarfile.open(root / "cut.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
