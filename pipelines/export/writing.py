@@ -32,6 +32,9 @@ Precision = Literal["fp32", "fp16", "int8"]
 #: What each format needs besides torch, and what the extra of that name installs.
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 CALIBRATION_IMAGES = 128
+#: Height and width that a graph of open sizes is traced with, at least: a map of one pixel would stay one for ever.
+#: https://docs.pytorch.org/docs/stable/export.html (sizes 0 and 1 are always specialized)
+LEAST_EXAMPLE = 512
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def shape_of(task: Task, data: DataModule, dynamic: Sequence[Dynamic]) -> Shape:
         width=None if is_open else size[1],
         batch=None if "batch" in dynamic else 1,
         dtype=getattr(data, "dtype", "uint8"),
-        example=(size[0], size[1]),
+        example=(max(size[0], LEAST_EXAMPLE), max(size[1], LEAST_EXAMPLE)) if is_open else (size[0], size[1]),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,7 +14,8 @@ from tasks.pyramid import Pyramid
 
 def round_up(side: int, multiple: int) -> int:
     """The next multiple that is not smaller."""
-    return -(-side // multiple) * multiple
+    # Not -(-side // multiple): in ONNX the quotient of a negative number is rounded towards zero.
+    return (side + multiple - 1) // multiple * multiple
 
 
 class Encoder(nn.Module):
@@ -85,14 +87,19 @@ class Segmenter(nn.Module):
                     " (resnet18, convnext_tiny, vit_small_patch16_224)."
                 )
             return self.fixed_size
-        multiple = self.stride_multiple
-        return max(self.least_side, round_up(height, multiple)), max(self.least_side, round_up(width, multiple))
+        return self._padded(height), self._padded(width)
+
+    def _padded(self, side: int) -> int:
+        # `max` would be decided while an export with open sizes is traced.
+        padded: int = torch.sym_max(self.least_side, round_up(side, self.stride_multiple))
+        return padded
 
     def forward(self, image: Tensor) -> Any:
         """Logits of the class of each pixel; in training with an auxiliary head also those of the whole image."""
         height, width = image.shape[-2:]
         below, beside = (a - b for a, b in zip(self.padded_size(height, width), (height, width), strict=True))
-        if below or beside:
+        # An export with open sizes always pads: it would keep the decision for the image that it is traced with.
+        if torch.compiler.is_exporting() or below or beside:
             image = F.pad(image, (0, beside, 0, below))
         try:
             result = self.net(image)

@@ -352,6 +352,7 @@ def test_a_small_set_is_trained_in_small_batches_and_says_so(folder: Path) -> No
     assert (asked.train_batch, asked.eval_batch, asked.chosen) == (8, 8, {})
 
 
+@pytest.mark.slow
 def test_a_process_ends_though_a_loader_is_still_in_use(tmp_path):
     """Python's exit sends workers one SIGTERM and waits; they ignore the first, which may be the whole job's."""
     code = """

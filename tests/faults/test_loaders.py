@@ -77,6 +77,7 @@ def test_a_jpeg_that_is_cut_behind_its_header_is_named_in_training(tmp_path, cap
         assert "data.on_corrupt: skip" in line
 
 
+@pytest.mark.slow
 def test_skip_has_a_limit(tmp_path, monkeypatch):
     source = write_images(tmp_path / "pictures", {"train/a": 8, "train/b": 8}, (32, 32))
     for number in range(3):

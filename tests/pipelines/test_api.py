@@ -122,6 +122,7 @@ def test_predictions_are_those_of_test(case, blank, monkeypatch):
     assert np.ptp(features, axis=0).max() > 0
 
 
+@pytest.mark.slow
 def test_tiles_are_those_of_test(blank, monkeypatch):
     source = write_pairs(Path("pictures"), {"train": 1, "val": 1, "test": 2}, (90, 100))
     checkpoint = write_checkpoint(Path("model.ckpt"), "segmentation", source)

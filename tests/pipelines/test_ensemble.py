@@ -53,6 +53,7 @@ def test_probabilities_of_classes_are_averaged_by_every_way(monkeypatch):
     assert not (Path("one") / "ensemble.json").exists()
 
 
+@pytest.mark.slow
 def test_scores_of_pixels_are_averaged():
     source = write_pairs(Path("pictures"), {"test": 2})
     files = two("segmentation", source)
@@ -70,6 +71,7 @@ def test_scores_of_pixels_are_averaged():
         together.features(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["detection", "instances"])
 def test_boxes_and_masks_are_fused(case):
     """A model joined with itself says what it says alone; two models what weighted boxes fusion makes of them."""

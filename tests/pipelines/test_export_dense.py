@@ -218,8 +218,8 @@ def test_suppression_at_another_threshold_is_found(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="`verify` refuses it: raw outputs differ by 0.55, see docs/export.md")
 def test_segmentations_leave_together():
+    # Pictures of 48 x 40 pixels, which the network pads: the graph once kept the padding that it was traced with.
     source = write_pairs(Path("pictures"), {"train": 1, "val": 2})
     for seed, name in enumerate("ab"):
         write_checkpoint(Path(f"{name}.ckpt"), "segmentation", source, seed=seed)
@@ -232,7 +232,7 @@ def test_detectors_do_not_leave_together(capsys):
     for seed, name in enumerate("cd"):
         write_checkpoint(Path(f"{name}.ckpt"), "detection", boxes, seed=seed)
     capsys.readouterr()
-    assert main(["export", "--ckpt_path", "[c.ckpt,d.ckpt]", "--output", "cd.onnx"]) == 1
+    assert main(["export", "--ckpt_path", "[c.ckpt,d.ckpt]", "--output", "cd.onnx"]) == 2
     assert "export one checkpoint; test and predict fuse boxes" in capsys.readouterr().err
 
 

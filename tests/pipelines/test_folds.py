@@ -80,6 +80,7 @@ def words(source: Path) -> list[str]:
     return [*flags, "--trainer.wandb.mode=off", "--trainer.report=false", "--name=cv"]
 
 
+@pytest.mark.slow
 def test_a_stopped_cross_validation_goes_on(tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_images(tmp_path / "data", {"train/ant": 8, "train/bee": 8, "test/ant": 2, "test/bee": 2})
     train = command.train_and_test

@@ -469,6 +469,7 @@ def test_masked() -> None:
     assert config["token"] == "t"
 
 
+@pytest.mark.slow
 def test_wandb_is_imported_only_when_used() -> None:
     code = (
         "import sys, pipelines.run.metrics_file, pipelines.run.tracking\n"

@@ -230,6 +230,7 @@ def disturbed(world: Path, kills: int, seed: int) -> None:
     assert list(Path("cut").rglob(".*.parts-*")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", ["pixels"], indirect=True)
 def test_killed_it_ends_with_the_same_outputs(world):
     """Wherever the run directory lies, too: pictures and masks below it are named by relative paths."""
@@ -562,6 +563,7 @@ def test_wrong_flags_of_pseudo_label_end_with_one_message(world, capfd):
     assert "need the same view of an image" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", list(TASKS), indirect=True)
 def test_labels_of_several_teachers_are_averaged(world):
     """A teacher and itself label as the teacher alone; the student changes what it says, and so do other settings."""

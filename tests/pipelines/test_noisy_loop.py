@@ -198,6 +198,7 @@ def disturbed(world: Path, kills: int, seed: int) -> None:
     assert list(Path("cut").rglob(".*.parquet.parts-*")) == []
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_outputs(world):
     disturbed(world, kills=3, seed=0)
 

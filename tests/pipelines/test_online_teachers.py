@@ -94,6 +94,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_killed_and_continued_equals_undisturbed_and_its_checkpoints_are_ordinary(config):
     average = ["--trainer.ema_decay", "0.9"]
     assert fit(config, "whole", *average) == 0
@@ -116,6 +117,7 @@ def test_killed_and_continued_equals_undisturbed_and_its_checkpoints_are_ordinar
     assert "test/miou" in json.loads(Path("cut/config/0/test.json").read_text())
 
 
+@pytest.mark.slow
 def test_two_ranks_hold_one_teacher_and_see_other_images(config):
     config.write_text(CONFIG.format(student=DETECTION, data="DetectionData"))
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", f"--trainer.callbacks={__name__}.Keep"]

@@ -337,6 +337,7 @@ def test_cifar_resnet_checkpoints_and_gives_the_same() -> None:
 # Real weights on real pictures.
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 @pytest.mark.parametrize(("backbone_args", "expected"), [(None, 0.745), ({"pad_type": "same"}, 0.830)])
 def test_shared_weights_recognise_imagenet_samples(backbone_args: dict[str, str] | None, expected: float) -> None:

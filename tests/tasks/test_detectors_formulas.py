@@ -30,7 +30,7 @@ from tasks.detection.detectors.losses import expected_distances, focal_loss, iou
 from tasks.detection.detectors.protocol import Limits
 from tasks.detection.detectors.regions import Samples, means_by_image, roi_pool
 from tasks.detection.detectors.retinanet import RetinaNetArguments, build_retinanet
-from tasks.detection.detectors.selection import best_boxes, dense_detections
+from tasks.detection.detectors.selection import best_boxes, dense_candidates
 from tasks.detection.detectors.targets import in_crowd, read_targets
 from tasks.detection.detectors.yolo import Dense, YOLOArguments, build_yolo
 
@@ -268,7 +268,8 @@ def test_of_each_map_the_best_candidates_go_on(monkeypatch: pytest.MonkeyPatch) 
 
     def found(iou: float, most: int) -> dict[str, Tensor]:
         size, limits = (100, 100), Limits(0.1, iou, most)
-        return dense_detections(scores, offsets, anchors, lambda o, a: a + o[:, :1], size, limits)[0]
+        candidates = dense_candidates(scores, offsets, anchors, lambda o, a: a + o[..., :1], limits)
+        return best_boxes(candidates.boxes[0], candidates.scores[0], candidates.labels[0], size, limits)
 
     monkeypatch.setattr(selection, "LEVEL_CANDIDATES", 1)
     assert found(1.0, 1)["scores"].tolist() == pytest.approx([0.9])

@@ -56,7 +56,7 @@ def test_a_hung_rank_is_named_within_its_time_out(tmp_path, capfd):
     said = capfd.readouterr().err
     assert said.count("error: ") == 1
     assert "error: rank 1 (" in said
-    assert "test_ranks.py" in said
+    assert "test_hung_ranks.py" in said
     assert "trainer.rank_timeout (3)" in said
     assert "note: rank 1 stood here:" in said
     assert time.monotonic() - began < 40
