@@ -91,8 +91,7 @@ class Segmenter(nn.Module):
 
     def _padded(self, side: int) -> int:
         # `max` would be decided while an export with open sizes is traced.
-        padded: int = torch.sym_max(self.least_side, round_up(side, self.stride_multiple))
-        return padded
+        return torch.sym_max(self.least_side, round_up(side, self.stride_multiple))  # type: ignore[return-value]
 
     def forward(self, image: Tensor) -> Any:
         """Logits of the class of each pixel; in training with an auxiliary head also those of the whole image."""
