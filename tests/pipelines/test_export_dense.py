@@ -114,7 +114,7 @@ def worst_difference(task: Any, words: str, folder: Path) -> tuple[str, float]:
     side = None if any_size else SIDE
     shape = Shape(3, side, side, None if any_batch else 1, "uint8", (SIDE, SIDE))
     stages = task_for_export(task)
-    images = [pictures(1), *([pictures(3)] if any_batch else []), *([pictures(1, 160)] if any_size else [])]
+    images = [pictures(1), *([pictures(3)] if any_batch else []), *([pictures(1, 150)] if any_size else [])]
     if kind == "torch_export":
         program = exported_program(stages, shape).module()
         exporter, run = "torch.export", lambda image: {k: v.numpy() for k, v in program(image).items()}
