@@ -47,6 +47,8 @@ SIDE = 96
 FAILS: dict[tuple[str, str], str] = {
     ("detection rtdetr", words): "transformers fixes the batch" for words in FORMATS if "batch" in words
 }
+#: Pairs whose export is another model, which `verify` refuses: pooling to cells of the traced size.
+DIFFER = {(f"segmentation {name}", "onnx batch,size") for name in ("pspnet", "upernet")}
 
 
 def detection(family: str) -> Detection:
@@ -171,7 +173,7 @@ def test_every_network_in_every_format(name, words, tmp_path):
             worst_difference(networks()[name](), words, tmp_path)
         return
     _, difference = worst_difference(networks()[name](), words, tmp_path)
-    assert difference < 1e-3
+    assert (difference < 1e-3) != ((name, words) in DIFFER)
 
 
 DETECTION = """
