@@ -44,6 +44,7 @@ def state(name: str) -> dict:
     return torch.load(f"runs/config/0/checkpoints/{name}.ckpt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_outlived(command, capfd):
     assert in_child(lambda: main([*command, "--trainer.max_epochs", "4"])) == 0
     said = capfd.readouterr().err

@@ -26,6 +26,7 @@ def two(case: str, source: Path | str, **model: object) -> list[Path]:
     return [write_checkpoint(Path(f"{name}.ckpt"), case, source, seed=seed, model=model) for seed, name in pairs]
 
 
+@pytest.mark.slow
 def test_probabilities_of_classes_are_averaged_by_every_way(monkeypatch):
     """By the API, and by the commands, which leave the members' runs alone."""
     monkeypatch.setattr("pipelines.preparation.Pictures", lambda *_: Callback())

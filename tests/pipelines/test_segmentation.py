@@ -196,6 +196,7 @@ def test_tiles(trained, tmp_path):
     assert found == pytest.approx(measured("test")[0]["test/miou"], abs=1e-6)
 
 
+@pytest.mark.slow
 @only_native
 def test_two_ranks_measure_what_one_measures(trained, tmp_path):
     """Five validation pictures and three test pictures, unevenly shared."""
