@@ -175,15 +175,18 @@ def _owner_is_dead(lock: Path) -> bool:
         machine, process, _ = lock.read_text().split()
     except (OSError, ValueError):
         return False  # just made, or just gone
-    if machine != socket.gethostname():
-        return False
+    return machine == socket.gethostname() and not is_alive(int(process))
+
+
+def is_alive(process: int) -> bool:
+    """Whether there is a process of this number on this machine, also another user's."""
     try:
-        os.kill(int(process), 0)
+        os.kill(process, 0)
     except ProcessLookupError:
-        return True
-    except OSError:  # another user's
         return False
-    return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def _touch_until(lock: Path, ended: threading.Event, beat: float) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import pickle
 import re
 import shutil
-import socket
-import time
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -22,11 +19,9 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from datamodules.common.errors import UserError
 from pipelines.exported.metadata import is_exported, read_metadata
 from pipelines.run.plain_values import plain_checkpoint
+from pipelines.run.temporary import sweep, temporary_of
 from tasks.finite import first_spoiled
 
-_number = itertools.count()
-# A temporary file of another machine cannot be asked whether its writer lives; no save takes this long.
-ORPHAN_SECONDS = 3600.0
 #: In place of a file: a save of which nothing is written.
 TRIAL = "trial.ckpt"
 
@@ -63,10 +58,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
-        temporary = target.with_name(f".{target.name}.{_host()}-{os.getpid()}-{next(_number)}.tmp")
+        temporary = temporary_of(target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(target.parent)
+            sweep(target.parent)
             with open(temporary, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
@@ -241,33 +236,6 @@ def _existing(path: Path) -> Path:
 
 def _is_remote(path: str | os.PathLike[str]) -> bool:
     return "://" in str(path)
-
-
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
-
-
-def _sweep(directory: Path) -> None:
-    """Remove temporary files whose writer was killed."""
-    for path in directory.glob(".*.ckpt.*.tmp"):
-        host, _, rest = path.name.removesuffix(".tmp").rpartition(".")[2].partition("-")
-        pid = rest.partition("-")[0]
-        try:
-            orphan = host == _host() and pid.isdigit() and not _alive(int(pid))
-            if orphan or time.time() - path.stat().st_mtime > ORPHAN_SECONDS:
-                path.unlink(missing_ok=True)
-        except OSError:  # somebody else's, or gone in the meantime
-            continue
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _sync_directory(directory: Path) -> None:

@@ -22,10 +22,10 @@ import yaml
 from datamodules import ClassificationData, SemiSupervised
 from datamodules.common.errors import UserError
 from pipelines.noisy_student.manifest import digest_of
-from pipelines.run import checkpoints as checkpoint_io
 from pipelines.run import compatibility
 from pipelines.run.checkpoints import AtomicCheckpointIO, newest_good_checkpoint, readable
 from pipelines.run.compatibility import check_data
+from pipelines.run.temporary import host
 from tests.conftest import write_images
 
 
@@ -96,8 +96,8 @@ def test_a_kill_leaves_no_unreadable_file_and_no_litter(function: str, tmp_path:
 
 
 def test_sweeping_spares_the_living(tmp_path: Path) -> None:
-    host = checkpoint_io._host()
-    living = tmp_path / f".best.ckpt.{host}-{os.getppid()}-0.tmp"
+    machine = host()
+    living = tmp_path / f".best.ckpt.{machine}-{os.getppid()}-0.tmp"
     foreign = tmp_path / ".best.ckpt.elsewhere-1-0.tmp"
     foreign_old = tmp_path / ".best.ckpt.elsewhere-2-0.tmp"
     for path in (living, foreign, foreign_old):
@@ -111,7 +111,7 @@ def test_a_process_of_another_machine_is_not_looked_for_on_this_one(tmp_path: Pa
     """A number that is no process here may be one there, which is still writing."""
     ended = subprocess.Popen(["true"])
     ended.wait()
-    own = tmp_path / f".best.ckpt.{checkpoint_io._host()}-{ended.pid}-0.tmp"
+    own = tmp_path / f".best.ckpt.{host()}-{ended.pid}-0.tmp"
     foreign = tmp_path / f".best.ckpt.elsewhere-{ended.pid}-0.tmp"
     for path in (own, foreign):
         path.write_bytes(b"x")
