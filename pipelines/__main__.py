@@ -24,9 +24,11 @@ SYNONYMS |= {"infer": "predict", "inference": "predict", "ls": "list"}
 
 #: Where commands lie that are more than a method of the Trainer.
 MODULES = {
+    "doctor": "pipelines.doctor.command",
     "list": "pipelines.listing",
     "noisy-student": "pipelines.noisy_student.command",
     "pseudo-label": "pipelines.noisy_student.pseudo_label",
+    "tune": "pipelines.tuning.command",
     **{
         name: f"pipelines.commands.{name}"
         for name in (
@@ -35,13 +37,11 @@ MODULES = {
             "compare",
             "convert",
             "demo",
-            "doctor",
             "export",
             "folds",
             "probe",
             "report",
             "summary",
-            "tune",
             "verify",
         )
     },

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines.__main__ import main
-from pipelines.commands import machine, two_ranks
-from pipelines.commands.machine import _number, _packages, _shared, memory
-from pipelines.commands.trial import _pace, _part
+from pipelines.doctor import machine, two_ranks
+from pipelines.doctor.machine import _number, _packages, _shared, memory
+from pipelines.doctor.trial import _pace, _part
 
 DIGITS = ["--model=Classification", "--model.backbone=lenet5", "--data=ClassificationData", "--data.source=digits"]
 DIGITS += ["--data.image_size=28", "--data.in_chans=1", "--data.batch_size=16", "--data.num_workers=0"]

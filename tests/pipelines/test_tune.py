@@ -14,11 +14,11 @@ import yaml
 
 from datamodules.common.errors import UserError
 from pipelines.__main__ import main
-from pipelines.commands import tune_repeats
-from pipelines.commands.tune import _importance
-from pipelines.commands.tune_repeats import repeat_candidates
-from pipelines.commands.tune_space import Dimension, read_space, with_values
-from pipelines.commands.tune_trial import ReportMonitor
+from pipelines.tuning import repeats
+from pipelines.tuning.command import _importance
+from pipelines.tuning.repeats import repeat_candidates
+from pipelines.tuning.space import Dimension, read_space, with_values
+from pipelines.tuning.trial import ReportMonitor
 from tests.conftest import in_child
 
 optuna = pytest.importorskip("optuna")
@@ -86,7 +86,7 @@ def test_a_trial_is_told_each_validation_and_ends_where_it_is_pruned() -> None:
 
 def test_what_is_said_of_the_candidates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     scores = {"as it is": [0.90, 0.91, 0.92], "trial1": [0.95, 0.96, 0.97], "trial2": [0.90, 0.99, 0.90]}
-    monkeypatch.setattr(tune_repeats, "_score", lambda root, name, config, seed, *_: scores[name][seed - 1])
+    monkeypatch.setattr(repeats, "_score", lambda root, name, config, seed, *_: scores[name][seed - 1])
     every = repeat_candidates(tmp_path, {key: {} for key in scores}, 3, "val/x", "max")
     assert every.best == "trial1"
     assert "trial1 is better than the config as it is by 0.0500" in every.sentence

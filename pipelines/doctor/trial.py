@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import Callback
 from pipelines.advice import with_advice
 from pipelines.callbacks.overview import Overview
 from pipelines.callbacks.progress import duration
-from pipelines.commands.machine import gib, memory
+from pipelines.doctor.machine import gib, memory
 from pipelines.hardware import AveragedWeights
 from pipelines.preparation import check_training, prepare
 from pipelines.trainer import Trainer

@@ -15,13 +15,13 @@ from datamodules.common.files import write_json, write_text
 from pipelines import cli
 from pipelines.command import Command
 from pipelines.commands.folds import config_of_one, ended_by_signals
-from pipelines.commands.tune_repeats import Repeated, plain_path, repeat_candidates
-from pipelines.commands.tune_space import Dimension, read_space, with_values
-from pipelines.commands.tune_trial import ReportMonitor, fit_trial, of_trial
 from pipelines.noisy_student.configs import outcome
 from pipelines.noisy_student.manifest import StageError, digest_of_values, only_one, say
 from pipelines.run.masking import masked
 from pipelines.trainer import Trainer
+from pipelines.tuning.repeats import Repeated, plain_path, repeat_candidates
+from pipelines.tuning.space import Dimension, read_space, with_values
+from pipelines.tuning.trial import ReportMonitor, fit_trial, of_trial
 from tasks.hooks import TaskHooks
 
 STARTUP_TRIALS = 5  # trials that are never pruned: their curves say what is ordinary

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from datamodules.common.errors import UserError
 from pipelines import __version__
 from pipelines.advice import SHARED
-from pipelines.commands.two_ranks import TOLERANCE, difference
+from pipelines.doctor.two_ranks import TOLERANCE, difference
 from pipelines.listing import HOME
 from pipelines.outputs.fonts import has_font, system_fonts
 from pipelines.run.environment import environment, version_of

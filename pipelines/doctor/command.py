@@ -12,9 +12,9 @@ from datamodules.common.errors import UserError
 from pipelines import cli
 from pipelines.callbacks.overview import block
 from pipelines.command import Command
-from pipelines.commands.machine import Row, rows_of_machine
-from pipelines.commands.trial import Trial, try_out
 from pipelines.config.words import CONFIG, asks_for_help, flags
+from pipelines.doctor.machine import Row, rows_of_machine
+from pipelines.doctor.trial import Trial, try_out
 from pipelines.quiet import quieten
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks

@@ -1,0 +1,1 @@
+"""The command ``doctor``: installation and machine, and a training tried out."""
