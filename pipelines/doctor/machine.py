@@ -15,6 +15,7 @@ import torch
 from packaging.requirements import Requirement
 
 from datamodules.common.errors import UserError
+from datamodules.loaders import available_cores
 from pipelines import __version__
 from pipelines.advice import SHARED
 from pipelines.doctor.two_ranks import TOLERANCE, difference
@@ -89,7 +90,7 @@ def _unmet(requirement: Requirement) -> str | None:
 
 
 def _devices() -> Row:
-    cores = f"CPU: {len(usable_cores())} of {os.cpu_count()} cores, torch computes with {torch.get_num_threads()}"
+    cores = f"CPU: {available_cores()} of {os.cpu_count()} cores, torch computes with {torch.get_num_threads()}"
     if not torch.cuda.is_available():
         unused = (
             "This machine has a GPU, but torch cannot use it (torch.cuda.is_available() is false): install a driver and"
@@ -98,11 +99,6 @@ def _devices() -> Row:
         return Row("devices", [cores, "no GPU"], unused if Path("/dev/nvidia0").exists() else None)
     lines = [f"cuda:{i}: {_gpu(i)}" for i in range(torch.cuda.device_count())]
     return Row("devices", [cores, *lines], _gpu_problem())
-
-
-def usable_cores() -> set[int]:
-    """The cores that this process may use."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def _gpu(index: int) -> str:
@@ -136,10 +132,7 @@ def memory() -> tuple[int, int]:
     total, free = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
     available = _number(Path("/proc/meminfo"), "MemAvailable:")
     free = free if available is None else available * 1024
-    for name, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    for name, used in CGROUP:
         limit, now = (_number(Path("/sys/fs/cgroup") / file) for file in (name, used))
         if limit is not None and now is not None and limit < total:
             total, free = limit, min(free, limit - now)
