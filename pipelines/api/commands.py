@@ -22,6 +22,7 @@ from pipelines.config.allowed import allowing
 from pipelines.config.errors import sources
 from pipelines.config.ready import complete
 from pipelines.quiet import quieted_handlers, quieten
+from pipelines.run.directory import best_or_last
 from pipelines.trainer import Trainer
 
 Config: TypeAlias = str | Path | Mapping[str, Any]
@@ -48,10 +49,10 @@ class Run:
             UserError: If the run has no checkpoint.
         """
         folder = (self.directory or Path()) / "checkpoints"
-        found = [path for name in ("best", "last") if (path := folder / f"{name}.ckpt").exists()]
-        if not found:
+        found = best_or_last(folder)
+        if found is None:
             raise UserError(f"There is no checkpoint in {folder}.")
-        return found[0]
+        return found
 
 
 def train(config: Config | Sequence[Config], **overrides: Any) -> Run:

@@ -26,12 +26,12 @@ from pipelines.noisy_student.configs import outcome
 from pipelines.noisy_student.launching import StageCommand, config_file, run_command
 from pipelines.noisy_student.manifest import Output, StageError, digest_of, only_one, run_stage, say
 from pipelines.noisy_student.settings import num_devices
-from pipelines.run.directory import runs_of
+from pipelines.noisy_student.stages import FIT
+from pipelines.run.directory import best_or_last, runs_of
 from pipelines.statistics import folds_interval
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
 
-FIT = StageCommand("fit", ("pipelines", "fit"), lambda words: cli.main(["fit", *words]))
 TEST = StageCommand("test", ("pipelines", "test"), lambda words: cli.main(["test", *words]))
 PARTS = ("seed_everything", "model", "data", "trainer")  # of a config that say what is trained
 #: Settings of the trainer that ``test`` takes over.
@@ -149,7 +149,7 @@ def _train(directory: Path, config: dict[str, Any], splits: Path, launch: str | 
     """One fold: its training and its test."""
     own = copy.deepcopy(config)
     own["data"]["init_args"] |= {"split_file": str(splits), "test_fraction": 0.0}
-    own["trainer"] = merged(own["trainer"], {"wandb": _tracked(own["trainer"].get("wandb"), name)})
+    own["trainer"] = grouped(own["trainer"], f"{name}-folds", "fold")
 
     def work(folder: Path) -> dict[str, str]:
         run = train_and_test(folder, own, launch)
@@ -159,10 +159,11 @@ def _train(directory: Path, config: dict[str, Any], splits: Path, launch: str | 
     run_stage(directory, outcome(own), inputs, work, "folds")
 
 
-def _tracked(wandb: dict[str, Any] | None, name: str) -> dict[str, Any]:
-    """W&B's settings: the folds are one group, unless the config says something else."""
-    chosen = dict(wandb or {})
-    return chosen | {"group": chosen.get("group") or f"{name}-folds", "job_type": chosen.get("job_type") or "fold"}
+def grouped(trainer: dict[str, Any], group: str, job_type: str) -> dict[str, Any]:
+    """A trainer's settings with a group and a job type for W&B, unless the config names others."""
+    chosen = trainer.get("wandb") or {}
+    named = {"group": chosen.get("group") or group, "job_type": chosen.get("job_type") or job_type}
+    return merged(trainer, {"wandb": named})
 
 
 def train_and_test(folder: Path, config: dict[str, Any], launch: str | None) -> Path:
@@ -177,10 +178,9 @@ def train_and_test(folder: Path, config: dict[str, Any], launch: str | None) -> 
         place = ["--name", folder.name, "--runs_dir", str(folder.parent)]
         run_command(FIT, ["--config", str(file), *place, "--resume", "auto", *trust], words)
     run = runs_of(folder.parent, folder.name)[-1]
-    best, last = (run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     given = {key: config["trainer"].get(key) for key in OF_TEST}
     flags = [f"--trainer.{key}={str(value).lower()}" for key, value in given.items() if _is_plain(value)]
-    run_command(TEST, ["--ckpt_path", str(best if best.exists() else last), *flags, *trust], words)
+    run_command(TEST, ["--ckpt_path", str(_best_of(run)), *flags, *trust], words)
     return run
 
 
@@ -220,8 +220,8 @@ def _report(root: Path, directories: list[Path], splits: list[Path], monitor: st
 
 
 def _best_of(run: Path) -> Path:
-    best = run / "checkpoints" / "best.ckpt"
-    return best if best.exists() else best.with_name("last.ckpt")
+    checkpoints = run / "checkpoints"
+    return best_or_last(checkpoints) or checkpoints / "last.ckpt"
 
 
 def _join_predictions(runs: list[Path], output: Path) -> None:

@@ -8,7 +8,6 @@ so is what depends on files that came out differently. A stage that was killed c
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 from datamodules.common.errors import UserError
 from datamodules.common.files import read_json, write_json
+from datamodules.common.locks import HeldError, held
 from pipelines.run.masking import masked
 
 
@@ -43,6 +43,10 @@ class StageError(UserError):
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
+
+
+class BusyError(StageError):
+    """Another process works in the run directory."""
 
 
 def run_stage(
@@ -142,18 +146,18 @@ def say(text: str, program: str = "noisy-student") -> None:
 
 @contextlib.contextmanager
 def only_one(root: Path, program: str = "noisy-student") -> Iterator[None]:
-    """Keep a second process out of a run directory.
+    """Keep a second process, also one of another machine, out of a run directory.
 
     Raises:
-        StageError: If there is one.
+        BusyError: If there is one.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with open(root / ".lock", "w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StageError(
-                f"another {program} works in {root}: wait for it, or give this one another --name."
+            stack.enter_context(held(root / ".running.lock"))
+        except HeldError as holder:
+            raise BusyError(
+                f"another {program} ({holder}) works in {root}: wait for it, or give this one another --name."
             ) from None
         yield
 

@@ -135,6 +135,11 @@ def find_checkpoint(root: str | Path, name: str, which: str | None, task: str | 
     )
 
 
+def best_or_last(checkpoints: Path) -> Path | None:
+    """``best.ckpt`` of a folder, or ``last.ckpt`` where there is no best; None without either."""
+    return next((path for name in ("best", "last") if (path := checkpoints / f"{name}.ckpt").exists()), None)
+
+
 def find_resume(
     root: str | Path, name: str, resume: str | None, task: str | None = None
 ) -> tuple[Path | None, Path | None]:

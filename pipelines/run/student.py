@@ -9,7 +9,7 @@ import torch
 
 from datamodules.semisupervised import SemiSupervised
 from pipelines.run.checkpoints import AtomicCheckpointIO
-from pipelines.run.directory import run_config
+from pipelines.run.directory import best_or_last, run_config
 from tasks.noisy_student import NoisyStudent
 
 #: What a checkpoint needs to be tested, to predict and to teach; the optimizer's state is not among it.
@@ -39,7 +39,7 @@ def write_student(checkpoints: Path) -> None:
 
     Whole, because a run is continued from the newest file of this folder.
     """
-    source = next((p for p in (checkpoints / "best.ckpt", checkpoints / "last.ckpt") if p.exists()), None)
+    source = best_or_last(checkpoints)
     if source is not None:
         checkpoint = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
         AtomicCheckpointIO().save_checkpoint(checkpoint, checkpoints / "student.ckpt")

@@ -16,10 +16,10 @@ from pipelines import cli
 from pipelines.command import Command
 from pipelines.commands.folds import config_of_one, ended_by_signals
 from pipelines.noisy_student.configs import outcome
-from pipelines.noisy_student.manifest import StageError, digest_of_values, only_one, say
+from pipelines.noisy_student.manifest import BusyError, digest_of_values, only_one, say
 from pipelines.run.masking import masked
 from pipelines.trainer import Trainer
-from pipelines.tuning.repeats import Repeated, plain_path, repeat_candidates
+from pipelines.tuning.repeats import AS_IT_IS, Repeated, repeat_candidates
 from pipelines.tuning.space import Dimension, read_space, with_values
 from pipelines.tuning.trial import ReportMonitor, fit_trial, of_trial
 from tasks.hooks import TaskHooks
@@ -83,9 +83,7 @@ def tune(
         try:
             with only_one(root, "tune"):
                 return _finish(optuna, study, root, base, searched, taught, candidates, seeds)
-        except StageError as error:
-            if "another tune works" not in str(error):
-                raise
+        except BusyError:
             say("another process repeats the candidates", "tune")
             return {}
 
@@ -202,15 +200,15 @@ def _finish(
     best = sorted(complete, key=lambda trial: (sign * trial.value, trial.number))[:candidates]
     named = {f"trial{trial.number}": _values(searched, trial.params) for trial in best}
     configs = {name: with_values(base, values) for name, values in named.items()}
-    repeated = repeat_candidates(root, {"as it is": base, **configs}, seeds, task.monitor, task.mode)
+    repeated = repeat_candidates(root, {AS_IT_IS: base, **configs}, seeds, task.monitor, task.mode)
     chosen = repeated.best if seeds else next(iter(named))
-    write_text(root / "best.yaml", yaml.safe_dump(masked({"as it is": base, **configs}[chosen]), sort_keys=False))
+    write_text(root / "best.yaml", yaml.safe_dump(masked({AS_IT_IS: base, **configs}[chosen]), sort_keys=False))
     importance = _importance(study)
     report = {
         "metric": task.monitor,
         "trials": [{"number": t.number, "state": t.state.name, "value": t.value, **t.params} for t in study.trials],
         "importance": importance,
-        "best": {"name": chosen, "values": {plain_path(path): v for path, v in named.get(chosen, {}).items()}},
+        "best": {"name": chosen, "values": {".".join(path): v for path, v in named.get(chosen, {}).items()}},
         "repeated": repeated.rows,
         "sentence": repeated.sentence,
     }

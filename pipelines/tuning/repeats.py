@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datamodules.common.errors import UserError
 from datamodules.common.files import read_json, write_json
-from pipelines.commands.folds import FIT
+from pipelines.commands.folds import grouped
 from pipelines.config.allowed import trust_flags
 from pipelines.config.carried import packages_of
 from pipelines.noisy_student.configs import outcome
 from pipelines.noisy_student.launching import config_file, run_command
 from pipelines.noisy_student.manifest import run_stage
+from pipelines.noisy_student.stages import FIT
 from pipelines.outputs.curves import best_row, read_rows
 from pipelines.run.directory import runs_of
 from pipelines.statistics import folds_interval
@@ -49,11 +50,6 @@ class Repeated:
             each = " ".join(f"{value:.4f}" for value in row["each"])
             lines.append(f"  {name:<{width}}  mean {row['mean']:.4f}  {each}")
         return [*lines, self.sentence]
-
-
-def plain_path(path: Sequence[str]) -> str:
-    """A path of a config as a flag has it."""
-    return ".".join(path)
 
 
 def repeat_candidates(
@@ -103,8 +99,7 @@ def _score(root: Path, name: str, config: dict[str, Any], seed: int, monitor: st
     """The best validation of one training."""
     own = copy.deepcopy(config)
     own["seed_everything"] = int(config.get("seed_everything") or 0) + seed
-    chosen = dict(own["trainer"].get("wandb") or {})
-    own["trainer"]["wandb"] = chosen | {"group": chosen.get("group") or root.name, "job_type": "candidate"}
+    own["trainer"] = grouped(own["trainer"], root.name, "candidate")
 
     def work(folder: Path) -> dict[str, str]:
         with config_file(folder / "config.yaml", own) as file:

@@ -11,9 +11,9 @@ from pytorch_lightning.callbacks import Callback
 
 from pipelines import cli
 from pipelines.command import Command
+from pipelines.commands.folds import grouped
 from pipelines.config.allowed import trust_flags
 from pipelines.config.carried import packages_of
-from pipelines.config.values import merged
 from pipelines.noisy_student.launching import config_file
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
@@ -51,12 +51,10 @@ class ReportMonitor(Callback):
 
 def of_trial(config: dict[str, Any], group: str) -> dict[str, Any]:
     """A trial leaves neither checkpoints nor a report: there are many, and their values are kept in the study."""
-    chosen = dict(config["trainer"].get("wandb") or {})
-    tracked = {"group": chosen.get("group") or group, "job_type": chosen.get("job_type") or "trial"}
-    lean: dict[str, Any] = {"report": False, "wandb": tracked}
-    if not config["trainer"].get("callbacks"):
-        lean["enable_checkpointing"] = False
-    return {**config, "trainer": merged(config["trainer"], lean)}
+    trainer = grouped(config["trainer"], group, "trial") | {"report": False}
+    if not trainer.get("callbacks"):
+        trainer["enable_checkpointing"] = False
+    return {**config, "trainer": trainer}
 
 
 def fit_trial(root: Path, name: str, config: dict[str, Any], watch: Callback) -> None:

@@ -18,6 +18,7 @@ from datamodules.common import locks
 from datamodules.common.errors import UserError
 from datamodules.common.locks import HeldError, held
 from pipelines.__main__ import main
+from pipelines.noisy_student import manifest
 from pipelines.run import lock as run_lock
 from pipelines.run.checkpoints import AtomicCheckpointIO
 from pipelines.run.lock import LOCK, only_writer
@@ -28,6 +29,7 @@ fast = functools.partial(held, beat=0.05, stale=0.4, poll=0.02)
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "held", fast)
+    monkeypatch.setattr(manifest, "held", fast)
 
 
 @contextmanager
@@ -46,6 +48,16 @@ def test_a_live_holder_is_named_wherever_it_runs(tmp_path: Path):
     with holder_on_another_machine(tmp_path / LOCK), refused, only_writer(tmp_path):
         pass
     assert (tmp_path / LOCK).exists()
+
+
+def test_a_loop_of_another_machine_keeps_a_second_one_out(tmp_path: Path):
+    refused = pytest.raises(manifest.BusyError, match=r"another tune \(process 4711 on node17\) works in")
+    lock = tmp_path / ".running.lock"
+    with holder_on_another_machine(lock), refused, manifest.only_one(tmp_path, "tune"):
+        pass
+    with manifest.only_one(tmp_path, "tune"):  # it has ended without a word
+        assert lock.read_text().split()[1] == str(os.getpid())
+    assert not lock.exists()
 
 
 def test_one_that_is_silent_is_dead_and_one_that_ends_is_waited_for(tmp_path: Path):
