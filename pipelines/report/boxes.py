@@ -67,7 +67,7 @@ def finished(measured: Measured, task: Any) -> Measured:
 
 
 def _numbers_in_image(image: Ints) -> Ints:
-    """Of objects (D,) with the images they are in: the how-manieth each is in its image."""
+    """Of objects (D,) with the images they are in: the number of each within its image."""
     order = np.argsort(image, kind="stable")
     numbers = np.empty(len(image), np.int64)
     numbers[order] = np.arange(len(image)) - np.searchsorted(image[order], image[order])

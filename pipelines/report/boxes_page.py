@@ -35,7 +35,7 @@ CONFIDENCES = np.linspace(0, 1, 101)
 #: Kinds of errors with what they mean; see ``tasks.detection.evaluation.curves.error_kinds``.
 KINDS = {
     "correct": "found, right class, IoU of at least 0.5",
-    "localisation": "right class, IoU from 0.1 to below 0.5",
+    "localization": "right class, IoU from 0.1 to below 0.5",
     "class": "right place, another class",
     "duplicate": "a second box for an object that was found",
     "background": "nothing is annotated there",

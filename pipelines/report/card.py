@@ -63,7 +63,7 @@ def model_card(
     parts_of_card += [
         "## Training\n" + (f"\n```\n{command}\n```\n" if command else ""),
         f"Data: {_folder(source)}. Images and splits: `split.json`; all settings: `config.yaml`.\n",
-        "## Limits\n\nMeasured on images like those of the splits above only. Intended use, licence and what the data"
+        "## Limits\n\nMeasured on images like those of the splits above only. Intended use, license and what the data"
         " may be used for are for the author to add.\n",
     ]
     return "\n".join(parts_of_card)
