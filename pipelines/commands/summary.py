@@ -83,7 +83,8 @@ def summary(
 
 def _built(task: Task, datamodule: Any, checkpoint: Path | None) -> Task:
     if task.num_classes is None:
-        datamodule.setup("fit")
+        if datamodule.class_names is None:  # a checkpoint's data knows them
+            datamodule.setup("fit")
         task.resolve(datamodule.spec(), type(datamodule).__name__)
     task.in_chans = task.in_chans or 3
     if checkpoint is None:
