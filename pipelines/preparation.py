@@ -12,7 +12,6 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
 from datamodules.common.errors import UserError, examples
-from datamodules.common.files import write_json
 from pipelines.advice import shared_memory_doubts
 from pipelines.callbacks.checkpoints import KeepBest, SaveLast
 from pipelines.callbacks.curves import Curves
@@ -23,19 +22,13 @@ from pipelines.callbacks.report import Report
 from pipelines.callbacks.run_files import RunFiles
 from pipelines.callbacks.student import WriteStudent
 from pipelines.config.values import differences
-from pipelines.ensemble import Ensemble
-from pipelines.exported.runtime import use_exported
 from pipelines.lightning_parts import refuse_batch_hooks
 from pipelines.run.checkpoints import global_step_of
-from pipelines.run.compatibility import check_data, check_fits
 from pipelines.run.directory import (
     checkpoint_config,
-    find_checkpoint,
     new_run,
     newest_config,
     run_config,
-    run_of_checkpoint,
-    task_name,
     wandb_id,
     write_config,
     write_data_files,
@@ -45,17 +38,11 @@ from pipelines.run.masking import masked
 from pipelines.run.metrics_file import MetricsCSV
 from pipelines.run.student import task_config
 from pipelines.run.tracking import wandb_logger
-from pipelines.run.wandb_evaluation import evaluation_logger
 from pipelines.run.wandb_media import log_data
-from pipelines.run.writable import check_writable
 from pipelines.run_trainer import RunTrainer
 from tasks.checks import TrainingPlan
 from tasks.hooks import TaskHooks
 from tasks.noisy_student import NoisyStudent
-
-#: What to do where a command's results cannot be written beside its checkpoint.
-_COPY = "make it writable, or copy the checkpoint elsewhere and give --ckpt_path COPY.ckpt with --runs_dir PLACE"
-_ELSEWHERE = {"validate": _COPY, "test": _COPY, "predict": "give a writable folder with --output"}
 
 
 def prepare(
@@ -111,69 +98,6 @@ def check_training(trainer: RunTrainer, model: TaskHooks, datamodule: pl.Lightni
         print(f"warning: {doubt}", file=sys.stderr, flush=True)
 
 
-def start_evaluation(
-    trainer: RunTrainer,
-    model: TaskHooks,
-    datamodule: pl.LightningDataModule | None,
-    ckpt_path: str | list[str] | None,
-    command: str,
-    output: str | None = None,
-) -> str | None:
-    """Find the checkpoint, see that it fits model and data, and add what writes the results.
-
-    Returns:
-        The checkpoint that Lightning is to load; None for an ensemble, which has its weights.
-
-    Raises:
-        UserError: If there is none, or it is of another model or other classes.
-    """
-    checkpoints = _checkpoints_of(trainer, model, ckpt_path)
-    is_ensemble = isinstance(model, Ensemble)
-    run = None if is_ensemble else run_of_checkpoint(checkpoints[0])
-    _check_place(trainer, run, output, command)
-    prepare(trainer, model, datamodule, command, weights_follow=True)
-    exported = not is_ensemble and use_exported(model.taught, checkpoints[0])
-    if not is_ensemble and not exported:
-        check_fits(checkpoints[0], model.taught)
-    for checkpoint in checkpoints:
-        check_data(checkpoint, datamodule)
-    trainer.run_dir = run or (Path(output) if output else _new_run(trainer))
-    if is_ensemble and trainer.run_dir is not None and rank_zero_only.rank == 0:
-        write_json(trainer.run_dir / "ensemble.json", {"checkpoints": [str(file) for file in checkpoints]})
-    rank_zero_info(f"Using {', '.join(map(str, checkpoints))}.")
-    _watch_evaluation(trainer, run, command)
-    return None if is_ensemble or exported else str(checkpoints[0])
-
-
-def _check_place(trainer: RunTrainer, run: Path | None, output: str | None, command: str) -> None:
-    """Refuse to compute what could not be written."""
-    if output is not None:
-        check_writable(Path(output), "give a writable folder with --output")
-    else:
-        check_writable(run or trainer.runs_dir, _ELSEWHERE[command])
-
-
-def _watch_evaluation(trainer: RunTrainer, run: Path | None, command: str) -> None:
-    """Add what writes down an evaluation; `predict` has a writer of its own."""
-    trainer.callbacks[:0] = [_ranks(trainer), RunFiles(trainer.run_dir, trainer.config)]
-    if command == "predict":
-        return
-    _open_loggers_of_evaluation(trainer, run if command == "test" else None)
-    if trainer.run_dir is not None:
-        trainer.callbacks.append(_pictures(trainer, trainer.run_dir))
-    if trainer.report:
-        trainer.callbacks.append(Report(trainer.run_dir))
-
-
-def _checkpoints_of(trainer: RunTrainer, model: TaskHooks, ckpt_path: str | list[str] | None) -> list[Path]:
-    """The checkpoint to evaluate; of an ensemble all of them."""
-    if isinstance(model, Ensemble):
-        return model.checkpoints
-    if isinstance(ckpt_path, list):
-        raise UserError(f"ckpt_path is {ckpt_path}, but the model is one task: give one file, or an Ensemble.")
-    return [find_checkpoint(trainer.runs_dir, trainer.run_name, ckpt_path, task_name(trainer.config))]
-
-
 def start_run(
     trainer: RunTrainer,
     model: TaskHooks,
@@ -190,12 +114,12 @@ def start_run(
         run: The run that is continued; None for a new one.
         checkpoint: What training starts from, if anything.
     """
-    trainer.run_dir = directory = run or _new_run(trainer)
+    trainer.run_dir = directory = run or choose_run(trainer)
     config = _resolved_config(trainer, model, datamodule)
     carried = None if config is None else checkpoint_config(task_config(config, model, datamodule))
     files = RunFiles(directory, carried)
     files.is_resumed = run is not None
-    trainer.callbacks[:0] = [_ranks(trainer), files]
+    trainer.callbacks[:0] = [watch_ranks(trainer), files]
     # Ranks above 0 learn the directory from rank 0 once the ranks are connected; until then nothing is written.
     if trainer.report:
         trainer.callbacks.append(Report(directory))
@@ -211,7 +135,7 @@ def start_run(
     resumes_at = None if checkpoint is None or run is None else global_step_of(checkpoint)
     _open_loggers(trainer, directory, config or dict(model.hparams), resumes_at)
     log_data(trainer.loggers, trainer.run_name, datamodule)
-    trainer.callbacks += [_pictures(trainer, directory), Curves(directory)]
+    trainer.callbacks += [draw_pictures(trainer, directory), Curves(directory)]
     return files
 
 
@@ -227,18 +151,13 @@ def _say_what_changed(directory: Path, config: dict[str, Any]) -> None:
         rank_zero_info(f"The run goes on with changed settings: {examples(changed, 12)}.")
 
 
-@rank_zero_only
-def print_metrics(trainer: RunTrainer) -> None:
-    """Print what an evaluation measured, and where it is written."""
-    lines = [f"  {name:<20}  {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items())]
-    print("\n".join([*lines, f"  {'written to':<20}  {trainer.run_dir}"]), flush=True)
-
-
-def _ranks(trainer: RunTrainer) -> Ranks:
+def watch_ranks(trainer: RunTrainer) -> Ranks:
+    """What names a rank that hangs."""
     return Ranks(trainer.rank_start_timeout, trainer.rank_timeout)
 
 
-def _new_run(trainer: RunTrainer) -> Path | None:
+def choose_run(trainer: RunTrainer) -> Path | None:
+    """A new run directory, on rank 0; the others are told later."""
     return new_run(trainer.runs_dir, trainer.run_name) if rank_zero_only.rank == 0 else None
 
 
@@ -289,16 +208,9 @@ def _open_loggers(trainer: RunTrainer, directory: Path, config: dict[str, Any], 
     trainer.loggers = [csv, *([tracker] if tracker else []), *trainer.user_loggers]
 
 
-def _pictures(trainer: RunTrainer, run: Path) -> Pictures:
+def draw_pictures(trainer: RunTrainer, run: Path) -> Pictures:
+    """What draws an evaluation's pictures."""
     return Pictures(run / "pictures", trainer.wandb.table_rows, trainer.wandb.table_pictures)
-
-
-def _open_loggers_of_evaluation(trainer: RunTrainer, run: Path | None) -> None:
-    """W&B goes on with the training's run; further loggers are those that this command was given."""
-    if trainer.loggers or rank_zero_only.rank != 0:
-        return  # they are open: the training was in this process
-    tracker = evaluation_logger(run, replace(trainer.wandb, mode=trainer.wandb_mode))
-    trainer.loggers = [*([tracker] if tracker else []), *trainer.user_loggers]
 
 
 def _has_validation(datamodule: pl.LightningDataModule | None) -> bool:

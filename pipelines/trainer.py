@@ -25,14 +25,13 @@ from pipelines.defaults import (
     with_own_plugins,
 )
 from pipelines.epoch_loop import EpochLoop
+from pipelines.evaluation import print_metrics, start_evaluation
 from pipelines.hardware import AveragedWeights, Precision, resolve_precision
 from pipelines.lightning_parts import check_parts, wait_for_ranks
 from pipelines.outputs.detections import BoxFormat
 from pipelines.preparation import (
     check_training,
     prepare,
-    print_metrics,
-    start_evaluation,
     start_run,
 )
 from pipelines.resuming import resumes_nothing, start_of

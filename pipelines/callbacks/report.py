@@ -20,15 +20,13 @@ from pipelines.listing import PROGRAM
 from pipelines.report import collect, kinds
 from pipelines.report.document import write_report
 from pipelines.report.measured import Collector, Measured, digest_of, file_of, read, write
-from pipelines.run.directory import is_stage
 from tasks.calibration import CalibratedTask
 
 
 class Report(Callback):
     """Keeps what each image of a validation or a test gave, and writes it, ``report.html`` and ``README.md``.
 
-    In training the best validation is kept, as ``best.ckpt`` is; stages of a noisy-student loop, which has a report of
-    its own, get none. See ``pipelines.report.measured`` for the file.
+    In training the best validation is kept, as ``best.ckpt`` is. See ``pipelines.report.measured`` for the file.
 
     Args:
         directory: The run's, on rank 0.
@@ -99,7 +97,7 @@ class Report(Callback):
         began = time.monotonic()
         parts = gathered(self._collector)
         self._collector = Collector()
-        if self.directory is None or not trainer.is_global_zero or is_stage(self.directory):
+        if self.directory is None or not trainer.is_global_zero:
             return False
         value = trainer.callback_metrics.get(task.monitor) if only_best else None
         if only_best and not self._is_best(math.nan if value is None else float(value), task.mode):

@@ -14,7 +14,8 @@ from torch import nn
 from datamodules.common.errors import UserError
 from pipelines import cli
 from pipelines.command import Command
-from pipelines.preparation import prepare, print_metrics, start_run
+from pipelines.evaluation import print_metrics
+from pipelines.preparation import prepare, start_run
 from pipelines.run.checkpoints import open_checkpoint
 from pipelines.run.compatibility import check_fits
 from pipelines.run.directory import find_checkpoint

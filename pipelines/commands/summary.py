@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from datamodules.common.errors import UserError
 from datamodules.common.files import atomic_path
 from pipelines import cli
 from pipelines.callbacks.overview import short_number
 from pipelines.command import Command
 from pipelines.config.words import CONFIG, flags
+from pipelines.exported.metadata import is_exported
 from pipelines.outputs.layer_table import field_figure, layer_table
-from pipelines.run.checkpoints import open_checkpoint
+from pipelines.run.directory import find_checkpoint
+from pipelines.run.loading import load_weights
 from pipelines.trainer import Trainer
 from tasks.base import Task
 from tasks.flops import gray_image, predicting
@@ -58,17 +61,18 @@ def summary(
     """Show the layers of a network: shapes, parameters, multiply-accumulates, receptive fields, memory.
 
     Args:
-        trainer: Not used; nothing is trained.
+        trainer: Knows the run; nothing is trained.
         model: Any task.
         datamodule: The data; they are read only where the config leaves the number of classes to them.
-        ckpt_path: Take the network of this checkpoint, with its weights.
+        ckpt_path: Take the network of this checkpoint, with its weights: a file, ``best`` or ``last``.
         output: Folder for ``layers.json``, and ``effective_field.png``, which shows on which pixels the middle of the
             deepest map depends: by gradient on noise, Luo et al. 2016, https://arxiv.org/abs/1701.04128.
 
     Returns:
         The layers, in the order of their calls.
     """
-    task = _built(model.taught, datamodule, ckpt_path)
+    checkpoint = None if ckpt_path is None else find_checkpoint(trainer.runs_dir, trainer.run_name, ckpt_path)
+    task = _built(model.taught, datamodule, checkpoint)
     layers = list_layers(task)
     print("\n".join(layer_table(layers)))
     print("\n".join(totals(task, layers)), flush=True)
@@ -77,15 +81,18 @@ def summary(
     return layers
 
 
-def _built(task: Task, datamodule: Any, checkpoint: str | None) -> Task:
-    task.load_pretrained = checkpoint is None
+def _built(task: Task, datamodule: Any, checkpoint: Path | None) -> Task:
     if task.num_classes is None:
-        datamodule.setup("fit")
+        if datamodule.class_names is None:  # a checkpoint's data knows them
+            datamodule.setup("fit")
         task.resolve(datamodule.spec(), type(datamodule).__name__)
     task.in_chans = task.in_chans or 3
-    task.configure_model()
-    if checkpoint is not None:
-        task.load_state_dict(open_checkpoint(Path(checkpoint))["state_dict"])
+    if checkpoint is None:
+        task.configure_model()
+        return task
+    if is_exported(checkpoint):
+        raise UserError(f"--ckpt_path {checkpoint} is an exported file, which has no layers: give its checkpoint.")
+    load_weights(task, checkpoint)
     return task
 
 

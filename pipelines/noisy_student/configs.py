@@ -15,7 +15,7 @@ MODEL_NOISE = ("drop_rate", "drop_path_rate", "mixup", "cutmix", "erasing", "col
 #: Settings of the trainer that change nothing in what comes out: changing them repeats nothing.
 COSMETIC = (
     *("wandb", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "logger", "profiler"),
-    *("save_every_minutes", "save_every_n_steps", "num_sanity_val_steps", "default_root_dir"),
+    *("save_every_minutes", "save_every_n_steps", "num_sanity_val_steps", "default_root_dir", "report"),
 )
 
 

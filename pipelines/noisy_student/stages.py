@@ -45,7 +45,8 @@ def train(directory: Path, settings: Settings, data: DataModule, config: dict[st
         name: Of the checkpoint that is left, ``teacher`` or ``student``.
     """
     place = ["--name", directory.name, "--runs_dir", str(directory.parent)]  # its run directory is 0 in this one
-    of_role: dict[str, Any] = merged({"trainer": {"wandb": {"job_type": name}}}, config)
+    # The loop has a report of its own.
+    of_role: dict[str, Any] = merged({"trainer": {"wandb": {"job_type": name}, "report": False}}, config)
     with config_file(directory / "config.yaml", of_role) as file:
         words = ["--config", str(file), *place, "--resume", "auto", *trust_flags(packages_of(config))]
         run_command(FIT, words, settings.launch)

@@ -20,7 +20,7 @@ CONFIDENCES = np.linspace(0, 1, 201)
 #: What becomes of annotations and detections, in the order of `error_kinds`, with its color.
 KINDS = {
     "correct": "#54a24b",
-    "localisation": "#f2cf5b",
+    "localization": "#f2cf5b",
     "class": "#b279a2",
     "duplicate": "#4c78a8",
     "background": "#e45756",

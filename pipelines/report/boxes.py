@@ -9,7 +9,7 @@ learned, else by their boxes. ``facts`` has the ``thresholds`` of the classes, f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +67,7 @@ def finished(measured: Measured, task: Any) -> Measured:
 
 
 def _numbers_in_image(image: Ints) -> Ints:
-    """Of objects (D,) with the images they are in: the how-manieth each is in its image."""
+    """Of objects (D,) with the images they are in: the number of each within its image."""
     order = np.argsort(image, kind="stable")
     numbers = np.empty(len(image), np.int64)
     numbers[order] = np.arange(len(image)) - np.searchsorted(image[order], image[order])
@@ -104,19 +104,37 @@ def thresholds(measured: Measured) -> Floats:
     return np.asarray(measured.facts["thresholds"], np.float64)
 
 
+def by_class(image: Ints, labels: Ints, measured: Measured) -> Ints:
+    """How many of some objects, given by image and class, are in each image and of each class, (N, K)."""
+    table = np.zeros((len(measured), len(measured.class_names)), np.int64)
+    np.add.at(table, (image, labels), 1)
+    return table
+
+
 def scorer(measured: Measured) -> Scorer:
     """AP50 and mAP."""
-    each = [matching_of(measured, float(iou)) for iou in IOUS]
-    truths = np.zeros((len(measured), len(measured.class_names)), np.int64)
-    single = ~each[0].crowd
-    np.add.at(truths, (each[0].true_image[single], each[0].true_labels[single]), 1)
-    hit, ignored = np.stack([m.hit for m in each]), np.stack([m.ignored for m in each])
+    precision = _average_precisions(measured, IOUS)
 
     def score(counts: NDArray[Any]) -> dict[str, Floats]:
-        table = average_precision(counts, each[0].image, each[0].labels, hit, ignored, truths)
+        table = precision(counts)
         return {"map": table.mean(1), "map_50": table[:, 0]}
 
     return score
+
+
+def scorer_50(measured: Measured) -> Scorer:
+    """AP50 alone, which costs a tenth of both."""
+    precision = _average_precisions(measured, IOUS[:1])
+    return lambda counts: {"map_50": precision(counts)[:, 0]}
+
+
+def _average_precisions(measured: Measured, ious: Floats) -> Callable[[NDArray[Any]], Floats]:
+    """Of counts of images (R, N) the mean average precision at T IoUs, (R, T)."""
+    each = [matching_of(measured, float(iou)) for iou in ious]
+    one = each[0]
+    hit, ignored = np.stack([m.hit for m in each]), np.stack([m.ignored for m in each])
+    truths = by_class(one.true_image[~one.crowd], one.true_labels[~one.crowd], measured)
+    return lambda counts: average_precision(counts, one.image, one.labels, hit, ignored, truths)
 
 
 def confidences(measured: Measured) -> tuple[Floats, NDArray[np.bool_], Ints]:

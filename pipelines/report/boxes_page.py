@@ -16,7 +16,7 @@ from pipelines.outputs.svg import Series, chart
 from pipelines.report import boxes, parts
 from pipelines.report.measured import Measured
 from pipelines.report.scoring import FEW, Scorer, scored
-from pipelines.scorers import average_precision, f1_of_counts
+from pipelines.scorers import f1_of_counts
 from tasks.detection.evaluation.curves import (
     RECALLS,
     confusion_matrix,
@@ -35,7 +35,7 @@ CONFIDENCES = np.linspace(0, 1, 101)
 #: Kinds of errors with what they mean; see ``tasks.detection.evaluation.curves.error_kinds``.
 KINDS = {
     "correct": "found, right class, IoU of at least 0.5",
-    "localisation": "right class, IoU from 0.1 to below 0.5",
+    "localization": "right class, IoU from 0.1 to below 0.5",
     "class": "right place, another class",
     "duplicate": "a second box for an object that was found",
     "background": "nothing is annotated there",
@@ -54,8 +54,8 @@ def sections(measured: Measured, said: str) -> list[tuple[str, str]]:
         ("Precision and recall, and thresholds", _curves(measured, matching)),
         ("Calibration", _calibration(measured)),
         ("Size of the objects", _sizes(measured, matching)),
-        ("Properties of the pictures", parts.properties(measured, _ap50, "map_50")),
-        ("Mistakes", _mistakes(measured)),
+        ("Properties of the pictures", parts.properties(measured, boxes.scorer_50, "map_50")),
+        ("Mistakes", _mistakes(measured, matching)),
     ]
 
 
@@ -68,33 +68,15 @@ def described(measured: Measured) -> str:
     )
 
 
-def _ap50(measured: Measured) -> Scorer:
-    """AP50 alone, which costs a tenth of all."""
-    whole = boxes.matching_of(measured)
-    truths = np.zeros((len(measured), len(measured.class_names)), np.int64)
-    np.add.at(truths, (whole.true_image[~whole.crowd], whole.true_labels[~whole.crowd]), 1)
-
-    def score(counts: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-        hit, ignored = whole.hit[None], whole.ignored[None]
-        return {"map_50": average_precision(counts, whole.image, whole.labels, hit, ignored, truths)[:, 0]}
-
-    return score
-
-
 def _tables(measured: Measured, matching: Matching) -> tuple[Any, Any, Any]:
     """Right, kept and true objects of each image and class at the thresholds, (N, K)."""
     kept = matching.kept(boxes.thresholds(measured)) & ~matching.ignored
-    shape = (len(measured), len(measured.class_names))
-    found = []
-    for image, labels in (
-        (matching.image[kept & matching.hit], matching.labels[kept & matching.hit]),
-        (matching.image[kept], matching.labels[kept]),
-        (matching.true_image[~matching.crowd], matching.true_labels[~matching.crowd]),
-    ):
-        table = np.zeros(shape)
-        np.add.at(table, (image, labels), 1)
-        found.append(table)
-    return found[0], found[1], found[2]
+    right, single = kept & matching.hit, ~matching.crowd
+    return (
+        boxes.by_class(matching.image[right], matching.labels[right], measured),
+        boxes.by_class(matching.image[kept], matching.labels[kept], measured),
+        boxes.by_class(matching.true_image[single], matching.true_labels[single], measured),
+    )
 
 
 def _classes(measured: Measured, matching: Matching) -> str:
@@ -172,11 +154,8 @@ def _recall(matching: Matching, found: NDArray[np.bool_], objects: NDArray[np.bo
     return lambda counts: {"recall": (counts @ hits) / np.maximum(counts @ total, 1)}
 
 
-def _mistakes(measured: Measured) -> str:
-    matching, at = boxes.matching_of(measured), boxes.thresholds(measured)
-    kept = matching.kept(at)
-    hits, number, true = (table.sum(1) for table in _tables(measured, matching))
-    f1 = np.where(number + true > 0, 2 * hits / np.maximum(number + true, 1), 2.0)
+def _mistakes(measured: Measured, matching: Matching) -> str:
+    kept, f1 = matching.kept(boxes.thresholds(measured)), _image_f1(measured, matching)
     worst = [i for i in np.argsort(f1, kind="stable").tolist() if f1[i] < 1][:SHOWN]
     false = np.flatnonzero(kept & (matching.truth < 0))[:SHOWN].tolist()
     missed = np.flatnonzero(~matching.found(kept) & ~matching.crowd)
@@ -260,7 +239,11 @@ def _around(measured: Measured, image: int, box: NDArray[Any], label: int, score
 
 def image_scores(measured: Measured) -> NDArray[np.float64]:
     """How good each image's answer is, (N,): F1 of its objects at the thresholds."""
-    hits, number, true = (table.sum(1) for table in _tables(measured, boxes.matching_of(measured)))
+    return _image_f1(measured, boxes.matching_of(measured))
+
+
+def _image_f1(measured: Measured, matching: Matching) -> NDArray[np.float64]:
+    hits, number, true = (table.sum(1) for table in _tables(measured, matching))
     return np.asarray(np.where(number + true > 0, 2 * hits / np.maximum(number + true, 1), 1.0))
 
 

@@ -18,13 +18,11 @@ from pipelines.report.measured import Measured
 
 TAGS = {
     "images": "image-classification",
-    "labels": "image-classification",
     "pixels": "image-segmentation",
     "boxes": "object-detection",
 }
 #: Names of metrics on the hub.
 METRICS = {"miou": "mean_iou"}
-SPLITS = {"val": "validation", "test": "test"}
 Found = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
@@ -44,11 +42,9 @@ def model_card(
     tag = TAGS[one.facts["kind"]]
     model = (config.get("model") or {}).get("init_args") or {}
     source = str(one.facts.get("source", "data"))
-    net = " on ".join(str(model[key]) for key in ("detector", "architecture", "backbone") if model.get(key))
     names = ", ".join(one.class_names[:40]) + (", ..." if len(one.class_names) > 40 else "")
-    what = (
-        f"{tag.replace('-', ' ').capitalize()} with {net or 'a network'}, trained with vision-pipelines {__version__}."
-    )
+    task, net = tag.replace("-", " ").capitalize(), network(model) or "a network"
+    what = f"{task} with {net}, trained with vision-pipelines {__version__}."
     parts_of_card = [
         f"---\n{yaml.safe_dump(_header(name, tag, source, model, found), sort_keys=False, allow_unicode=True)}---\n",
         f"# {name}\n\n{what} Classes: {names}.\n",
@@ -63,10 +59,15 @@ def model_card(
     parts_of_card += [
         "## Training\n" + (f"\n```\n{command}\n```\n" if command else ""),
         f"Data: {_folder(source)}. Images and splits: `split.json`; all settings: `config.yaml`.\n",
-        "## Limits\n\nMeasured on images like those of the splits above only. Intended use, licence and what the data"
+        "## Limits\n\nMeasured on images like those of the splits above only. Intended use, license and what the data"
         " may be used for are for the author to add.\n",
     ]
     return "\n".join(parts_of_card)
+
+
+def network(model: Mapping[str, Any]) -> str:
+    """What a task's arguments say of its network; may be empty."""
+    return " on ".join(str(model[key]) for key in ("detector", "architecture", "backbone") if model.get(key))
 
 
 def _header(name: str, tag: str, source: str, model: Mapping[str, Any], found: Found) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def _results(measured: Mapping[str, Measured], found: Found) -> str:
         for metric, value in of.items():
             ends = f"{value['low']:.4f} to {value['high']:.4f}"
             number = f"{len(measured[split]):,}"
-            lines.append(f"| {SPLITS[split]} | {number} | {parts.word(metric)} | {value['mean']:.4f} | {ends} |")
+            lines.append(f"| {parts.SPLITS[split]} | {number} | {parts.word(metric)} | {value['mean']:.4f} | {ends} |")
     return "\n".join([*lines, ""])
 
 
@@ -103,7 +104,7 @@ def _result(tag: str, source: str, split: str, found: Mapping[str, Mapping[str, 
         }
         for name, value in found.items()
     ]
-    data = {"name": _folder(source), "type": _folder(source).lower(), "split": SPLITS[split]}
+    data = {"name": _folder(source), "type": _folder(source).lower(), "split": parts.SPLITS[split]}
     return {"task": {"type": tag}, "dataset": data, "metrics": metrics}
 
 

@@ -15,21 +15,16 @@ from torch import Tensor
 
 from datamodules.decoding.video import is_frame
 
-KINDS = ("images", "labels", "pixels", "boxes")
-
 
 def kind_of(outputs: Mapping[str, Any], multi_label: bool) -> str | None:
-    """What a task's predictions are: one class (``images``) or several labels of images, ``pixels``, ``boxes``.
+    """What a task's predictions are: ``images`` with one class each, ``pixels``, ``boxes``.
 
-    None for what has no report: several labels a pixel.
+    None for what has no report: several labels an image or a pixel.
     """
-    if "boxes" in outputs:
-        return "boxes"
-    if "mask" in outputs:
-        return None if multi_label else "pixels"
-    if "logits" in outputs:
-        return "labels" if multi_label else "images"
-    return None
+    if multi_label:
+        return None
+    kinds = {"boxes": "boxes", "mask": "pixels", "logits": "images"}
+    return next((kind for key, kind in kinds.items() if key in outputs), None)
 
 
 def properties(batch: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:

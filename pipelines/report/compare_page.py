@@ -28,7 +28,7 @@ def write_comparison(path: Path, recipes: Sequence[Recipe], found: Sequence[Diff
     measured = recipes[0].first.measured
     main = kinds.main(measured)
     firsts = [one for one in found if one.metric == main]
-    split = {"val": "validation", "test": "test"}[measured.facts["split"]]
+    split = parts.SPLITS[measured.facts["split"]]
     body = [
         f"<h1>{page.escaped(' and '.join(recipe.label for recipe in recipes))}</h1>",
         *(f"<p class=m>{page.escaped(sentence(one))}</p>" for one in firsts),

@@ -48,7 +48,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Difference:
-    """What ``better`` scores above ``than`` (the second recipe above the first) by one metric.
+    """What the second recipe scores above the first by one metric.
 
     Attributes:
         a: Label of the first recipe.
@@ -241,22 +241,16 @@ def swap_test(a: Recipe, b: Recipe, replicates: int, seed: int) -> dict[str, flo
     return found
 
 
-def sentence(difference: Difference, points: bool = True) -> str:
-    """What a person is told.
-
-    Args:
-        difference: Of the main metric.
-        points: Whether the metric is a fraction, told in hundredths.
-    """
-    scale, unit = (100.0, " points") if points else (1.0, "")
-    value, low, high = (scale * number for number in (difference.value, difference.low, difference.high))
+def sentence(difference: Difference) -> str:
+    """What a person is told of the main metric, a fraction, in hundredths."""
+    value, low, high = (100 * number for number in (difference.value, difference.low, difference.high))
     better = difference.b if value >= 0 else difference.a
     who = "two recipes" if difference.of_recipes else "these two trained models, not of their recipes"
     if difference.is_shown:
         least, most = (low, high) if value >= 0 else (-high, -low)
-        return f"{better} is better by {abs(value):.1f}{unit} [{least:.1f}, {most:.1f}] (of {who})"
+        return f"{better} is better by {abs(value):.1f} points [{least:.1f}, {most:.1f}] (of {who})"
     ends = f"[{low:+.1f}, {high:+.1f}]"
-    return f"not shown: {difference.b} scores {value:+.1f}{unit} {ends} beside {difference.a} (of {who})"
+    return f"not shown: {difference.b} scores {value:+.1f} points {ends} beside {difference.a} (of {who})"
 
 
 def changes(recipes: Sequence[Recipe]) -> list[tuple[str, list[str]]]:

@@ -24,7 +24,6 @@ from pipelines.run.directory import newest_config, task_name
 
 PAGE, CARD = "report.html", "README.md"
 MAX_CURVES = 6
-TITLES = {"val": "validation", "test": "test"}
 Found = dict[str, dict[str, dict[str, Any]]]
 """Scores with their intervals, by split and metric."""
 
@@ -59,7 +58,7 @@ def write_report(run: Path) -> Path:
         _section("Training", _curves(run, measured[shown])),
         _section("Metrics", _metrics(found)),
     ]
-    body.append(f"<p>All that follows is of the {len(measured[shown]):,} {TITLES[shown]} images.</p>")
+    body.append(f"<p>All that follows is of the {len(measured[shown]):,} {parts.SPLITS[shown]} images.</p>")
     said = _said_of_temperature(measured[shown], shown)
     body += [_section(title, text) for title, text in kinds.page_of(measured[shown]).sections(measured[shown], said)]
     body.append(_section("How it was made", _environment(run, config)))
@@ -77,7 +76,7 @@ def _summary(measured: Mapping[str, Measured], found: Found, config: Mapping[str
     main = kinds.main(one)
     model = (config.get("model") or {}).get("init_args") or {}
     of_seed = f", seed {config['seed_everything']}" if "seed_everything" in config else ""
-    net = " on ".join(str(model[key]) for key in ("detector", "architecture", "backbone") if model.get(key))
+    net = card.network(model)
     what = f"{task_name(config) or 'A model'} ({net}{of_seed})" if net else "A model"
     groups = one.groups
     resampled = "images" if groups is None else f"groups of images ({int(groups.max()) + 1:,})"
@@ -86,10 +85,12 @@ def _summary(measured: Mapping[str, Measured], found: Found, config: Mapping[str
         if shown == "val"
         else ""
     )
-    bars = [Bar(TITLES[split], *(of[main][key] for key in ("mean", "low", "high"))) for split, of in found.items()]
+    bars = [
+        Bar(parts.SPLITS[split], *(of[main][key] for key in ("mean", "low", "high"))) for split, of in found.items()
+    ]
     return (
         f"<p class=m>{page.escaped(parts.word(main))} <b>{parts.with_interval(found[shown][main])}</b> on"
-        f" {len(one):,} {TITLES[shown]} images</p>"
+        f" {len(one):,} {parts.SPLITS[shown]} images</p>"
         f"<p>{page.escaped(what)}, {len(one.class_names):,} classes. Intervals hold 95 %: a bootstrap over {resampled}."
         f" They say how far this model's figure may be off on other images like these, not how another training of the"
         f" same recipe would turn out (<code>compare</code> does, of several seeds).{chosen}</p>"
@@ -150,7 +151,7 @@ def _curves(run: Path, measured: Measured) -> str:
 
 
 def _metrics(found: Found) -> str:
-    tables = [f"<h3>{TITLES[split].capitalize()}</h3>{parts.metrics_table(one)}" for split, one in found.items()]
+    tables = [f"<h3>{parts.SPLITS[split].capitalize()}</h3>{parts.metrics_table(one)}" for split, one in found.items()]
     return "".join(tables)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp, softmax
 
 from pipelines.report.collect import hash_of
 from pipelines.report.measured import Measured
@@ -36,16 +37,15 @@ def collect(batch: Mapping[str, Any], outputs: Mapping[str, Any], classes: int, 
         divisor: What the logits were divided by.
     """
     logits = outputs["logits"].float() * divisor
-    size = len(logits)
     top, order = logits.topk(classes if classes <= ALL_UP_TO else min(classes, MOST), dim=1)
     label = batch["label"]
-    truth = label.argmax(1) if label.is_floating_point() else label
-    truth = truth.cpu().numpy().astype(np.int64)
+    of_truth = label.argmax(1) if label.is_floating_point() else label.long()
+    truth = of_truth.cpu().numpy()
     return {
         "truth": truth,
         "logits": top.cpu().numpy().astype(np.float16),
         "classes": order.cpu().numpy().astype(np.int32),
-        "truth_logit": logits.cpu().numpy()[np.arange(size), truth].astype(np.float32),
+        "truth_logit": logits.gather(1, of_truth[:, None])[:, 0].cpu().numpy(),
         "truth_hash": np.array([hash_of(one) for one in truth], np.int64),
     }
 
@@ -67,17 +67,14 @@ def right(measured: Measured) -> NDArray[np.bool_]:
 
 def probabilities(measured: Measured, temperature: float = 1.0) -> Floats:
     """Of the kept classes, float64 (N, M)."""
-    logits = measured.arrays["logits"].astype(np.float64) / temperature
-    powers = np.exp(logits - logits[:, :1])
-    return np.asarray(powers / powers.sum(1, keepdims=True))
+    return np.asarray(softmax(measured.arrays["logits"].astype(np.float64) / temperature, axis=1))
 
 
 def truth_probability(measured: Measured, temperature: float = 1.0) -> Floats:
     """What the true class was given, (N,)."""
     logits = measured.arrays["logits"].astype(np.float64) / temperature
     own = measured.arrays["truth_logit"].astype(np.float64) / temperature
-    top = np.maximum(logits[:, 0], own)
-    return np.asarray(np.exp(own - top) / np.exp(logits - top[:, None]).sum(1)).clip(0, 1)
+    return np.asarray(np.exp(np.minimum(own - logsumexp(logits, axis=1), 0)))
 
 
 def by_class(measured: Measured) -> tuple[Any, Any, Any]:

@@ -18,7 +18,6 @@ MAX_MATRIX = 25  # classes up to which the confusion matrix is a table
 MAX_CONFUSIONS = 15
 MAX_CURVES = 6
 MAX_CLASSES = 200  # classes up to which their F1 has intervals
-CONFIDENCES = np.linspace(0, 1, 51)
 
 
 def sections(measured: Measured, said: str) -> list[tuple[str, str]]:
@@ -81,13 +80,6 @@ def _confusions(measured: Measured) -> str:
 def _thresholds(measured: Measured) -> str:
     """What is gained where answers below a probability are left to a person."""
     confidence, right, _ = images.confidences(measured, measured.temperature)
-    taken = confidence[None] >= CONFIDENCES[:, None]
-    coverage = taken.mean(1)
-    accuracy = np.where(taken.any(1), (taken & right).sum(1) / np.maximum(taken.sum(1), 1), np.nan)
-    series = [
-        Series(CONFIDENCES.tolist(), accuracy.tolist(), "accuracy of the answers that are taken"),
-        Series(CONFIDENCES.tolist(), coverage.tolist(), "fraction of the images that are answered"),
-    ]
     rows = []
     for wanted in (0.9, 0.95, 0.98, 0.99):
         at = _least_threshold(confidence, right, wanted)
@@ -98,7 +90,8 @@ def _thresholds(measured: Measured) -> str:
         "<p>Answers below a probability (at the checkpoint's temperature) are left out: how many remain, and how many"
         " of these are right. The table is fitted to these images, so expect a little less on others.</p>"
     )
-    drawn = chart(series, "", "least probability", "", (0, 1), (0, 1.02))
+    words = "accuracy of the answers that are taken", "fraction of the images that are answered"
+    drawn = parts.thresholds(confidence, right, *words)
     return intro + drawn + page.table(["accuracy wanted", "least probability", "answered"], rows)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -182,9 +182,8 @@ def read_splits(run: Path) -> dict[str, Measured]:
 class Collector:
     """Batches as they are evaluated; a batch's values are arrays (B, ...), or lists of B arrays of any length."""
 
-    def __post_init__(self) -> None:
-        self.ids: list[int] = []
-        self.parts: list[tuple[dict[str, NDArray[Any]], dict[str, list[NDArray[Any]]]]] = []
+    ids: list[int] = field(default_factory=list)
+    parts: list[tuple[Arrays, dict[str, list[NDArray[Any]]]]] = field(default_factory=list)
 
     def add(self, ids: list[int], values: Mapping[str, Any]) -> None:
         """Add a batch of the images with these numbers."""

@@ -22,8 +22,7 @@ Floats = NDArray[np.float64]
 BINS = 15  # of a reliability diagram, as the metric `ece`
 PARTS = 4  # of the images by a property
 SIDE = 220  # pixels of a thumbnail
-#: Scores of which less is better.
-FALLING = ("loss", "calibration error")
+SPLITS = {"val": "validation", "test": "test"}
 WORDS = {
     "f1": "F1, mean of the classes",
     "top5": "accuracy among the best 5",
@@ -121,6 +120,18 @@ def _reliability(bins: Floats, title: str) -> str:
         Series(centers, (number / max(number.sum(), 1)).tolist(), "fraction of the answers", "line", color="#54a24b"),
     ]
     return chart(series, title, "stated probability", "fraction right", (0, 1), (0, 1))
+
+
+# Thresholds.
+
+
+def thresholds(confidence: Floats, right: NDArray[np.bool_], accuracy: str, share: str) -> str:
+    """What is gained where answers below a probability are left out: a chart, its series with these names."""
+    at = np.linspace(0, 1, 51)
+    taken = confidence[None] >= at[:, None]
+    known = np.where(taken.any(1), (taken & right).sum(1) / np.maximum(taken.sum(1), 1), np.nan)
+    series = [Series(at.tolist(), known.tolist(), accuracy), Series(at.tolist(), taken.mean(1).tolist(), share)]
+    return chart(series, "", "least probability", "", (0, 1), (0, 1.02))
 
 
 # Properties of pictures.

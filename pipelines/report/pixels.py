@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from pipelines.report.collect import as_png, from_png, hash_of
 from pipelines.report.measured import Measured
@@ -166,6 +167,5 @@ def _sampled(measured: Measured) -> NDArray[np.bool_]:
 
 def _probabilities(measured: Measured, temperature: float) -> Floats:
     """Of those the probabilities (E, K)."""
-    logits = measured.each["sample"][_sampled(measured)].astype(np.float64) / temperature
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return np.asarray(powers / powers.sum(1, keepdims=True))
+    logits = measured.each["sample"][_sampled(measured)].astype(np.float64)
+    return np.asarray(softmax(logits / temperature, axis=1))

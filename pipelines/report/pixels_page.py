@@ -10,7 +10,6 @@ from pipelines.outputs import page
 from pipelines.outputs.drawing import error_picture, overlay
 from pipelines.outputs.palettes import class_palette
 from pipelines.outputs.sheets import Picture
-from pipelines.outputs.svg import Series, chart
 from pipelines.report import parts, pixels
 from pipelines.report.measured import Measured
 from pipelines.report.regions import FOUND, KINDS, TOLERANCE, Errors, errors_of
@@ -69,16 +68,8 @@ def _confusions(measured: Measured) -> str:
 def _thresholds(measured: Measured) -> str:
     """What is gained where pixels below a probability are left open."""
     confidence, right, _ = pixels.confidences(measured, measured.temperature)
-    if not len(confidence):
-        return ""
-    at = np.linspace(0, 1, 51)
-    taken = confidence[None] >= at[:, None]
-    accuracy = np.where(taken.any(1), (taken & right).sum(1) / np.maximum(taken.sum(1), 1), np.nan)
-    series = [
-        Series(at.tolist(), accuracy.tolist(), "accuracy of the pixels that are taken"),
-        Series(at.tolist(), taken.mean(1).tolist(), "fraction of the pixels"),
-    ]
-    return chart(series, "", "least probability", "", (0, 1), (0, 1.02))
+    words = "accuracy of the pixels that are taken", "fraction of the pixels"
+    return parts.thresholds(confidence, right, *words) if len(confidence) else ""
 
 
 def _kinds(measured: Measured, found: dict[int, Errors]) -> str:

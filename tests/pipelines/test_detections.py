@@ -377,7 +377,7 @@ def test_kinds_of_errors_have_their_own_names_and_colors(monkeypatch: pytest.Mon
     numbers = {kind: number for number, kind in enumerate(figures.KINDS, 1)}
     errors = {kind: np.array([numbers[kind]]) for kind in sorted(numbers)}
     axes = figures.error_figure(errors, ["cat"]).axes[0]
-    said = ["correct 1", "localisation 2", "class 3", "duplicate 4", "background 5", "both 6", "missed 7"]
+    said = ["correct 1", "localization 2", "class 3", "duplicate 4", "background 5", "both 6", "missed 7"]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == said
     assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(k * (k - 1) / 2, k) for k in range(1, 8)]
     assert [to_hex(bar.get_facecolor()) for bar in axes.patches] == list(figures.KINDS.values())

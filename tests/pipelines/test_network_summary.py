@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from pipelines.__main__ import main
 from tasks.segmentation.architectures import ARCHITECTURES
+from tests.checkpoints import write_checkpoint
 
 
 def test_a_network_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -23,6 +25,17 @@ def test_a_network_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert all(layer["name"] in printed for layer in layers)
     assert "image       64 x 64 x 3" in printed
     assert Image.open(tmp_path / "effective_field.png").width > 300
+
+
+def test_a_checkpoint(capsys: pytest.CaptureFixture[str]):
+    write_checkpoint(Path("a.ckpt"), "classification", "pictures")
+    assert main(["summary", "--ckpt_path=a.ckpt"]) == 0
+    printed = capsys.readouterr().out
+    assert "image       48 x 48 x 3" in printed
+    assert re.search(r"Linear +2 ", printed)
+    Path("a.onnx").write_bytes(b"")
+    assert main(["summary", "--ckpt_path=a.onnx", "--config=quickstart"]) == 1
+    assert "an exported file, which has no layers" in capsys.readouterr().err
 
 
 DETECTORS = ["fcos", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rtdetr", "mask_rcnn", "yolo"))]

@@ -192,7 +192,7 @@ def test_scores_of_boxes_are_cocos():
     half = boxes.matching_of(measured.take(np.arange(6)))
     assert half.num_truths.sum() == 30
     sections = dict(boxes_page.sections(measured, ""))
-    assert "localisation" in sections["Kinds of errors"]
+    assert "localization" in sections["Kinds of errors"]
     assert "small (below 32 x 32)" in sections["Size of the objects"]
     assert "The largest missed objects" in sections["Mistakes"]
     assert boxes_page.pictures(measured, measured, 1).count("<img") == 2

@@ -269,3 +269,4 @@ def test_a_loop_is_one_group_with_job_types() -> None:
         "seed0/student1": {("loop", "student", "p")},
         ".": {("loop", "summary", "p")},
     }
+    assert not list(Path("runs/loop").rglob("val_images.npz"))  # the loop has a report of its own

@@ -78,7 +78,7 @@ def known() -> Matching:
         [
             (square(0), CAT, 0.9),  # right
             (square(2), CAT, 0.8),  # duplicate
-            (square(105), CAT, 0.7),  # localisation, and so the second cat is not missed
+            (square(105), CAT, 0.7),  # localization, and so the second cat is not missed
             (square(202), CAT, 0.6),  # class: a dog called cat
             (square(305), CAT, 0.5),  # both: beside a dog
             (square(402), CAT, 0.95),  # in a crowd of cats: neither right nor wrong
@@ -96,7 +96,7 @@ def test_kinds_of_errors_are_those_that_were_made(known: Matching) -> None:
     kinds = {name: counts.tolist() for name, counts in error_kinds(known, 0.1).items()}
     assert kinds == {
         "correct": [1, 0, 1],
-        "localisation": [1, 0, 0],
+        "localization": [1, 0, 0],
         "class": [1, 0, 0],
         "duplicate": [1, 0, 0],
         "background": [0, 3, 0],
@@ -114,7 +114,7 @@ def test_confusions_are_those_that_were_made(known: Matching) -> None:
         [1, 0, 0, 1],  # a cat was found, the other only beside it
         [1, 0, 0, 1],  # a dog called cat
         [0, 0, 1, 2],
-        [3, 3, 0, 0],  # duplicate, localisation and both are false alarms
+        [3, 3, 0, 0],  # duplicate, localization and both are false alarms
     ]
 
 
@@ -218,7 +218,7 @@ def test_random_cases_agree_with_coco_and_with_brute_force() -> None:
             assert table.diagonal()[:-1].tolist() == kinds["correct"].tolist() == hits.tolist()
             assert table.sum(0)[:-1].tolist() == (hits + wrong).tolist()
             assert table.sum(1)[:-1].tolist() == truths.tolist()
-            errors = [kinds[name] for name in ("localisation", "class", "duplicate", "background", "both")]
+            errors = [kinds[name] for name in ("localization", "class", "duplicate", "background", "both")]
             assert np.sum(errors, axis=0).tolist() == wrong.tolist()
             assert (kinds["missed"] <= truths - hits).all()
             total = truths.sum() + wrong.sum()

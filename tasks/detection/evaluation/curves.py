@@ -185,13 +185,13 @@ def error_kinds(matching: Matching, thresholds: ArrayLike) -> dict[str, Ints]:
     counted at a confidence threshold. With t the matching's IoU threshold (TIDE's foreground) and 0.1 its background,
     a detection that is wrong is, by the first that holds:
 
-    - ``localisation``: its best overlap with an annotation of its class is from 0.1 to below t;
+    - ``localization``: its best overlap with an annotation of its class is from 0.1 to below t;
     - ``class``: it overlaps one of another class by t or more;
     - ``duplicate``: it overlaps one of its class by t or more, which a detection of higher score has found;
     - ``background``: it overlaps none by 0.1 or more;
     - ``both``: it overlaps one of another class by 0.1 to below t: wrong place and wrong class.
 
-    ``missed`` are annotations that were not found and that no localisation or class error stands for. ``correct`` are
+    ``missed`` are annotations that were not found and that no localization or class error stands for. ``correct`` are
     the true positives. The errors but ``missed`` add up to the false positives; crowds are left out.
 
     Args:
@@ -209,7 +209,7 @@ def error_kinds(matching: Matching, thresholds: ArrayLike) -> dict[str, Ints]:
     rest = wrong.copy()
     kinds: dict[str, Bools] = {}
     for kind, holds in (
-        ("localisation", (own_iou > 0) & (own_iou < foreground)),
+        ("localization", (own_iou > 0) & (own_iou < foreground)),
         ("class", other_iou >= foreground),
         ("duplicate", own_iou >= foreground),
         ("background", other_iou == 0),
@@ -218,7 +218,7 @@ def error_kinds(matching: Matching, thresholds: ArrayLike) -> dict[str, Ints]:
         kinds[kind] = rest & holds
         rest &= ~holds
     missed = ~matching.found(kept) & ~matching.crowd
-    missed[own[kinds["localisation"]]] = False
+    missed[own[kinds["localization"]]] = False
     missed[other[kinds["class"]]] = False
     counted = {"correct": matching.labels[kept & matching.hit]}
     counted |= {kind: matching.labels[which] for kind, which in kinds.items()}
