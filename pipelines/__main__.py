@@ -37,6 +37,7 @@ MODULES = {
             "compare",
             "convert",
             "demo",
+            "explain",
             "export",
             "folds",
             "probe",

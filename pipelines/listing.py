@@ -27,6 +27,7 @@ COMMANDS = {
     "check": "look for what is wrong with a data set: files, annotations, classes, splits",
     "report": "write a run's report and model card again, from what lies in its directory",
     "compare": "say which of several runs is better on the same test images, and by how much",
+    "explain": "show which pixels a network answers by, with several methods, and which of them to believe",
     "summary": "show a network's layers: shapes, parameters, operations, receptive fields, memory",
     "demo": "show what checkpoints say of pictures, side by side, on a page in the browser",
     "convert": "convert boxes and masks between COCO JSON, VOC XML and YOLO text",

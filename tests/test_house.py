@@ -36,6 +36,7 @@ LAYERS = (
     ),
     ("pipelines.outputs",),
     ("pipelines.report",),
+    ("pipelines.explaining",),
     ("pipelines.callbacks",),
     ("pipelines.run_trainer",),
     ("pipelines.advice", "pipelines.defaults", "pipelines.epoch_loop", "pipelines.lightning_parts"),
