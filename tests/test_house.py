@@ -47,7 +47,7 @@ LAYERS = (
     ("pipelines.cli",),
     ("pipelines.commands", "pipelines.doctor"),
     ("pipelines.noisy_student",),
-    ("pipelines.commands.folds", "pipelines.tuning"),
+    ("pipelines.commands.folds", "pipelines.label_curve", "pipelines.tuning"),
     ("pipelines.api",),
     ("pipelines.commands.demo",),
     ("pipelines.__main__",),
