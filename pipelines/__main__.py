@@ -38,6 +38,7 @@ MODULES = {
             "convert",
             "demo",
             "export",
+            "features",
             "folds",
             "probe",
             "report",

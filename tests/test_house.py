@@ -43,7 +43,7 @@ LAYERS = (
     ("pipelines.evaluation", "pipelines.resuming"),
     ("pipelines.trainer",),
     ("pipelines.command", "pipelines.orphans", "pipelines.quiet"),
-    ("pipelines.export",),
+    ("pipelines.export", "pipelines.features"),
     ("pipelines.cli",),
     ("pipelines.commands", "pipelines.doctor"),
     ("pipelines.noisy_student",),
