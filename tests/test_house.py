@@ -170,6 +170,14 @@ def test_libraries_stay_behind_their_fences():
         assert not inside(module, "lightning"), file
 
 
+def test_no_file_outgrows_its_room():
+    """300 lines a file: beyond that a room is missing."""
+    sizes = {
+        path: path.read_text(encoding="utf-8").count("\n") for name in PACKAGES for path in (HOUSE / name).rglob("*.py")
+    }
+    assert not {path: lines for path, lines in sizes.items() if lines > 300}
+
+
 def test_nothing_is_logged_with_sync_dist():
     for package in PACKAGES:
         for path in (HOUSE / package).rglob("*.py"):
