@@ -12,13 +12,14 @@ https://research.google/blog/inceptionism-going-deeper-into-neural-networks/.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelines.features.clock import Clock
 from tasks.base import Task
@@ -27,7 +28,8 @@ from tasks.maps import Map, run_to
 
 #: Square root of the covariance of the colors of ImageNet's pixels; lucid's.
 COLORS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
-STARTS = 4  # noises, of which the best one is taken: a unit behind a ReLU that is 0 has no gradient
+STARTS = 4  # noises, of which the best one is taken
+WAKING = 16  # first steps, in which the gradient passes all ReLUs if a unit is 0
 NOISE = 0.01  # deviation of the coefficients at the beginning
 RATE = 0.05  # Adam's
 SHIFT, TURN, ZOOM = 8, 10.0, 0.1  # pixels, degrees, fraction
@@ -84,6 +86,7 @@ def grow(
     steps: int,
     seed: int,
     clock: Clock,
+    shift: int = SHIFT,
 ) -> Grown:
     """Learn pictures that make an objective large.
 
@@ -95,6 +98,7 @@ def grow(
         steps: Of Adam.
         seed: The same pictures come out for the same seed.
         clock: No further step is begun once it is over.
+        shift: How far a step's picture is moved at most, in pixels; less in small pictures.
     """
     device, channels = task.mean.device, int(task.in_chans or 3)
     generator = torch.Generator().manual_seed(seed)
@@ -104,15 +108,41 @@ def grow(
         spectrum.requires_grad_()
         optimizer = torch.optim.Adam([spectrum], lr=RATE)
         done = 0
+        is_dead = bool((before == 0).any())
         while done < steps and not clock.over:
-            with torch.enable_grad():
-                value = objective(_moved(_picture(spectrum, size), generator))
+            waking = _through_relus(task) if is_dead and done < WAKING else nullcontext()
+            with waking, torch.enable_grad():
+                value = objective(_moved(_picture(spectrum, size), generator, shift))
                 (spectrum.grad,) = torch.autograd.grad(-value.sum(), spectrum)
             optimizer.step()
             done += 1
         pictures = _picture(spectrum, size)
         after = objective(pictures)
     return Grown(pictures.float().cpu(), before.tolist(), after.tolist(), done)
+
+
+@contextmanager
+def _through_relus(task: Task) -> Iterator[None]:
+    """Inside it, gradients pass ReLUs whose output is 0, too, as in lucid: a unit that is 0 would learn nothing."""
+
+    def remember(module: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        module.seen = given[0]
+        return (given[0].clone(), *given[1:])  # the module may work in place
+
+    def pass_on(module: Any, _: Any, output: Tensor) -> Tensor:
+        seen = module.__dict__.pop("seen")
+        passed: Tensor = output.detach() + seen - seen.detach()
+        return passed
+
+    handles = []
+    for module in task.network.modules():
+        if isinstance(module, nn.ReLU):
+            handles += [module.register_forward_pre_hook(remember), module.register_forward_hook(pass_on)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _start(
@@ -142,12 +172,12 @@ def _picture(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
     return seen
 
 
-def _moved(pictures: Tensor, generator: torch.Generator) -> Tensor:
+def _moved(pictures: Tensor, generator: torch.Generator, shift: int) -> Tensor:
     """The pictures moved, turned and resized at random, all alike; their edges are mirrored."""
     height, width = pictures.shape[2:]
     draw = (2 * torch.rand(4, generator=generator) - 1).tolist()
     angle, zoom = math.radians(TURN * draw[0]), 1 + ZOOM * draw[1]
-    shift = min(SHIFT, min(height, width) // 16)
+    shift = min(shift, min(height, width) // 16)
     x, y = (2 * round(shift * one) / side for one, side in zip(draw[2:], (width, height), strict=True))
     cos, sin = math.cos(angle) * zoom, math.sin(angle) * zoom
     theta = torch.tensor([[cos, -sin * height / width, x], [sin * width / height, cos, y]], device=pictures.device)

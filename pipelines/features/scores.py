@@ -70,8 +70,10 @@ def relevance(task: Task, maps: Sequence[Map], images: Iterable[Tensor], most: i
             gradients = torch.autograd.grad(score, outputs, allow_unused=True)
         for total, one, output, gradient in zip(sums, maps, outputs, gradients, strict=True):
             if gradient is not None:
-                product = one.read(output.detach(), size) * one.read(gradient, size)
-                total += product.float().sum((2, 3)).abs().sum(0).cpu()
+                product = (output.detach() * gradient).float()
+                # Class tokens, too: often it is they alone that the head looks at.
+                by_image = product.sum(1) if one.layout == "tokens" else one.read(product, size).sum((2, 3))
+                total += by_image.abs().sum(0).cpu()
         count += len(image)
         if count >= most:
             break

@@ -17,7 +17,7 @@ from pipelines.features.clock import Clock
 from pipelines.features.embedding import Embedded, collect
 from pipelines.features.exemplars import Found, find_exemplars, windows
 from pipelines.features.filters import first_filters
-from pipelines.features.optimizing import Grown, dream, grow, of_channels
+from pipelines.features.optimizing import SHIFT, Grown, dream, grow, of_channels
 from pipelines.features.scores import class_scores, relevance
 from pipelines.features.settings import Settings
 from pipelines.outputs.sheets import Picture
@@ -176,7 +176,9 @@ def _grow(part: str, task: Task, asked: Settings, clock: Clock, found: Findings)
             objective = of_channels(task, one, channels, neuron=part == "neurons")
             mine = clock.share(len(found.maps) - i)
             seed, size = _seed(asked, f"{part}/{one.name}"), picture_size(task, [one], asked.size)
-            shortened.append(grow(task, objective, len(channels), size, asked.steps, seed, mine))
+            # A unit would see another place than its own.
+            shift = SHIFT if part == "channels" else max(1, int(one.field.height.jump) // 4)
+            shortened.append(grow(task, objective, len(channels), size, asked.steps, seed, mine, shift))
         found.grown[part] = shortened
     if least := [one.steps for one in shortened if one.steps < asked.steps]:
         found.notes.append(f"{part}: the time was over after {min(least)} of {asked.steps} steps")
