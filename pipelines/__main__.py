@@ -40,6 +40,7 @@ MODULES = {
             "convert",
             "demo",
             "export",
+            "features",
             "folds",
             "probe",
             "report",

@@ -29,6 +29,7 @@ COMMANDS = {
     "report": "write a run's report and model card again, from what lies in its directory",
     "compare": "say which of several runs is better on the same test images, and by how much",
     "summary": "show a network's layers: shapes, parameters, operations, receptive fields, memory",
+    "features": "show what a network's units look for: exemplars, grown pictures, filters, a map of the set",
     "demo": "show what checkpoints say of pictures, side by side, on a page in the browser",
     "convert": "convert boxes and masks between COCO JSON, VOC XML and YOLO text",
     "doctor": "check installation and machine, and with a config its memory and time: one page for a bug report",
