@@ -28,6 +28,7 @@ MODULES = {
     "list": "pipelines.listing",
     "noisy-student": "pipelines.noisy_student.command",
     "pseudo-label": "pipelines.noisy_student.pseudo_label",
+    "ensemble": "pipelines.combining.command",
     "tune": "pipelines.tuning.command",
     **{
         name: f"pipelines.commands.{name}"

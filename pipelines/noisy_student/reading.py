@@ -17,7 +17,6 @@ from pipelines.config.values import merged
 from pipelines.noisy_student.kinds.base import Kind
 from pipelines.noisy_student.kinds.images import IMAGES
 from pipelines.noisy_student.kinds.of_data import kind_of
-from pipelines.noisy_student.launching import check_launch
 from pipelines.noisy_student.selection import Selection
 from pipelines.noisy_student.settings import (
     Settings,
@@ -75,8 +74,6 @@ def _read(args: list[str]) -> tuple[list[Source], dict[str, Any]]:
         for source in found:
             check_keys(source.values, HINTS, (), Context(HINTS, classes, "" if source.file else "--"))
             _check_parts(source.values)
-            if source.file and source.values.get("launch"):
-                check_launch(source.values["launch"])
             values = merged(values, source.values if source.file else _nested(source.values))
     except Mistake as mistake:
         where = "" if source is None else place_of(source, mistake.keys)
