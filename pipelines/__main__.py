@@ -38,6 +38,7 @@ MODULES = {
             "compare",
             "convert",
             "demo",
+            "distil",
             "export",
             "folds",
             "probe",

@@ -48,6 +48,7 @@ LAYERS = (
     ("pipelines.commands", "pipelines.doctor"),
     ("pipelines.noisy_student",),
     ("pipelines.commands.folds", "pipelines.tuning"),
+    ("pipelines.commands.distil",),
     ("pipelines.combining",),
     ("pipelines.api",),
     ("pipelines.commands.demo",),

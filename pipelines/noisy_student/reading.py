@@ -137,10 +137,10 @@ def check_settings(settings: Settings) -> None:
         raise UserError(f"pool '{settings.pool}' does not exist in {Path.cwd()}. Give a folder or a list of images.")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         raise UserError(f"seeds is {settings.seeds}; give at least one, and none twice.")
-    if (settings.teacher.model is None) == (settings.teacher.checkpoint is None):
+    if (settings.teacher.model is None) == (not settings.teacher.checkpoints):
         raise UserError("teacher needs either model: (it is trained) or checkpoint: FILE (it is trained already).")
-    if settings.teacher.checkpoint is not None and not Path(settings.teacher.checkpoint).is_file():
-        raise UserError(f"teacher.checkpoint {settings.teacher.checkpoint} does not exist.")
+    if missing := next((file for file in settings.teacher.checkpoints if not file.is_file()), None):
+        raise UserError(f"teacher.checkpoint {missing} does not exist.")
     _check_students(settings)
     _check_devices(settings)
 
@@ -148,7 +148,7 @@ def check_settings(settings: Settings) -> None:
 def _check_labels(settings: Settings) -> None:
     """Where the unlabeled images come from."""
     per_class, images = settings.labels_per_class, settings.labeled_images
-    if settings.pool is None and per_class is None and images is None:
+    if settings.pool is None and per_class is None and images is None and not settings.distil:
         raise UserError(
             "pool is not set: give the folder or the list of the unlabeled images, or labeled_images (for images with"
             " one label each also labels_per_class) to hide some of the labels."
