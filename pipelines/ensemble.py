@@ -86,8 +86,8 @@ class Ensemble(TaskHooks):
         return batch
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Not called: an ensemble is not trained."""
-        raise NotImplementedError
+        """Not called: ``check_training`` has refused before."""
+        raise AssertionError("an ensemble is not trained")
 
     def forward(self, image: Tensor) -> list[Any]:
         """What each member's network gives for images: uint8 (B, C, H, W), or float in [0, 1]."""

@@ -21,15 +21,21 @@ COMMANDS = {
     "benchmark": "measure latency, throughput and memory of a checkpoint and of its exports",
     "probe": "train scikit-learn's logistic regression on frozen features",
     "folds": "cross-validate a config: train and test once a fold, with the interval of the mean",
+<<<<<<< HEAD
     "ensemble": "train members by seed, fold, bagging, boosting, snapshot or backbone, and combine them",
     "distil": "teach one small net what a larger one, or an ensemble, says of its training images",
+=======
+    "curve": "train with fractions of the labels: what more labels, or unlabeled images, would be worth",
+>>>>>>> main
     "tune": "search values of a config's keys with optuna, and repeat the last candidates over seeds",
     "pseudo-label": "label a pool of images with a trained teacher, for noisy student",
     "noisy-student": "train teacher and students over generations, and report what the unlabeled images were worth",
     "check": "look for what is wrong with a data set: files, annotations, classes, splits",
     "report": "write a run's report and model card again, from what lies in its directory",
     "compare": "say which of several runs is better on the same test images, and by how much",
+    "explain": "show which pixels a network answers by, with several methods, and which of them to believe",
     "summary": "show a network's layers: shapes, parameters, operations, receptive fields, memory",
+    "features": "show what a network's units look for: exemplars, grown pictures, filters, a map of the set",
     "demo": "show what checkpoints say of pictures, side by side, on a page in the browser",
     "convert": "convert boxes and masks between COCO JSON, VOC XML and YOLO text",
     "doctor": "check installation and machine, and with a config its memory and time: one page for a bug report",

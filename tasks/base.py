@@ -132,7 +132,7 @@ class Task(TaskHooks):
         Args:
             image: uint8 (B, C, H, W), or float in [0, 1].
         """
-        raise NotImplementedError(f"{type(self).__name__} has no `outputs`, so it cannot be exported.")
+        raise UserError(f"{type(self).__name__} cannot be exported: it has no method `outputs`.")
 
     def computed(self, image: Tensor) -> dict[str, Tensor]:
         """``outputs``, or what an exported file computes in their place."""

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
+import pipelines.run.loading  # noqa: F401 - it names the classes that a checkpoint may hold
 from datamodules.base import DataModule
 from pipelines.config.carried import Names, make
 from tasks.base import Task

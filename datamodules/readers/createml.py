@@ -20,7 +20,8 @@ def read_createml(source: Path, class_names: list[str] | None, image_root: Any =
     Raises:
         UserError: If a file is not as above.
     """
-    return listing_of([(file, _drawings(file)) for file in files_of(source, "createml")], class_names, image_root)
+    files, notes = files_of(source, "createml")
+    return listing_of([(file, _drawings(file)) for file in files], class_names, image_root, notes)
 
 
 def _drawings(file: Path) -> list[Drawing]:

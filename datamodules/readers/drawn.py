@@ -36,13 +36,19 @@ class Drawing(NamedTuple):
     split: str | None = None
 
 
-def listing_of(files: Sequence[tuple[Path, list[Drawing]]], class_names: list[str] | None, image_root: Any) -> Listing:
+def listing_of(
+    files: Sequence[tuple[Path, list[Drawing]]],
+    class_names: list[str] | None,
+    image_root: Any,
+    notes: tuple[str, ...] = (),
+) -> Listing:
     """The records of all files, and the classes: those that are given, or those that occur, sorted.
 
     Args:
         files: Each annotation file and its images.
         class_names: All classes, in the order of their ids.
         image_root: Where file names start; by default where the images are found, see ``places.roots_of``.
+        notes: What the person is told of these files.
 
     Raises:
         UserError: If an image is missing or stands in two places, a class is unknown, or there is no object.
@@ -58,7 +64,7 @@ def listing_of(files: Sequence[tuple[Path, list[Drawing]]], class_names: list[st
                 )
             seen[path] = file
             records.append(record_of(file, path, drawing, names))
-    return Listing(records, names)
+    return Listing(records, names, notes=notes)
 
 
 def _names_of(files: Sequence[tuple[Path, list[Drawing]]]) -> list[str]:

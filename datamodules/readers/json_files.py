@@ -49,9 +49,19 @@ def json_files(root: Path) -> list[Path]:
     return [f for folder in folders for f in sorted(folder.glob("*.json")) if is_visible(f.name)]
 
 
-def files_of(source: Path, kind: JsonKind) -> list[Path]:
-    """The file that a source is, or those of one program that its folder has."""
-    return [source] if source.is_file() else [file for file in json_files(source) if json_kind(file) == kind]
+def files_of(source: Path, kind: JsonKind) -> tuple[list[Path], tuple[str, ...]]:
+    """The file that a source is, or those of one program in its folder; and a note of the files left out."""
+    if source.is_file():
+        return [source], ()
+    kinds = {file: json_kind(file) for file in json_files(source)}
+    others = [file for file, found in kinds.items() if found != kind]
+    if not others:
+        return list(kinds), ()
+    note = (
+        f"{len(others):,} of {len(kinds):,} JSON files in '{source}' are not of the format '{kind}' and are left out,"
+        f" for example '{others[0]}'."
+    )
+    return [file for file, found in kinds.items() if found == kind], (note,)
 
 
 def is_kind(root: Path, kind: JsonKind) -> bool:

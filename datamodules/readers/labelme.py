@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from datamodules.annotations.records import Listing
 from datamodules.common.errors import UserError
+from datamodules.decoding.files import list_images
 from datamodules.readers.drawn import Drawing, Shape, box_shape, has_keys, listing_of, polygon_shape
 from datamodules.readers.json_files import files_of
+from datamodules.readers.pairing import without_annotations
 from datamodules.readers.text import load_json, number, whole
 
 
@@ -19,7 +22,19 @@ def read_labelme(source: Path, class_names: list[str] | None, image_root: Any = 
     Raises:
         UserError: If a file is not as LabelMe writes it, or holds points, lines or anything else without an area.
     """
-    return listing_of([(file, [_drawing(file)]) for file in files_of(source, "labelme")], class_names, image_root)
+    files, notes = files_of(source, "labelme")
+    listing = listing_of([(file, [_drawing(file)]) for file in files], class_names, image_root, notes)
+    return listing if source.is_file() else listing._replace(notes=(*listing.notes, *_without_file(listing)))
+
+
+def _without_file(listing: Listing) -> list[str]:
+    """What is said of the images that lie beside those of a listing and have no file of their own."""
+    used = {record["path"] for record in listing.records}
+    said = []
+    for folder in sorted({os.path.dirname(path) for path in used}):
+        images = [os.path.join(folder, name) for name in list_images(folder).images]
+        said += without_annotations([image for image in images if image not in used], len(images), folder, "JSON")
+    return said
 
 
 def _drawing(file: Path) -> Drawing:

@@ -25,7 +25,8 @@ def read_labelstudio(source: Path, class_names: list[str] | None, image_root: An
         UserError: If a task is not as Label Studio writes it, has several annotations, or holds brushes, key points or
             other shapes without a box.
     """
-    return listing_of([(file, _drawings(file)) for file in files_of(source, "labelstudio")], class_names, image_root)
+    files, notes = files_of(source, "labelstudio")
+    return listing_of([(file, _drawings(file)) for file in files], class_names, image_root, notes)
 
 
 def _drawings(file: Path) -> list[Drawing]:

@@ -77,6 +77,17 @@ def list_files(folder: Path) -> list[str]:
     return sorted(found)
 
 
+def without_annotations(alone: list[str], total: int, folder: str | Path, kind: str) -> list[str]:
+    """A sentence about the images of a folder that no ``kind`` of file is of, where there are any."""
+    if not alone:
+        return []
+    return [
+        f"{len(alone):,} of {total:,} images in '{folder}' have no {kind} file and are left out,"
+        f" for example '{alone[0]}'."
+        " Write one without objects where nothing is on the image."
+    ]
+
+
 def report_unpaired(no_mask: list[str], no_image: list[str], where: str, total: int) -> None:
     """Refuse what has no partner."""
     problems = []

@@ -22,7 +22,8 @@ def read_via(source: Path, class_names: list[str] | None, image_root: Any = None
     Raises:
         UserError: If a file is not as VIA writes it, a region has no class, or it is a point or a line.
     """
-    return listing_of([(file, _drawings(file)) for file in files_of(source, "via")], class_names, image_root)
+    files, notes = files_of(source, "via")
+    return listing_of([(file, _drawings(file)) for file in files], class_names, image_root, notes)
 
 
 def _drawings(file: Path) -> list[Drawing]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from datamodules.annotations.records import split_name
 from datamodules.common.errors import UserError
 from datamodules.decoding.files import find_file, is_visible, left_out, list_images, subfolder, subfolders
+from datamodules.readers.pairing import without_annotations
 from datamodules.readers.text import parse_xml, read_lines
 
 #: What the folders are called, in any case.
@@ -91,13 +92,7 @@ def _without_xml(folder: Path, images: dict[str, list[str]], xmls: dict[str, Pat
     """A sentence about images that no XML file is of, where there are any."""
     paths = [os.path.join(folder, name) for stem, names in images.items() if stem not in xmls for name in names]
     alone = [path for path in paths if path not in used]
-    if not alone:
-        return []
-    total = sum(map(len, images.values()))
-    return [
-        f"{len(alone):,} of {total:,} images in '{folder}' have no XML file and are left out, for example '{alone[0]}'."
-        " Write one without objects where nothing is on the image."
-    ]
+    return without_annotations(alone, sum(map(len, images.values())), folder, "XML")
 
 
 def _lists(root: Path) -> dict[str, Path]:

@@ -54,7 +54,8 @@ def compare(export: Export, data: DataModule, split: str, count: int) -> list[Di
     """All stages of some pictures, spread over a split, in the order of their way."""
     records = data.records[split]
     chosen = [records[i] for i in np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)]
-    run, transform, stages = run_with_inner(export.path, export.about), data.make_transform(train=False), None
+    run = run_with_inner(export.path, export.about)
+    transform = data.make_transform(train=False)
     stages = Stages(export.task).eval()
     limits = _limits(export)
     worst: dict[str, tuple[float, str]] = {}

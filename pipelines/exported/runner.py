@@ -125,13 +125,9 @@ class Model:
         }
         if "masks" in outputs:
             size = round(float(geometry[0])), round(float(geometry[1]))
-            found["masks"] = [
-                paste(grid, box, *size) for grid, box in zip(outputs["masks"][kept], boxes.tolist(), strict=True)
-            ]
+            pairs = zip(outputs["masks"][kept], boxes.tolist(), strict=True)
+            found["masks"] = [paste(grid, box, *size) for grid, box in pairs]
         return found
-
-
-# Runtimes.
 
 
 def open_model(path: Path, kind: str, threads: int = 0) -> Run:
@@ -170,10 +166,9 @@ def _open_torch(path: Path, threads: int) -> Run:
         torch.set_num_threads(threads)
     model = torch.export.load(str(path)).module()
 
+    @torch.inference_mode()
     def run(batch: Array) -> dict[str, Array]:
-        with torch.inference_mode():
-            outputs = model(torch.from_numpy(batch))
-        return {name: value.numpy() for name, value in outputs.items()}
+        return {name: value.numpy() for name, value in model(torch.from_numpy(batch)).items()}
 
     return run
 
@@ -213,10 +208,8 @@ def resize(image: Array, size: tuple[int, int], interpolation: int) -> Array:
     """Resize to height and width; the mean over the area where a side shrinks by more than 2."""
     if image.shape[:2] == size:
         return image
-    if (
-        interpolation in (cv2.INTER_LINEAR, cv2.INTER_CUBIC)
-        and max(image.shape[0] / size[0], image.shape[1] / size[1]) > 2
-    ):
+    shrink = max(image.shape[0] / size[0], image.shape[1] / size[1])
+    if shrink > 2 and interpolation in (cv2.INTER_LINEAR, cv2.INTER_CUBIC):
         interpolation = cv2.INTER_AREA
     resized = cv2.resize(image, size[::-1], interpolation=interpolation)
     if interpolation == cv2.INTER_CUBIC and resized.dtype == np.float32:
@@ -228,10 +221,9 @@ def place(image: Array, top: int, left: int, canvas: tuple[int, int], fill: int)
     """Crop or fill to the canvas."""
     part = image[max(-top, 0) :, max(-left, 0) :][: canvas[0], : canvas[1]]
     value = fill if image.dtype == np.uint8 else fill / 255
-    whole = np.full((*canvas, image.shape[2]), value, image.dtype)
     top, left = max(top, 0), max(left, 0)
-    whole[top : top + part.shape[0], left : left + part.shape[1]] = part
-    return whole
+    bottom, right = canvas[0] - top - part.shape[0], canvas[1] - left - part.shape[1]
+    return np.pad(part, ((top, bottom), (left, right), (0, 0)), constant_values=value)
 
 
 # Back to original pixels.
@@ -294,17 +286,13 @@ def paste(grid: Array, box: Sequence[float], height: int, width: int) -> Array:
 
 
 def _weights(low: float, high: float, side: int, cells: int) -> tuple[int, Array]:
+    """The first pixel whose center lies in the box, and each pixel's weights (n, cells) of the grid's cells."""
     first, last = max(0, math.ceil(low - 0.5)), min(side, math.floor(high - 0.5) + 1)
     place = (np.arange(first, last) + 0.5 - low) / max(high - low, 1e-6) * cells - 0.5
     return first, np.maximum(0, 1 - np.abs(place[:, None] - np.arange(cells))).astype(np.float32)
 
 
-def _as_json(value: Any) -> Any:
-    return value.astype(int).tolist() if isinstance(value, np.ndarray) else value
-
-
 if __name__ == "__main__":
-    here = Path(__file__)
-    model = Model(here.with_name(here.stem.removesuffix("_runner") + ".json"))
+    model = Model(__file__.removesuffix("_runner.py") + ".json")
     for picture in sys.argv[1:]:
-        print(json.dumps({"picture": picture, **model(picture)}, default=_as_json))
+        print(json.dumps({"picture": picture, **model(picture)}, default=lambda array: array.astype(int).tolist()))

@@ -82,6 +82,8 @@ class Settings:
             see on a labeled set what unlabeled images would be worth. For images with one label each.
         labeled_images: In place of it, for all tasks: only so many training images keep their annotations, drawn by
             the seed.
+        labeled_fraction: In place of both: only this fraction of the training images keeps its annotations, stratified
+            by class.
         selection: Which pseudo-labels are taught.
         trainer: Arguments of the trainer for all trainings.
         checkpoint: Which checkpoint of a training is used: `last`, or `best` on the validation split.
@@ -102,6 +104,7 @@ class Settings:
     distil: bool = False
     labels_per_class: int | None = None
     labeled_images: int | None = None
+    labeled_fraction: float | None = None
     selection: Selection = field(default_factory=Selection)
     trainer: Trainer = field(default_factory=dict)  # type: ignore[assignment]
     checkpoint: Literal["last", "best"] = "last"

@@ -332,3 +332,16 @@ def test_a_long_labelme_file_is_known_by_its_end(tmp_path: Path):
     path.write_text(json.dumps({"shapes": [shape] * 2000, "imagePath": "a.jpg", "imageHeight": 9, "imageWidth": 9}))
     assert path.stat().st_size > 1 << 17
     assert json_kind(path) == "labelme"
+
+
+def test_files_and_images_that_are_left_out_are_counted(tmp_path: Path):
+    for name, content in {f"{n}.json": labelme(f"{n}.png") for n in "ab"}.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "settings.json").write_text("{}")
+    for name in ("a", "b", "alone"):
+        (tmp_path / f"{name}.png").write_bytes(PNG)
+    files, images = read_boxes(tmp_path).notes
+    assert files.startswith("1 of 3 JSON files in")
+    assert files.endswith("settings.json'.")
+    assert images.startswith("1 of 3 images in")
+    assert "alone.png" in images

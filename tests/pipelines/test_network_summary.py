@@ -34,7 +34,7 @@ def test_a_checkpoint(capsys: pytest.CaptureFixture[str]):
     assert "image       48 x 48 x 3" in printed
     assert re.search(r"Linear +2 ", printed)
     Path("a.onnx").write_bytes(b"")
-    assert main(["summary", "--ckpt_path=a.onnx", "--config=quickstart"]) == 1
+    assert main(["summary", "--ckpt_path=a.onnx", "--config=quickstart"]) == 2
     assert "an exported file, which has no layers" in capsys.readouterr().err
 
 
