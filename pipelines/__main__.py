@@ -40,11 +40,8 @@ MODULES = {
             "compare",
             "convert",
             "demo",
-<<<<<<< HEAD
             "distil",
-=======
             "explain",
->>>>>>> main
             "export",
             "features",
             "folds",

@@ -54,16 +54,11 @@ def data_settings(settings: Settings, data: DataModule, seed: int) -> dict[str, 
     listed = [(s, r["path"], kind.annotation(r), _size(r)) for s, rs in data.records.items() for r in rs]
     pool = [] if settings.pool is None else [(r["path"], _size(r)) for r in pool_records(settings.pool)]
     hidden: dict[str, Any] = {"labels_per_class": settings.labels_per_class}
-<<<<<<< HEAD
     if settings.distil:
         hidden["distil"] = True
-    if settings.labeled_images is not None:
-        hidden["labeled_images"] = settings.labeled_images
-=======
     for key in ("labeled_images", "labeled_fraction"):  # left out where not set, for older runs
         if getattr(settings, key) is not None:
             hidden[key] = getattr(settings, key)
->>>>>>> main
     return {
         "data": settings.data,
         **hidden,

@@ -147,14 +147,9 @@ def check_settings(settings: Settings) -> None:
 
 def _check_labels(settings: Settings) -> None:
     """Where the unlabeled images come from."""
-<<<<<<< HEAD
-    per_class, images = settings.labels_per_class, settings.labeled_images
-    if settings.pool is None and per_class is None and images is None and not settings.distil:
-=======
     hiding = {key: getattr(settings, key) for key in ("labels_per_class", "labeled_images", "labeled_fraction")}
     given = {key: value for key, value in hiding.items() if value is not None}
-    if settings.pool is None and not given:
->>>>>>> main
+    if settings.pool is None and not given and not settings.distil:
         raise UserError(
             "pool is not set: give the folder or the list of the unlabeled images, or labeled_images (for images with"
             " one label each also labels_per_class) to hide some of the labels."
@@ -170,7 +165,7 @@ def _check_labels(settings: Settings) -> None:
     fraction = given.get("labeled_fraction", 0.5)
     if not 0 < fraction <= 1:
         raise UserError(f"labeled_fraction is {fraction:g}; it must be above 0 and at most 1.")
-    if fraction == 1 and settings.pool is None:
+    if fraction == 1 and settings.pool is None and not settings.distil:
         raise UserError(
             "labeled_fraction is 1 and pool is not set: no image is without a label. Lower it, or give pool."
         )
