@@ -49,6 +49,8 @@ LAYERS = (
     ("pipelines.commands", "pipelines.doctor"),
     ("pipelines.noisy_student",),
     ("pipelines.commands.folds", "pipelines.label_curve", "pipelines.tuning"),
+    ("pipelines.commands.distil",),
+    ("pipelines.combining",),
     ("pipelines.api",),
     ("pipelines.commands.demo",),
     ("pipelines.__main__",),
