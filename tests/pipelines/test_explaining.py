@@ -195,7 +195,7 @@ def classifier(backbone: str, size: int = 64) -> Classification:
     return task.eval()
 
 
-NETS = ["test_resnet", "test_efficientnet", "test_byobnet", "test_convnext2", "lenet5"]
+NETS = ["cifar_resnet20", "test_resnet", "test_efficientnet", "test_byobnet", "test_convnext2", "lenet5"]
 
 
 @pytest.mark.parametrize("backbone", NETS)
