@@ -104,6 +104,7 @@ def test_the_report_explains_the_worst_images(tmp_path: Path):
     assert height > 2 * 320
 
 
+@pytest.mark.slow
 def test_boxes_and_masks(tmp_path: Path, pictures: Path):
     for case, data in (("detection", {"image_size": 64}), ("segmentation", {"image_size": 64})):
         checkpoint = write_checkpoint(tmp_path / f"{case}.ckpt", case, pictures, data=data)
