@@ -16,6 +16,7 @@ from datamodules.arguments import Cache
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.decoding.shards import is_shards
+from datamodules.fractions import first_labeled
 from datamodules.loaders import Record, RecordDataset, TensorLoader, TrainLoader, read_record
 from datamodules.readers.lists import read_paths
 from datamodules.readers.pictures import find_pictures
@@ -153,7 +154,13 @@ def pool_records(source: str | Path) -> list[Record]:
 
 
 def hide_labels(
-    records: list[Record], class_names: list[str], seed: int, *, per_class: int | None, images: int | None
+    records: list[Record],
+    class_names: list[str],
+    seed: int,
+    *,
+    per_class: int | None = None,
+    images: int | None = None,
+    fraction: float | None = None,
 ) -> tuple[list[Record], list[Record]]:
     """Training images that keep their labels, and the others; the draw of the loop (``pipelines.noisy_student``).
 
@@ -162,13 +169,16 @@ def hide_labels(
         class_names: For messages.
         seed: The run's.
         per_class: Images of each class that keep their one label, or
-        images: images that keep their annotations, whatever these are.
+        images: images that keep their annotations, whatever these are, or
+        fraction: of them all, stratified by class; a larger one holds the smaller, see ``fractions.first_labeled``.
 
     Raises:
         UserError: If there are too few images, or they have no class.
     """
     order = np.random.default_rng([seed, 1]).permutation(len(records)).tolist()
-    if images is None:
+    if fraction is not None:
+        seen = first_labeled(records, fraction, seed)
+    elif images is None:
         seen = _seen_by_class(records, class_names, order, int(per_class or 0))
     elif images < len(records):
         seen = set(order[:images])

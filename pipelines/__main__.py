@@ -19,15 +19,18 @@ from pipelines import __version__, listing
 # Words that people bring from other tools.
 SYNONYMS = {"train": "fit", "training": "fit", "eval": "validate", "evaluate": "validate", "val": "validate"}
 SYNONYMS |= dict.fromkeys(("crossval", "cross-validate", "cross-validation", "cv", "kfold"), "folds")
+SYNONYMS |= dict.fromkeys(("learning-curve", "label-curve", "curves"), "curve")
 SYNONYMS |= {"sweep": "tune", "search": "tune", "hpo": "tune"}
 SYNONYMS |= {"infer": "predict", "inference": "predict", "ls": "list"}
 
 #: Where commands lie that are more than a method of the Trainer.
 MODULES = {
+    "curve": "pipelines.label_curve.command",
     "doctor": "pipelines.doctor.command",
     "list": "pipelines.listing",
     "noisy-student": "pipelines.noisy_student.command",
     "pseudo-label": "pipelines.noisy_student.pseudo_label",
+    "ensemble": "pipelines.combining.command",
     "tune": "pipelines.tuning.command",
     **{
         name: f"pipelines.commands.{name}"
@@ -37,7 +40,10 @@ MODULES = {
             "compare",
             "convert",
             "demo",
+            "distil",
+            "explain",
             "export",
+            "features",
             "folds",
             "probe",
             "report",
@@ -122,6 +128,10 @@ def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
         from pipelines.noisy_student.checking import main as check
 
         return check
+    if command == "curve" and _has_students(words):
+        from pipelines.label_curve.of_loop import main as curve
+
+        return curve
     if command in MODULES:
         run: Callable[[list[str]], int] = importlib.import_module(MODULES[command]).main
         return run
@@ -131,7 +141,7 @@ def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
 
 
 def _has_students(words: list[str]) -> bool:
-    """Whether a config is that of ``noisy-student``, of which ``fit`` runs one generation and ``check`` all data."""
+    """Whether a config is that of ``noisy-student``, which ``fit``, ``check`` and ``curve`` take, too."""
     from pipelines.config.errors import UsageError, load_config
     from pipelines.config.words import asks_for_help, config_names
 

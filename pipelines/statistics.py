@@ -112,6 +112,36 @@ def estimate(values: NDArray[Any], seed: int = 0) -> dict[str, Any]:
     return interval(sampled(lambda counts: {"mean": counts @ data.T / images}, images, seed=seed)["mean"])
 
 
+def with_seeds(value: float, images: Floats, seeds: Sequence[Floats]) -> tuple[float, float, float]:
+    """Interval and p of a score, or a difference, of which the images and the seeds are a sample.
+
+    The variance is that over resampled images, and of each recipe that of its mean over seeds. Few seeds that are
+    resampled as they are give an interval that is too narrow (by the factor sqrt((S - 1) / S), and by the normal
+    distribution in place of Student's); so their variance is the unbiased one, and the degrees of freedom are Welch and
+    Satterthwaite's, with which images, many, count as known.
+
+    Args:
+        value: The score, or the difference of two recipes.
+        images: On resampled images, means over the seeds, (R,).
+        seeds: Scores of each recipe's seeds, (S,) each, of two seeds at least.
+
+    Returns:
+        Lower and upper end, and p of a two-sided test that it is 0.
+    """
+    from scipy.stats import t
+
+    of_images = float(np.nanvar(images, ddof=1))
+    parts = [(float(scores.var(ddof=1)) / len(scores), len(scores) - 1) for scores in seeds]
+    of_all = of_images + sum(variance for variance, _ in parts)
+    if of_all <= 0:
+        return value, value, 1.0 if value == 0 else 0.0
+    spread = sum(variance**2 / freedom for variance, freedom in parts)
+    freedom = min(of_all**2 / spread, 1e6) if spread > 0 else 1e6
+    error = of_all**0.5
+    half = float(t.ppf((1 + LEVEL) / 2, freedom)) * error
+    return value - half, value + half, float(2 * t.sf(abs(value) / error, freedom))
+
+
 def folds_interval(each: Sequence[float], test_share: float) -> dict[str, Any]:
     """Mean of the folds' scores with the corrected interval of Student's t.
 

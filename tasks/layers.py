@@ -50,6 +50,27 @@ def list_layers(task: Task, image_size: tuple[int, int] | None = None) -> list[L
         task: Its network is built.
         image_size: Height and width; the task's own by default, or where that is open the backbone's.
     """
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    with counter:
+        seen = follow_outputs(task, image_size)
+    macs = _own_macs(counter, task)
+    modules = dict(task.network.named_modules())
+    layers = [_layer(name, modules[name], *found, macs.get(name, 0)) for name, found in seen.items()]
+    return [layer for layer in layers if layer.parameters or layer.macs or _is_leaf(modules[layer.name])]
+
+
+def follow_outputs(
+    task: Task, image_size: tuple[int, int] | None = None
+) -> dict[str, tuple[tuple[int, ...], Field | None]]:
+    """Of each module of the network, by its name, the shape and the field of its first output, for one gray image.
+
+    They are in the order in which the calls end: a block comes behind what it is made of. The shape of what is no
+    tensor is empty.
+
+    Args:
+        task: Its network is built.
+        image_size: As for ``list_layers``.
+    """
     image = gray_image(task, image_size)
     seen: dict[str, tuple[tuple[int, ...], Field | None]] = {}
     names = {module: name for name, module in task.network.named_modules()}
@@ -59,17 +80,13 @@ def list_layers(task: Task, image_size: tuple[int, int] | None = None) -> list[L
         seen.setdefault(names[module], (shape, field_of(output)))
 
     handles = [module.register_forward_hook(record) for module in names]
-    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     try:
-        with predicting(task), counter, FollowFields(image):
+        with predicting(task), FollowFields(image):
             task.infer(image)
     finally:
         for handle in handles:
             handle.remove()
-    macs = _own_macs(counter, task)
-    modules = dict(task.network.named_modules())
-    layers = [_layer(name, modules[name], *found, macs.get(name, 0)) for name, found in seen.items()]
-    return [layer for layer in layers if layer.parameters or layer.macs or _is_leaf(modules[layer.name])]
+    return seen
 
 
 def saved_bytes(task: Task, image_size: tuple[int, int] | None = None) -> int:

@@ -131,8 +131,12 @@ def _field_behind(name: str, before: Field, args: Sequence[Any], given: dict[str
         return _convolved(before, args, given)
     if name == "conv_transpose2d":
         return _transposed(before, args, given)
+    if "unpool" in name:
+        return _enlarged(before, args, {"mode": "nearest"}, result)
     if "pool" in name:
         return _pooled(name, before, args, given, result)
+    if name == "pad":
+        return _padded(before, *_filled(args, given, ("pad",))[:2])
     if name in ("interpolate", "upsample"):
         return _enlarged(before, args, given, result)
     if name in ATTENTION or (name in PRODUCTS and _mixes_positions(args)):
@@ -175,6 +179,13 @@ def _pooled(name: str, before: Field, args: Sequence[Any], given: dict[str, Any]
         kernel = _pair(size)
         strides, paddings = _pair(stride or size), _pair(padding or 0)
     return before.along(lambda axis, i: axis.after(kernel[i], strides[i], paddings[i]))
+
+
+def _padded(before: Field, value: Any, pad: Sequence[int]) -> Field:
+    """Behind a padding of its own, as timm's for TensorFlow's nets; ``pad``: left, right, top, bottom."""
+    if value.dim() != 4 or len(pad) != 4:
+        return before  # not that of a map (B, C, H, W)
+    return before.along(lambda axis, i: replace(axis, center=axis.center - (pad[2], pad[0])[i] * axis.jump))
 
 
 def _enlarged(before: Field, args: Sequence[Any], given: dict[str, Any], result: Any) -> Field:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
 
 from pipelines.config.allowed import allowing
 from pipelines.config.ready import complete
@@ -33,20 +34,39 @@ def main(args: list[str], *, one_generation: bool = False) -> int:
         The exit status: 0 success, 1 a failure, 2 a mistake in the command or the config, 128 plus the number of the
         signal that ended a training.
     """
+
+    def work(words: list[str]) -> None:
+        settings = read_settings(complete(["noisy-student", *words]))
+        run(first_generation(settings) if one_generation else settings)
+
+    return execute("noisy-student", args, USAGE, work)
+
+
+def execute(name: str, args: list[str], usage: str, work: Callable[[list[str]], object]) -> int:
+    """Run a command that reads a config of the loop.
+
+    Args:
+        name: As typed.
+        args: Its words.
+        usage: What help is.
+        work: Called with the words, without ``--trust``.
+
+    Returns:
+        The exit status, see ``main``.
+    """
     if not args or "--help" in args or "-h" in args:
-        print(USAGE)
+        print(usage)
         return 0
-    ranks = [name for name in ("RANK", "LOCAL_RANK") if name in os.environ]
+    ranks = [rank for rank in ("RANK", "LOCAL_RANK") if rank in os.environ]
     if ranks:
         return _fail(
-            f"noisy-student is one process, but {ranks[0]} is set: start it without a launcher, and give the launcher"
+            f"{name} is one process, but {ranks[0]} is set: start it without a launcher, and give the launcher"
             " as launch: in the config."
         )
     quieten()
     try:
         with allowing(args):
-            settings = read_settings(complete(["noisy-student", *without(args, "--trust")]))
-            run(first_generation(settings) if one_generation else settings)
+            work(without(args, "--trust"))
     except Exception as error:
         if os.environ.get("PIPELINES_TRACEBACK"):
             traceback.print_exc()

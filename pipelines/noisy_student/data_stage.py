@@ -54,8 +54,11 @@ def data_settings(settings: Settings, data: DataModule, seed: int) -> dict[str, 
     listed = [(s, r["path"], kind.annotation(r), _size(r)) for s, rs in data.records.items() for r in rs]
     pool = [] if settings.pool is None else [(r["path"], _size(r)) for r in pool_records(settings.pool)]
     hidden: dict[str, Any] = {"labels_per_class": settings.labels_per_class}
-    if settings.labeled_images is not None:
-        hidden["labeled_images"] = settings.labeled_images
+    if settings.distil:
+        hidden["distil"] = True
+    for key in ("labeled_images", "labeled_fraction"):  # left out where not set, for older runs
+        if getattr(settings, key) is not None:
+            hidden[key] = getattr(settings, key)
     return {
         "data": settings.data,
         **hidden,
@@ -86,10 +89,10 @@ def make_data(
     kind = kind_of(data)
     seen, hidden = _hide(data, settings, seed)
     outside = [] if settings.pool is None else _readable_pool(settings.pool, data)
-    pool = [*hidden, *outside]
+    pool = [*(seen if settings.distil else []), *hidden, *outside]
     if settings.overlap != "allow":
         pool = without_overlap(pool, [*data.records["val"], *data.records["test"]], data, settings.overlap, memory)
-    if not pool:
+    if not pool and settings.labeled_fraction != 1:  # with all labels `curve` trains the teacher alone
         raise UserError(
             "The pool holds no images: every label is seen. Lower labels_per_class or labeled_images, or give pool:."
         )
@@ -123,10 +126,15 @@ def _as_file(record: Record, directory: Path) -> str:
 
 def _hide(data: DataModule, settings: Settings, seed: int) -> tuple[list[Record], list[Record]]:
     """Training images that keep their label, and those that lose it; drawn by seed."""
-    records, per_class, images = data.records["train"], settings.labels_per_class, settings.labeled_images
-    if per_class is None and images is None:
+    how = {
+        "per_class": settings.labels_per_class,
+        "images": settings.labeled_images,
+        "fraction": settings.labeled_fraction,
+    }
+    records = data.records["train"]
+    if all(value is None for value in how.values()):
         return list(records), []
-    return hide_labels(records, data.class_names or [], seed, per_class=per_class, images=images)
+    return hide_labels(records, data.class_names or [], seed, **how)  # type: ignore[arg-type]
 
 
 def without_overlap(

@@ -23,8 +23,8 @@ def write_page(file: Path, output: Path) -> None:
     seeds = len(report["seeds"])
     spread = f"{seeds} seeds" if seeds > 1 else "one seed: nothing is known of the spread between trainings"
     parts = [
-        "<h1>What the unlabeled images were worth</h1>",
-        f"<p>{html.escape(_titled(report['metric']))} on {report['images']} {report['split']} images;"
+        f"<h1>{html.escape(report['title'])}</h1>",
+        f"<p>{html.escape(titled(report['metric']))} on {report['images']} {report['split']} images;"
         f" {report['labelled']} labeled and {report['pool']} unlabeled images; {spread}. Intervals hold 95 %: a"
         " bootstrap over images and seeds.</p>",
         intervals(_bars(report["rows"]), f"{report['metric']}; the ticks are single seeds"),
@@ -51,7 +51,8 @@ def write_page(file: Path, output: Path) -> None:
     page.write_page(output, "Noisy student", parts)
 
 
-def _titled(metric: str) -> str:
+def titled(metric: str) -> str:
+    """A metric's name at the beginning of a sentence."""
     return metric.capitalize() if metric.islower() else metric
 
 

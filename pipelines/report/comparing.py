@@ -15,7 +15,7 @@ from datamodules.common.errors import UserError
 from pipelines.report import kinds
 from pipelines.report.measured import Measured, joined, ordered
 from pipelines.report.scoring import Scorer, replicates_for
-from pipelines.statistics import LEVEL, counts_drawn
+from pipelines.statistics import LEVEL, counts_drawn, with_seeds
 
 ALPHA = 1 - LEVEL
 #: Keys of a config that make no other recipe.
@@ -176,7 +176,7 @@ def _of_two(a: Recipe, b: Recipe, seed: int, replicates: int | None) -> list[Dif
         value = float(second.mean() - first.mean())
         images = drawn[1][metric].mean(1) - drawn[0][metric].mean(1)
         if several:
-            low, high, p = of_seeds(value, images, first, second)
+            low, high, p = with_seeds(value, images, [first, second])
         else:
             low, high = np.nanquantile(images, [ALPHA / 2, 1 - ALPHA / 2]).tolist()
             p = swapped[metric]
@@ -188,34 +188,6 @@ def _scores(scorers: Sequence[Scorer], counts: NDArray[Any]) -> dict[str, Floats
     """By metric (R, S)."""
     found = [score(counts) for score in scorers]
     return {metric: np.stack([one[metric] for one in found], 1) for metric in found[0]}
-
-
-def of_seeds(value: float, images: Floats, first: Floats, second: Floats) -> tuple[float, float, float]:
-    """Interval and p of the difference of two recipes, of which the images and the seeds are a sample.
-
-    The variance of the difference is that over resampled images, and of each recipe that of its mean over seeds. Few
-    seeds that are resampled as they are give an interval that is too narrow (by the factor sqrt((S - 1) / S), and by
-    the normal distribution in place of Student's); so their variance is the unbiased one, and the degrees of freedom
-    are Welch and Satterthwaite's, with which images, many, count as known.
-
-    Args:
-        value: The difference.
-        images: On resampled images, means over the seeds, (R,).
-        first: Scores of the first recipe's seeds, (S,).
-        second: Of the second's.
-    """
-    from scipy.stats import t
-
-    of_images = float(np.nanvar(images, ddof=1))
-    parts = [(float(scores.var(ddof=1)) / len(scores), len(scores) - 1) for scores in (first, second)]
-    of_all = of_images + sum(variance for variance, _ in parts)
-    if of_all <= 0:
-        return value, value, 1.0 if value == 0 else 0.0
-    spread = sum(variance**2 / freedom for variance, freedom in parts)
-    freedom = min(of_all**2 / spread, 1e6) if spread > 0 else 1e6
-    error = of_all**0.5
-    half = float(t.ppf(1 - ALPHA / 2, freedom)) * error
-    return value - half, value + half, float(2 * t.sf(abs(value) / error, freedom))
 
 
 def swap_test(a: Recipe, b: Recipe, replicates: int, seed: int) -> dict[str, float]:

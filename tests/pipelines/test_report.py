@@ -40,13 +40,13 @@ from pipelines.report.comparing import (
     changes,
     differences,
     holm,
-    of_seeds,
     recipes_of,
     sentence,
     swap_test,
 )
 from pipelines.report.measured import Collector, Measured, digest_of, file_of, read, write
 from pipelines.report.regions import errors_of
+from pipelines.statistics import with_seeds
 from tasks import Classification
 from tasks.calibration import AT, lowest, on_grid
 from tasks.detection.evaluation.metrics import CocoMetrics
@@ -351,7 +351,7 @@ def test_seeds_widen_the_interval_by_students_t():
     from scipy import stats
 
     first, second = np.array([0.6, 0.62, 0.65]), np.array([0.7, 0.69, 0.74])
-    low, high, p = of_seeds(float(second.mean() - first.mean()), np.full(50, 0.08), first, second)
+    low, high, p = with_seeds(float(second.mean() - first.mean()), np.full(50, 0.08), [first, second])
     welch = stats.ttest_ind(second, first, equal_var=False)
     ends = welch.confidence_interval(0.95)
     assert (low, high, p) == pytest.approx((ends.low, ends.high, welch.pvalue))
