@@ -45,6 +45,7 @@ MODULES = {
             "folds",
             "probe",
             "report",
+            "select",
             "summary",
             "verify",
         )
