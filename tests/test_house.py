@@ -40,7 +40,7 @@ LAYERS = (
     ("pipelines.run_trainer",),
     ("pipelines.advice", "pipelines.defaults", "pipelines.epoch_loop", "pipelines.lightning_parts"),
     ("pipelines.preparation",),
-    ("pipelines.evaluation", "pipelines.resuming"),
+    ("pipelines.batch_trial", "pipelines.evaluation", "pipelines.resuming"),
     ("pipelines.trainer",),
     ("pipelines.command", "pipelines.orphans", "pipelines.quiet"),
     ("pipelines.export", "pipelines.features"),
