@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tasks.detection.detectors.anchors import sides_of
 from tasks.detection.detectors.arguments import BackboneArguments, DetectorArguments
 from tasks.detection.detectors.protocol import Detector, Family
-from tasks.detection.detectors.selection import Candidates, Found, Limits
+from tasks.detection.detectors.selection import Candidates, Found, Limits, Sources
 from tasks.detection.detectors.targets import read_targets
 from tasks.pyramid import Pyramid
 
@@ -100,6 +100,13 @@ class BoxRegression(Detector):
         columns = self.candidates(self(image), (image.shape[2], image.shape[3]), limits)._asdict()
         above = columns["scores"] > limits.score_threshold
         return [{key: column[i][above[i]] for key, column in columns.items()} for i in range(len(image))]
+
+    def sources(self, image: Tensor, label: int, region: Tensor | None = None) -> Sources:
+        """As every detector: the one box."""
+        dense = self(image)
+        logits = dense["logits"].float()
+        boxes = _corners(dense["places"]).clamp(0, 1) * _canvas((image.shape[2], image.shape[3]), logits.device)
+        return Sources(boxes.unsqueeze(1), logits[:, label, None], logits.softmax(1)[:, label, None])
 
 
 def _corners(places: Tensor) -> Tensor:

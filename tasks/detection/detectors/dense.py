@@ -15,7 +15,7 @@ from tasks.detection.detectors.arguments import DetectorArguments
 from tasks.detection.detectors.fpn import FPN
 from tasks.detection.detectors.losses import by_foreground, focal_loss
 from tasks.detection.detectors.protocol import Detector
-from tasks.detection.detectors.selection import Candidates, Limits, dense_candidates
+from tasks.detection.detectors.selection import Candidates, Limits, Sources, dense_candidates
 from tasks.detection.detectors.targets import Truth, in_crowd, read_targets
 from tasks.pyramid import Pyramid
 
@@ -129,3 +129,10 @@ class DenseDetector(Detector):
         """As every detector; of each map the best candidates are decoded."""
         anchors = grid_anchors(dense["sizes"], self.fpn.strides, self.shapes)
         return dense_candidates(self.scores(dense), dense["bbox_regression"].float(), anchors, self.decode, limits)
+
+    def sources(self, image: Tensor, label: int, region: Tensor | None = None) -> Sources:
+        """As every detector: the anchors."""
+        dense = self(image)
+        anchors = torch.cat(grid_anchors(dense["sizes"], self.fpn.strides, self.shapes))
+        boxes = self.decode(dense["bbox_regression"].float(), anchors)
+        return Sources(boxes, dense["cls_logits"][..., label].float(), self.scores(dense)[..., label])

@@ -16,24 +16,13 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 
-from tasks.detection.detectors.anchors import (
-    anchor_shapes,
-    centers_of,
-    grid_anchors,
-)
+from tasks.detection.detectors.anchors import anchor_shapes, centers_of, grid_anchors
 from tasks.detection.detectors.arguments import BackboneArguments, DetectorArguments
 from tasks.detection.detectors.fpn import FPN
 from tasks.detection.detectors.proposals import propose_in_tensors
 from tasks.detection.detectors.protocol import Detector, Family
 from tasks.detection.detectors.regions import Samples, means_by_image, named, pool_places, roi_pool
-from tasks.detection.detectors.selection import (
-    Candidates,
-    Found,
-    Limits,
-    best_boxes,
-    least,
-    rows_of,
-)
+from tasks.detection.detectors.selection import Candidates, Found, Limits, Sources, best_boxes, least, rows_of
 from tasks.detection.detectors.targets import Truth, in_crowd, read_targets
 from tasks.pyramid import Pyramid
 
@@ -230,9 +219,8 @@ class FasterRCNN(Detector):
 
     def _detect(self, dense: Mapping[str, list[Tensor]], image: Tensor, limits: Limits) -> list[Found]:
         regions, _ = self._propose(dense, image)
-        logits, offsets = self._predict(self._pool(dense, regions, image))
+        boxes, logits = self._boxes_of(dense, regions, image)
         scores = logits.softmax(1)[:, 1:]
-        boxes = self.roi_heads.box_coder.decode(offsets.flatten(1), regions)[:, 1:]
         counts, num_classes = [len(part) for part in regions], scores.shape[1]
         labels = torch.arange(num_classes, device=scores.device)
         size = (image.shape[2], image.shape[3])
@@ -240,6 +228,21 @@ class FasterRCNN(Detector):
             best_boxes(box.reshape(-1, 4), score.flatten(), labels.repeat(len(score)), size, limits)
             for box, score in zip(boxes.split(counts), scores.split(counts), strict=True)
         ]
+
+    def _boxes_of(
+        self, dense: Mapping[str, list[Tensor]], regions: list[Tensor], image: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Boxes float32 (S, K, 4) of all regions, and logits (S, K + 1), background first."""
+        logits, offsets = self._predict(self._pool(dense, regions, image))
+        return self.roi_heads.box_coder.decode(offsets.flatten(1), regions)[:, 1:], logits
+
+    def sources(self, image: Tensor, label: int, region: Tensor | None = None) -> Sources:
+        """As every detector: the regions."""
+        dense = self(image)
+        regions = self._propose(dense, image)[0] if region is None else [region.unsqueeze(0)] * len(image)
+        boxes, logits = self._boxes_of(dense, regions, image)
+        columns = boxes[:, label], logits[:, label + 1], logits.softmax(1)[:, label + 1], torch.cat(regions)
+        return Sources(*(column.unflatten(0, (len(image), -1)) for column in columns))
 
 
 def build_faster_rcnn(

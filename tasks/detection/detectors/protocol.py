@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tasks.detection.detectors.arguments import DetectorArguments
 from tasks.detection.detectors.losses import batch_means, class_weight_tensor
-from tasks.detection.detectors.selection import Candidates, Found, Limits, best_boxes, found_in_tensors
+from tasks.detection.detectors.selection import Candidates, Found, Limits, Sources, best_boxes, found_in_tensors
 
 
 class Detector(nn.Module, ABC):
@@ -25,9 +25,11 @@ class Detector(nn.Module, ABC):
         backbone: the `Pyramid`; all other parameters are the head's.
         pretrained_cfg: timm's description of the backbone, for `tasks.backbones.normalization`.
         class_weights: float32 (K,), factors of the class loss where the class is the target; None for 1.
+        queries: whether sources are chosen anew for each image, so that their order says nothing.
     """
 
     class_weights: Tensor | None
+    queries = False
 
     def __init__(self, backbone: Any, num_classes: int, class_weights: Sequence[float] | None = None) -> None:
         """Start with the pyramid.
@@ -80,6 +82,16 @@ class Detector(nn.Module, ABC):
             dense: what `forward` gives.
             size: height and width of the canvas.
             limits: what is kept behind it.
+        """
+
+    @abstractmethod
+    def sources(self, image: Tensor, label: int, region: Tensor | None = None) -> Sources:
+        """What makes the boxes of a class, always in the same order, so that a box's own source can be asked again.
+
+        Args:
+            image: float (B, C, H, W), normalized; of families of two stages one image, unless there is a region.
+            label: the class.
+            region: float32 (4,): where the second stage looks, in place of all that the first one proposes.
         """
 
     def detect(self, image: Tensor, limits: Limits) -> list[Found]:

@@ -22,7 +22,7 @@ from datamodules.common.errors import UserError
 from tasks.detection.detectors.anchors import centers_of, sides_of
 from tasks.detection.detectors.arguments import BackboneArguments, DetectorArguments
 from tasks.detection.detectors.protocol import Detector, Family
-from tasks.detection.detectors.selection import Candidates, Limits, best_candidates
+from tasks.detection.detectors.selection import Candidates, Limits, Sources, best_candidates
 from tasks.detection.detectors.targets import Truth, read_targets
 from tasks.pyramid import Pyramid
 from tasks.whole_models import configuration, description, import_transformers, make_whole_model, refuse_set
@@ -91,6 +91,8 @@ class RTDETR(Detector):
     encoder doubles its maps exactly.
     """
 
+    queries = True
+
     def __init__(self, backbone: Pyramid | WholeBackbone, lateral: nn.ModuleList, detr: Any) -> None:
         """Put transformers' model, without its own first part, behind a backbone and one layer a map."""
         super().__init__(backbone, detr.config.num_labels)
@@ -158,13 +160,20 @@ class RTDETR(Detector):
 
     def candidates(self, dense: tuple[Tensor, Any], size: tuple[int, int], limits: Limits) -> Candidates:
         """As every detector. One-to-one matching makes duplicates rare; ``nms_iou: 1`` switches the suppression off."""
-        filled, encoded = dense
+        boxes, logits = self._queries(*dense)
+        return best_candidates(boxes, logits.sigmoid(), max(logits.shape[1], limits.max_detections))
+
+    def _queries(self, filled: Tensor, encoded: Any) -> tuple[Tensor, Tensor]:
+        """Boxes (B, Q, 4) in canvas pixels and logits (B, Q, K) of the queries."""
         out = self._decode(filled, encoded, None)
-        scores = out.intermediate_logits[:, -1].float().sigmoid()
         center, side = out.intermediate_reference_points[:, -1].float().chunk(2, 2)
         boxes = torch.cat([center - side / 2, center + side / 2], 2) * _width_height(filled)
-        count = max(scores.shape[1], limits.max_detections)
-        return best_candidates(boxes, scores, count)
+        return boxes, out.intermediate_logits[:, -1].float()
+
+    def sources(self, image: Tensor, label: int, region: Tensor | None = None) -> Sources:
+        """As every detector: the queries."""
+        boxes, logits = self._queries(*self(image))
+        return Sources(boxes, logits[..., label], logits[..., label].sigmoid())
 
 
 def relative_targets(truth: Truth, image: Tensor) -> list[dict[str, Tensor]]:

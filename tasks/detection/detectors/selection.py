@@ -47,6 +47,22 @@ class Candidates(NamedTuple):
     labels: Tensor
 
 
+class Sources(NamedTuple):
+    """All that may make boxes of one class on a batch: A anchors, cells, queries or regions an image.
+
+    Attributes:
+        boxes: float32 (B, A, 4), x1 y1 x2 y2 in canvas pixels, not clipped.
+        logits: float32 (B, A), of the class.
+        scores: float32 (B, A), by which boxes are ranked.
+        regions: float32 (B, A, 4), where the second stage looked; None for families of one stage.
+    """
+
+    boxes: Tensor
+    logits: Tensor
+    scores: Tensor
+    regions: Tensor | None = None
+
+
 def best_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int], limits: Limits) -> Found:
     """One image's detections after clipping and a suppression within each class, the best first.
 

@@ -34,7 +34,7 @@ from tasks.detection.detectors.losses import (
     weighted_where_target,
 )
 from tasks.detection.detectors.protocol import Detector, Family
-from tasks.detection.detectors.selection import Candidates, Limits, best_candidates
+from tasks.detection.detectors.selection import Candidates, Limits, Sources, best_candidates
 from tasks.detection.detectors.targets import Truth, read_targets
 from tasks.detection.detectors.yolo_net import Head, Neck, Norm
 from tasks.pyramid import Pyramid
@@ -198,6 +198,13 @@ class YOLO(Detector):
             scores = torch.where(scores == scores.amax(2, keepdim=True), scores, 0)
         count = max(self.arguments.pre_nms, limits.max_detections)
         return best_candidates(boxes, scores, count)
+
+    def sources(self, image: Tensor, label: int, region: Tensor | None = None) -> Sources:
+        """As every detector: the cells."""
+        dense = self(image)
+        boxes = decode_distances(expected_distances(dense.distances), dense.points, dense.strides)
+        logits = dense.logits[..., label].float()
+        return Sources(boxes, logits, logits.sigmoid())
 
 
 def build_yolo(
