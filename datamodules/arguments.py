@@ -13,7 +13,7 @@ from typing import Literal
 from datamodules.annotations.records import Record
 from datamodules.common.errors import UserError
 from datamodules.decoding.limits import MAX_PIXELS, MOST_PIXELS, limit_pixels
-from datamodules.splits import hold_out
+from datamodules.splits import hold_out, set_weights
 
 Cache = Literal["auto", "none", "decoded", "resized", "tensor"]
 Interpolation = Literal["bilinear", "bicubic", "area", "nearest"]
@@ -25,7 +25,8 @@ class Loading:
 
     Args:
         batch_size: Images a device and step; by default 32 (classification) or 8 (detection, segmentation), halved
-            (down to 4) while an epoch of the training images has fewer than 8 steps.
+            (down to 4) while an epoch of the training images has fewer than 8 steps. ``auto`` tries on one device
+            which one fits into the memory, up to 1,024 and 8 steps an epoch; the run's config holds the number.
         eval_batch_size: The same in validation, test and prediction; by default ``batch_size``, or 32 or 8, and for
             dense tasks 1 with tiles or where ``native`` pictures differ in size.
         num_workers: Loader processes a device; the cores shared among the devices, at most 8, by default.
@@ -41,7 +42,7 @@ class Loading:
         seed: Seed of order and augmentation; the run's ``seed_everything`` by default.
     """
 
-    batch_size: int | None = None
+    batch_size: int | Literal["auto"] | None = None
     eval_batch_size: int | None = None
     num_workers: int | None = None
     cache: Cache = "auto"
@@ -52,6 +53,8 @@ class Loading:
     seed: int | None = None
 
     def _check_loading(self) -> None:
+        if self.batch_size == "auto":
+            self.batch_size, self.tries_batch = None, True
         for key in ("batch_size", "eval_batch_size"):
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -81,6 +84,8 @@ class Splits:
         test_fraction: The same for a test split.
         split_seed: Seed of the held-out images; of whole images they are stratified by class.
         split_file: ``split.json`` of an earlier run: its splits are used again.
+        weight_file: JSON, by path what a training image's loss is multiplied by, in place of a weight of its own; as
+            ``ensemble`` writes it. An image that is not named keeps its own.
         group: What keeps images of one patient, scene or video in one split: a column of a list, or the end of paths
             with ``{group}``, such as ``{group}/*.png`` or ``{group}_*.jpg``.
         duplicates: ``error`` refuses to train where a file, or the same bytes, are in two splits; ``warn`` says so.
@@ -90,12 +95,19 @@ class Splits:
     test_fraction: float = 0.0
     split_seed: int = 0
     split_file: str | None = None
+    weight_file: str | None = None
     group: str | None = None
     duplicates: Literal["error", "warn"] = "error"
 
     def _hold_out(self, records: list[Record]) -> None:
         """Give each record a split, see ``hold_out``."""
         hold_out(records, self.val_fraction, self.test_fraction, self.split_seed, self.split_file, self.group)
+        self._weigh(records)
+
+    def _weigh(self, records: list[Record]) -> None:
+        """Give each training record the weight that ``weight_file`` has for it."""
+        if self.weight_file is not None:
+            set_weights([record for record in records if record["split"] == "train"], self.weight_file)
 
     def _check_splits(self) -> None:
         for key in ("val_fraction", "test_fraction"):

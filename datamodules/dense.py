@@ -122,6 +122,7 @@ class DenseData(Pixels, Splits, Loading, DataModule):
         """Scenes in the splits of ``split_file``, where there is one; those of another split are left out."""
         if self.split_file is not None:
             hold_out(scenes, 0.0, 0.0, 0, self.split_file)
+        self._weigh(scenes)
         return scenes
 
     @property

@@ -180,6 +180,36 @@ def _apply_split_file(records: list[Record], file: str) -> None:
         record["split"] = split_of[record["path"]]
 
 
+def set_weights(records: list[Record], file: str) -> None:
+    """Give records the weights of a file.
+
+    Args:
+        records: Plain records; changed in place.
+        file: JSON, path -> a number of at least 0.
+
+    Raises:
+        UserError: If there is no such file, it holds something else, or names none of the images.
+    """
+    path = Path(file)
+    if not path.exists():
+        raise UserError(f"data.weight_file '{file}' does not exist. It is JSON: an image's path -> its weight.")
+    weights = load_json(path)
+    wrong = {"": weights} if not isinstance(weights, dict) else {n: w for n, w in weights.items() if not _is_weight(w)}
+    if wrong:
+        name, value = next(iter(wrong.items()))
+        raise UserError(f"data.weight_file '{file}' has {name!r}: {value!r}; a weight is a number of at least 0.")
+    named = [record for record in records if record["path"] in weights]
+    if not named:
+        raise UserError(f"data.weight_file '{file}' names none of the {len(records)} training images by their path.")
+    for record in named:
+        record["weight"] = float(weights[record["path"]])
+
+
+def _is_weight(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value < math.inf  # type: ignore[operator]
+
+
 def split_digest(records: Mapping[str, list[Record]]) -> str:
     """A digest of which image is in which split, wherever the folder lies; it tells whether it changed."""
     paths = [(split, record["path"]) for split, own in records.items() for record in own if split != "predict"]

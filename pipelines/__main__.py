@@ -30,6 +30,7 @@ MODULES = {
     "list": "pipelines.listing",
     "noisy-student": "pipelines.noisy_student.command",
     "pseudo-label": "pipelines.noisy_student.pseudo_label",
+    "ensemble": "pipelines.combining.command",
     "tune": "pipelines.tuning.command",
     **{
         name: f"pipelines.commands.{name}"
@@ -39,6 +40,7 @@ MODULES = {
             "compare",
             "convert",
             "demo",
+            "distil",
             "explain",
             "export",
             "features",

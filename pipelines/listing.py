@@ -21,6 +21,8 @@ COMMANDS = {
     "benchmark": "measure latency, throughput and memory of a checkpoint and of its exports",
     "probe": "train scikit-learn's logistic regression on frozen features",
     "folds": "cross-validate a config: train and test once a fold, with the interval of the mean",
+    "ensemble": "train members by seed, fold, bagging, boosting, snapshot or backbone, and combine them",
+    "distil": "teach one small net what a larger one, or an ensemble, says of its training images",
     "curve": "train with fractions of the labels: what more labels, or unlabeled images, would be worth",
     "tune": "search values of a config's keys with optuna, and repeat the last candidates over seeds",
     "pseudo-label": "label a pool of images with a trained teacher, for noisy student",

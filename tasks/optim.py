@@ -17,6 +17,7 @@ WARMUP, MOST_WARMUP = 0.05, 0.25  # of all steps: the default, and what `warmup_
 SCHEDULE_SETTINGS = {
     "warmup": ("cosine", "step", "poly", "constant"),
     "warmup_epochs": ("cosine", "step", "poly", "constant"),
+    "cycles": ("cosine",),
     "min_lr_ratio": ("cosine", "poly"),
     "step_epochs": ("step",),
     "gamma": ("step",),
@@ -48,6 +49,8 @@ class Optim:
         warmup: linear rise from almost 0 in this fraction of all steps; 0.05 unless `warmup_epochs` is given.
         warmup_epochs: the same in epochs, in place of `warmup`; may be a fraction. In a short run it is cut to a
             quarter of all steps.
+        cycles: how often `cosine` falls; each further fall starts at the full rate again (Loshchilov and Hutter 2017,
+            https://arxiv.org/abs/1608.03983), without another warm-up.
         min_lr_ratio: cosine and poly end at this fraction of lr.
         step_epochs: epochs at which `step` multiplies the rate by gamma; may be fractions.
         gamma: see step_epochs.
@@ -71,6 +74,7 @@ class Optim:
     schedule: Literal["cosine", "step", "poly", "one_cycle", "plateau", "constant"] = "cosine"
     warmup: float | None = None
     warmup_epochs: float | None = None
+    cycles: int = 1
     min_lr_ratio: float = 0.0
     step_epochs: list[float] = field(default_factory=list)
     gamma: float = 0.1
@@ -107,6 +111,7 @@ def _check_values(optim: Optim) -> None:
         "lr_base_batch": (optim.lr_base_batch > 0, "it must be above 0."),
         "warmup": (optim.warmup is None or 0 <= optim.warmup < 1, "it is a fraction of all steps, from 0 to below 1."),
         "warmup_epochs": (optim.warmup_epochs is None or optim.warmup_epochs >= 0, "it must be 0 or more."),
+        "cycles": (optim.cycles >= 1, "it must be at least 1."),
         "min_lr_ratio": (0 <= optim.min_lr_ratio <= 1, "it is a fraction of lr, from 0 to 1."),
         "step_epochs": (
             all(a < b for a, b in zip([0, *optim.step_epochs], optim.step_epochs, strict=False)),

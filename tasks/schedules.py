@@ -29,7 +29,9 @@ def lr_factor(step: int, optim: Optim, total_steps: int, steps_per_epoch: int) -
     floor = optim.min_lr_ratio
     match optim.schedule:
         case "cosine":
-            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+            return floor + (1 - floor) * 0.5 * (
+                1 + math.cos(math.pi * _of_cycle(step, warmup, total_steps, optim.cycles))
+            )
         case "poly":
             return float(floor + (1 - floor) * (1 - progress) ** optim.poly_power)
         case "step":
@@ -38,6 +40,13 @@ def lr_factor(step: int, optim: Optim, total_steps: int, steps_per_epoch: int) -
             return _one_cycle(step, total_steps)
         case _:
             return 1.0
+
+
+def _of_cycle(step: int, warmup: int, total_steps: int, cycles: int) -> float:
+    """How far a step is within its cycle, 0 to 1: the cycles are equal parts of all steps, warm-up included."""
+    cycle = min(cycles - 1, step * cycles // max(1, total_steps))
+    first, last = max(warmup, cycle * total_steps / cycles), (cycle + 1) * total_steps / cycles
+    return min(1.0, (step - first) / max(1.0, last - first))
 
 
 def warmup_steps(optim: Optim, total_steps: int, steps_per_epoch: int) -> int:

@@ -123,7 +123,7 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-OWN_TESTS = ("overlays", "noisy_student")  # folders of configs that are no whole `fit`
+OWN_TESTS = ("overlays", "noisy_student", "ensemble")  # folders of configs that are no whole `fit`
 
 
 @pytest.mark.parametrize("path", [f for f in FILES if f.parent.name not in OWN_TESTS], ids=name_of)
@@ -202,6 +202,19 @@ def test_noisy_student(path):
         *(f"student{i + 1}" for i, _ in enumerate(config["students"])),
     ]
     assert (root / "seed0" / "student1" / "student.ckpt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [f for f in FILES if f.parent.name == "ensemble"], ids=name_of)
+def test_ensemble(path):
+    config = yaml.safe_load(path.read_text())
+    make_data(config)
+    command = header_command(path)
+    assert name_of(path) in command
+    shrink = [*SMALL, *TWO_STEPS[:2], "--trainer.wandb.mode=off", "--data.batch_size=4", "--members.count=2"]
+    assert in_child(lambda: main([*command, *shrink])) == 0
+    root = Path("runs") / f"{run_name(path)}-ensemble"
+    assert len(json.loads((root / "ensemble.json").read_text())["members"]) == 2
 
 
 def test_every_overlay_has_a_test():

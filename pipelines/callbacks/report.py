@@ -30,11 +30,12 @@ class Report(Callback):
 
     Args:
         directory: The run's, on rank 0.
+        page: Whether to write the report; else only what was measured.
     """
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, directory: Path | None, page: bool = True) -> None:
         super().__init__()
-        self.directory = directory
+        self.directory, self.page = directory, page
         self._collector = Collector()
         self._kind: str | None = None
         self._best: float | None = None
@@ -148,6 +149,8 @@ class Report(Callback):
     def _report(self, trainer: pl.Trainer) -> None:
         """Write the page; a page is worth less than a training, so a failure is only told."""
         assert self.directory is not None
+        if not self.page:
+            return
         began = time.monotonic()
         try:
             path = write_report(self.directory)

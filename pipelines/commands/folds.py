@@ -172,16 +172,34 @@ def train_and_test(folder: Path, config: dict[str, Any], launch: str | None) -> 
     Returns:
         The run directory.
     """
-    words = None if launch is None else shlex.split(launch)
-    trust = trust_flags(packages_of(config))
+    run = fit_in(folder, config, launch)
+    trust, words = trust_flags(packages_of(config)), words_of(launch)
+    run_command(TEST, ["--ckpt_path", str(best_of(run)), *flags_of_test(config), *trust], words)
+    return run
+
+
+def fit_in(folder: Path, config: dict[str, Any], launch: str | None) -> Path:
+    """``fit`` in runs of this folder, going on with one that was stopped.
+
+    Returns:
+        The run directory.
+    """
     with config_file(folder / "config.yaml", config) as file:
         place = ["--name", folder.name, "--runs_dir", str(folder.parent)]
-        run_command(FIT, ["--config", str(file), *place, "--resume", "auto", *trust], words)
-    run = runs_of(folder.parent, folder.name)[-1]
+        trust = trust_flags(packages_of(config))
+        run_command(FIT, ["--config", str(file), *place, "--resume", "auto", *trust], words_of(launch))
+    return runs_of(folder.parent, folder.name)[-1]
+
+
+def words_of(launch: str | None) -> list[str] | None:
+    """The words of ``--launch``."""
+    return None if launch is None else shlex.split(launch)
+
+
+def flags_of_test(config: dict[str, Any]) -> list[str]:
+    """The settings of a config's trainer that an evaluation takes over, as flags."""
     given = {key: config["trainer"].get(key) for key in OF_TEST}
-    flags = [f"--trainer.{key}={str(value).lower()}" for key, value in given.items() if _is_plain(value)]
-    run_command(TEST, ["--ckpt_path", str(_best_of(run)), *flags, *trust], words)
-    return run
+    return [f"--trainer.{key}={str(value).lower()}" for key, value in given.items() if _is_plain(value)]
 
 
 def _is_plain(value: Any) -> bool:
@@ -213,13 +231,14 @@ def _report(root: Path, directories: list[Path], splits: list[Path], monitor: st
         each = " ".join(f"{value:.4f}" for value in row["each"])
         low_high = f"[{row['low']:.4f}, {row['high']:.4f}]"
         lines.append(f"{name:<{width}}  {row['mean']:>8.4f}  {row['sd']:>8.4f}  {low_high:>17}  {each}")
-    checkpoints = ",".join(str(_best_of(run)) for run in runs)
+    checkpoints = ",".join(str(best_of(run)) for run in runs)
     use = command_line(["predict", "--ckpt_path", f"[{checkpoints}]", "--source", "PICTURES"])
     print("\n".join(["", *lines, "", f"written to {root}", f"all folds together: {use}"]), flush=True)
     return report
 
 
-def _best_of(run: Path) -> Path:
+def best_of(run: Path) -> Path:
+    """The checkpoint of a run that counts: the best, or the last where there is no validation."""
     checkpoints = run / "checkpoints"
     return best_or_last(checkpoints) or checkpoints / "last.ckpt"
 

@@ -15,6 +15,7 @@ from typing import Any
 import jsonargparse
 
 from pipelines.config.errors import Source, UsageError, flag_value, place_of
+from pipelines.config.launchers import check_launch
 from pipelines.config.signatures import class_paths
 from pipelines.config.words import CONFIG, flags
 
@@ -95,6 +96,8 @@ def check_names(given: Sequence[Source]) -> None:
         if "trust" in source.values:
             place = place_of(source, ("trust",))
             raise UsageError(f"{place}trust is set in a config; only you can say whom you trust: --trust PACKAGE.")
+        if isinstance(launch := source.values.get("launch"), str | list):
+            check_launch(launch, place_of(source, ("launch",)))
         for keys, name in class_paths(source.values):
             if "." in name and not is_allowed(name):
                 written = ".".join(key for key in keys if isinstance(key, str))

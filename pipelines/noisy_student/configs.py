@@ -90,7 +90,8 @@ def outcome(config: Mapping[str, Any]) -> dict[str, Any]:
     arguments = kept["data"]["init_args"]
     for half in (kept["data"], arguments.get("labeled"), arguments.get("unlabeled")):
         if half is not None:
-            half["init_args"].pop("split_file", None)
+            for key in ("split_file", "weight_file"):
+                half["init_args"].pop(key, None)
     if arguments.get("unlabeled") is not None:
         arguments["unlabeled"]["init_args"].pop("source")
     kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in COSMETIC}

@@ -54,6 +54,8 @@ def data_settings(settings: Settings, data: DataModule, seed: int) -> dict[str, 
     listed = [(s, r["path"], kind.annotation(r), _size(r)) for s, rs in data.records.items() for r in rs]
     pool = [] if settings.pool is None else [(r["path"], _size(r)) for r in pool_records(settings.pool)]
     hidden: dict[str, Any] = {"labels_per_class": settings.labels_per_class}
+    if settings.distil:
+        hidden["distil"] = True
     for key in ("labeled_images", "labeled_fraction"):  # left out where not set, for older runs
         if getattr(settings, key) is not None:
             hidden[key] = getattr(settings, key)
@@ -87,7 +89,7 @@ def make_data(
     kind = kind_of(data)
     seen, hidden = _hide(data, settings, seed)
     outside = [] if settings.pool is None else _readable_pool(settings.pool, data)
-    pool = [*hidden, *outside]
+    pool = [*(seen if settings.distil else []), *hidden, *outside]
     if settings.overlap != "allow":
         pool = without_overlap(pool, [*data.records["val"], *data.records["test"]], data, settings.overlap, memory)
     if not pool and settings.labeled_fraction != 1:  # with all labels `curve` trains the teacher alone

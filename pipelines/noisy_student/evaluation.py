@@ -6,6 +6,7 @@ A module and no word of the command line, since only the loop gives it.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -16,7 +17,7 @@ from pipelines import cli
 from pipelines.command import Command
 from pipelines.noisy_student.data_stage import set_up
 from pipelines.noisy_student.kinds.of_data import kind_of
-from pipelines.noisy_student.labeling import evaluate, prepare_teacher
+from pipelines.noisy_student.labeling import evaluate, load_teacher, prepare_teacher
 from pipelines.run.loading import Loaded
 from pipelines.trainer import Trainer
 from tasks.base import Task
@@ -37,7 +38,13 @@ def main(words: list[str]) -> int:
 
 
 def evaluate_checkpoint(
-    trainer: Trainer, model: Task, datamodule: DataModule, labeled: str, output: str, ckpt_path: str
+    trainer: Trainer,
+    model: Task,
+    datamodule: DataModule,
+    labeled: str,
+    output: str,
+    ckpt_path: str,
+    teachers: list[str] = [],  # noqa: B006 - never changed
 ) -> None:
     """Evaluate a checkpoint on the loop's labeled data.
 
@@ -48,31 +55,34 @@ def evaluate_checkpoint(
         labeled: A YAML file with the config of the labeled data.
         output: The folder to write to.
         ckpt_path: The checkpoint.
+        teachers: Further ones, which label with it.
     """
     data = set_up(yaml.safe_load(Path(labeled).read_text(encoding="utf-8")))
-    evaluate_splits(trainer, Loaded(Path(ckpt_path), model, datamodule, {}), data, Path(output))
+    further = [load_teacher(path, trust=trainer.trust) for path in teachers]
+    evaluate_splits(trainer, [Loaded(Path(ckpt_path), model, datamodule, {}), *further], data, Path(output))
 
 
-def evaluate_splits(trainer: Trainer, loaded: Loaded, data: DataModule, directory: Path) -> None:
+def evaluate_splits(trainer: Trainer, each: Sequence[Loaded], data: DataModule, directory: Path) -> None:
     """Write ``val`` and ``test``: a model's labels of their images, and what scores are computed from.
 
     Args:
         trainer: Where to run.
-        loaded: The model.
+        each: The model, or several that label together.
         data: The loop's labeled data.
         directory: Where to.
 
     Raises:
         UserError: If the model knows other classes than the data.
     """
-    if loaded.data.class_names != data.class_names:
-        raise UserError(
-            f"teacher.checkpoint {loaded.checkpoint} knows the classes {loaded.data.class_names}, but the data has"
-            f" {data.class_names}."
-        )
-    prepare_teacher(trainer, loaded)
+    for loaded in each:
+        if loaded.data.class_names != data.class_names:
+            raise UserError(
+                f"teacher.checkpoint {loaded.checkpoint} knows the classes {loaded.data.class_names}, but the data has"
+                f" {data.class_names}."
+            )
+        prepare_teacher(trainer, loaded)
     for split, file in files_of(data).items():
-        evaluate(trainer, [loaded], data.records[split], data, directory / file)
+        evaluate(trainer, each, data.records[split], data, directory / file)
 
 
 def files_of(data: DataModule) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,50 +16,12 @@ import yaml
 from datamodules.common.files import write_text
 from pipelines.config.allowed import trust_flags
 from pipelines.config.carried import packages_of
-from pipelines.config.errors import Mistake
 from pipelines.noisy_student.manifest import StageError
 from pipelines.noisy_student.settings import Settings, plain, trainer_of
 from pipelines.run.masking import masked
 
 #: Settings of the trainer for a command that trains nothing.
 PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")
-#: Launchers, and their flags, that a config may name: with others it could start any program.
-LAUNCHERS = {
-    "srun": "ntasks ntasks-per-node nodes cpus-per-task gres gpus-per-task gpus-per-node mem wait time partition"
-    " account qos constraint exclusive kill-on-bad-exit",
-    "torchrun": "nproc-per-node nnodes node-rank max-restarts rdzv-backend rdzv-id rdzv-endpoint standalone",
-}
-#: Of these, those that take a value only behind ``=``, or none.
-SWITCHES = ("exclusive", "kill-on-bad-exit", "standalone")
-
-
-def check_launch(words: Sequence[str]) -> None:
-    """Refuse what a config, which may be a stranger's, would start in front of our commands.
-
-    Raises:
-        Mistake: Unless it is a known launcher with known flags.
-    """
-    if words and words[0] in LAUNCHERS and _are_known(words[1:], LAUNCHERS[words[0]].split()):
-        return
-    raise Mistake(
-        ("launch",),
-        f"launch is {list(words)}, but a config may only name srun or torchrun with flags of how many and where"
-        f" (--{LAUNCHERS['torchrun'].split()[0]} and the like). What you know and trust, type:"
-        f" --launch '{json.dumps(list(words))}'.",
-    )
-
-
-def _are_known(words: Sequence[str], known: Sequence[str]) -> bool:
-    """Whether words are long flags of a launcher with their values, and nothing that could be a program."""
-    rest = list(words)
-    while rest:
-        flag, has_value, _ = rest.pop(0).partition("=")
-        name = flag.removeprefix("--").replace("_", "-")
-        if not flag.startswith("--") or name not in known:
-            return False
-        if not has_value and name not in SWITCHES and (not rest or rest.pop(0).startswith("-")):
-            return False
-    return True
 
 
 @dataclass(frozen=True)

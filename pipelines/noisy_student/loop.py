@@ -69,7 +69,8 @@ def run_seed(root: Path, settings: Settings, data: DataModule, seed: int) -> See
     controls = []
     if settings.controls:
         controls.append(loop.student("labels_only", last, selections[-1], pseudo_labels=False))
-        controls.append(loop.student("no_noise", last, selections[-1], noise=False))
+        if not settings.distil:
+            controls.append(loop.student("no_noise", last, selections[-1], noise=False))
     relabeled = loop.label("relabelled", models[last])  # the stage's name in finished runs
     return SeedRun(seed, loop.found, [*models, *controls], selections, best, relabeled)
 
@@ -105,14 +106,13 @@ class SeedLoop:
 
     def teacher(self) -> TrainedModel:
         """The first teacher, trained or given."""
-        given = self.settings.teacher.checkpoint
-        if given is not None:
-            checkpoint = Path(given)
-            config: dict[str, Any] = dict(read_checkpoint_config(checkpoint))
-            inputs = {"checkpoint": Output(checkpoint, digest_of(checkpoint)), "split": self.found["split"]}
+        if given := self.settings.teacher.checkpoints:
+            config: dict[str, Any] = dict(read_checkpoint_config(given[0]))
+            inputs = {"checkpoint": Output(given[0], digest_of(given[0])), "split": self.found["split"]}
+            inputs |= {f"checkpoint{i}": Output(file, digest_of(file)) for i, file in enumerate(given) if i}
 
             def take(directory: Path) -> dict[str, str]:
-                return stages.take_teacher(directory, self.settings, self.data, checkpoint)
+                return stages.take_teacher(directory, self.settings, self.data, given)
 
             return self._trained("teacher", config, self.stage("teacher", task_and_data(config), inputs, take))
         command = teacher_config(self.settings, self.found["split"].path, stage_seed(self.seed, 0))
@@ -148,14 +148,17 @@ class SeedLoop:
 
     def label(self, name: str, model: TrainedModel, *, soft: bool = False) -> Outputs:
         """A model's labels of the pool."""
-        checkpoint = model.outputs["teacher" if model.name == "teacher" else "student"]
+        role = "teacher" if model.name == "teacher" else "student"
+        known = model.outputs
+        labeling = {"teacher": known[role]} | {n: known[n] for n in known if n.startswith("teacher") and n != role}
         pool = self.found["pool"]
         key = task_and_data(model.config) | ({"soft": True} if soft else {})
 
         def label(directory: Path) -> dict[str, str]:
-            return stages.label(directory, self.settings, self.data, checkpoint.path, pool.path, soft=soft)
+            teachers = [output.path for output in labeling.values()]
+            return stages.label(directory, self.settings, self.data, teachers, pool.path, soft=soft)
 
-        return self.stage(name, key, {"teacher": checkpoint, "pool": pool}, label)
+        return self.stage(name, key, {**labeling, "pool": pool}, label)
 
     def select(self, name: str, teacher: TrainedModel, labels: Outputs) -> Outputs:
         """What is taught of a teacher's labels."""
@@ -235,7 +238,7 @@ def steps_per_epoch(
     batch_size = student.data.get("batch_size") or data.batch_size
     if batch_size is None:
         batch_size = choose_batch(data.most_images, len(read_json(split.path)["train"]) // world)
-    return max(1, int(read_json(selected[REPORT].path)["images"]) // (batch_size * student.ratio * world))
+    return max(1, int(read_json(selected[REPORT].path)["images"]) // (int(batch_size) * student.ratio * world))
 
 
 def _selection(settings: Settings) -> dict[str, Any]:

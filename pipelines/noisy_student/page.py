@@ -23,7 +23,7 @@ def write_page(file: Path, output: Path) -> None:
     seeds = len(report["seeds"])
     spread = f"{seeds} seeds" if seeds > 1 else "one seed: nothing is known of the spread between trainings"
     parts = [
-        "<h1>What the unlabeled images were worth</h1>",
+        f"<h1>{html.escape(report['title'])}</h1>",
         f"<p>{html.escape(titled(report['metric']))} on {report['images']} {report['split']} images;"
         f" {report['labelled']} labeled and {report['pool']} unlabeled images; {spread}. Intervals hold 95 %: a"
         " bootstrap over images and seeds.</p>",

@@ -17,7 +17,6 @@ from pipelines.config.values import merged
 from pipelines.noisy_student.kinds.base import Kind
 from pipelines.noisy_student.kinds.images import IMAGES
 from pipelines.noisy_student.kinds.of_data import kind_of
-from pipelines.noisy_student.launching import check_launch
 from pipelines.noisy_student.selection import Selection
 from pipelines.noisy_student.settings import (
     Settings,
@@ -75,8 +74,6 @@ def _read(args: list[str]) -> tuple[list[Source], dict[str, Any]]:
         for source in found:
             check_keys(source.values, HINTS, (), Context(HINTS, classes, "" if source.file else "--"))
             _check_parts(source.values)
-            if source.file and source.values.get("launch"):
-                check_launch(source.values["launch"])
             values = merged(values, source.values if source.file else _nested(source.values))
     except Mistake as mistake:
         where = "" if source is None else place_of(source, mistake.keys)
@@ -140,10 +137,11 @@ def check_settings(settings: Settings) -> None:
         raise UserError(f"pool '{settings.pool}' does not exist in {Path.cwd()}. Give a folder or a list of images.")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         raise UserError(f"seeds is {settings.seeds}; give at least one, and none twice.")
-    if (settings.teacher.model is None) == (settings.teacher.checkpoint is None):
+    if (settings.teacher.model is None) == (not settings.teacher.checkpoints):
         raise UserError("teacher needs either model: (it is trained) or checkpoint: FILE (it is trained already).")
-    if settings.teacher.checkpoint is not None and not Path(settings.teacher.checkpoint).is_file():
-        raise UserError(f"teacher.checkpoint {settings.teacher.checkpoint} does not exist.")
+    if missing := next((file for file in settings.teacher.checkpoints if not file.is_file()), None):
+        raise UserError(f"teacher.checkpoint {missing} does not exist.")
+    _check_batches(settings)
     _check_students(settings)
     _check_devices(settings)
 
@@ -152,7 +150,7 @@ def _check_labels(settings: Settings) -> None:
     """Where the unlabeled images come from."""
     hiding = {key: getattr(settings, key) for key in ("labels_per_class", "labeled_images", "labeled_fraction")}
     given = {key: value for key, value in hiding.items() if value is not None}
-    if settings.pool is None and not given:
+    if settings.pool is None and not given and not settings.distil:
         raise UserError(
             "pool is not set: give the folder or the list of the unlabeled images, or labeled_images (for images with"
             " one label each also labels_per_class) to hide some of the labels."
@@ -168,10 +166,22 @@ def _check_labels(settings: Settings) -> None:
     fraction = given.get("labeled_fraction", 0.5)
     if not 0 < fraction <= 1:
         raise UserError(f"labeled_fraction is {fraction:g}; it must be above 0 and at most 1.")
-    if fraction == 1 and settings.pool is None:
+    if fraction == 1 and settings.pool is None and not settings.distil:
         raise UserError(
             "labeled_fraction is 1 and pool is not set: no image is without a label. Lower it, or give pool."
         )
+
+
+def _check_batches(settings: Settings) -> None:
+    """Refuse batch sizes that are not known before a training: the steps of students and controls follow from them."""
+    parts: dict[str, Any] = {"data": settings.data.get("init_args", {})}  # type: ignore[attr-defined]
+    parts |= {f"students.{i}.data": student.data for i, student in enumerate(settings.students)}
+    for key, arguments in {**parts, "teacher.data": settings.teacher.data}.items():
+        if arguments.get("batch_size") == "auto":
+            raise UserError(
+                f"{key}.batch_size is auto, but the steps of students and controls follow from it: give a number; one"
+                " that fits is found by fit with the teacher's model."
+            )
 
 
 def _check_students(settings: Settings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,20 +26,54 @@ from pipelines.statistics import Sampled, interval, sampled
 
 SUSPECTS = 40  # on the sheet
 SHEET = "suspects.png"
-WHAT = {
-    "teacher": "labels only, the first net",
-    "last": "noisy student of each seed's last generation",
-    "labels_only": "control: the last student's net, noise and number of steps, labels only",
-    "no_noise": "control: the last student without noise, the same steps and pseudo-labels",
-}
-# Difference -> (minuend, subtrahend, what it means).
-DIFFERENCES = {
-    "gain": ("last", "teacher", "all of it: the last student over the teacher"),
-    "unlabeled data": ("last", "labels_only", "the last student over the same net and noise on labels only"),
-    "noise": ("last", "no_noise", "the last student over the one without noise"),
-    "size, noise, steps": ("labels_only", "teacher", "the student's net and training over the teacher's, labels only"),
-    "iterations": ("last", "student1", "the last student over the first"),
-}
+
+
+class Words(NamedTuple):
+    """What a report calls things.
+
+    Attributes:
+        title: Of the page.
+        what: Model -> what it is.
+        differences: Difference -> (minuend, subtrahend, what it means).
+    """
+
+    title: str
+    what: dict[str, str]
+    differences: dict[str, tuple[str, str, str]]
+
+
+LOOP = Words(
+    "What the unlabeled images were worth",
+    {
+        "teacher": "labels only, the first net",
+        "last": "noisy student of each seed's last generation",
+        "labels_only": "control: the last student's net, noise and number of steps, labels only",
+        "no_noise": "control: the last student without noise, the same steps and pseudo-labels",
+    },
+    {
+        "gain": ("last", "teacher", "all of it: the last student over the teacher"),
+        "unlabeled data": ("last", "labels_only", "the last student over the same net and noise on labels only"),
+        "noise": ("last", "no_noise", "the last student over the one without noise"),
+        "size, noise, steps": (
+            *("labels_only", "teacher"),
+            "the student's net and training over the teacher's, labels only",
+        ),
+        "iterations": ("last", "student1", "the last student over the first"),
+    },
+)
+DISTILLED = Words(
+    "What the teacher was worth to the student",
+    {
+        "teacher": "one or several networks together",
+        "student1": "the small net, taught by labels and teacher",
+        "labels_only": "the student alone: the same net and number of steps, labels only",
+    },
+    {
+        "distillation": ("last", "labels_only", "the student over the student alone"),
+        "student": ("last", "teacher", "the student over its teacher"),
+        "student alone": ("labels_only", "teacher", "the student alone over the teacher"),
+    },
+)
 
 
 def write_report(root: Path, settings: Settings, data: DataModule, runs: list[SeedRun]) -> None:
@@ -54,8 +88,10 @@ def write_report(root: Path, settings: Settings, data: DataModule, runs: list[Se
     kind = kind_of(data)
     truths = [read_truth(run.data["truth"].path) for run in runs]
     split = "test" if truths[0]["test"] else "val"
+    words = DISTILLED if settings.distil else LOOP
     report = {
-        **_scores(kind, runs, split, [truth[split] for truth in truths]),
+        "title": words.title,
+        **_scores(kind, runs, split, [truth[split] for truth in truths], words),
         "unit": kind.UNIT,
         "split": split,
         "images": len(truths[0][split]),
@@ -98,28 +134,32 @@ def _use(runs: Sequence[SeedRun], metric: str) -> list[str]:
     return [f"use it: {command_line(words)}", f"({metric} {best.last.score:.4f} on validation{of_seed})"]
 
 
-def _scores(kind: Kind, runs: list[SeedRun], split: str, truths: Sequence[Sequence[Any]]) -> dict[str, Any]:
+def _scores(
+    kind: Kind, runs: list[SeedRun], split: str, truths: Sequence[Sequence[Any]], words: Words
+) -> dict[str, Any]:
     """Tables of what the models reached, by the main metric and by others."""
     files = {name: [run.model(name).outputs[split].path for run in runs] for name in _common_names(runs)}
     files["last"] = [run.last.outputs[split].path for run in runs]
     found = {name: _sampled(kind, of_seeds, truths) for name, of_seeds in files.items()}
-    first, *others = [_tables(metric, found, runs) for metric in found["last"]]
+    first, *others = [_tables(metric, found, runs, words) for metric in found["last"]]
     return {**first, "other_metrics": others}
 
 
-def _tables(metric: str, found: Mapping[str, Mapping[str, Sampled]], runs: list[SeedRun]) -> dict[str, Any]:
+def _tables(
+    metric: str, found: Mapping[str, Mapping[str, Sampled]], runs: list[SeedRun], words: Words
+) -> dict[str, Any]:
     """What each model reached by one metric, and the differences."""
     one_generation = max(len(run.selections) for run in runs) == 1
     return {
         "metric": metric,
         "rows": [
-            {"name": name, "what": _what(name), **interval(values[metric])}
+            {"name": name, "what": _what(name, words), **interval(values[metric])}
             for name, values in found.items()
             if name != "last"
         ],
         "differences": [
             {"name": name, "of": [a, b], "what": what, **interval(found[a][metric] - found[b][metric])}
-            for name, (a, b, what) in DIFFERENCES.items()
+            for name, (a, b, what) in words.differences.items()
             if a in found and b in found and not (name == "iterations" and one_generation)
         ],
     }
@@ -141,8 +181,8 @@ def _common_names(runs: list[SeedRun]) -> list[str]:
     return [name for name in names if all(name in [m.name for m in run.models] for run in runs)]
 
 
-def _what(name: str) -> str:
-    return WHAT.get(name) or f"noisy student of generation {name.removeprefix('student')}"
+def _what(name: str, words: Words) -> str:
+    return words.what.get(name) or f"noisy student of generation {name.removeprefix('student')}"
 
 
 def _doubtful(root: Path, kind: Kind, data: DataModule, run: SeedRun, truth: dict[str, Any]) -> list[dict[str, Any]]:

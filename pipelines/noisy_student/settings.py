@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.base import DataModule
@@ -22,13 +23,19 @@ class TeacherSettings:
         model: The task, as in any config.
         data: Arguments of the data that differ from those of the loop, for example `augment`.
         trainer: Arguments of the trainer that differ.
-        checkpoint: A trained teacher, in place of all of these.
+        checkpoint: A trained teacher, in place of all of these; or several, `[a.ckpt, b.ckpt]`, which label together.
     """
 
     model: Task | None = None
     data: dict[str, Any] = field(default_factory=dict)
     trainer: Trainer = field(default_factory=dict)  # type: ignore[assignment]
-    checkpoint: str | None = None
+    checkpoint: str | list[str] | None = None
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The trained teachers."""
+        given = [self.checkpoint] if isinstance(self.checkpoint, str) else self.checkpoint or []
+        return [Path(file) for file in given]
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,8 @@ class Settings:
         teacher: The first teacher.
         students: One generation each.
         pool: The unlabeled images: a folder, or a list with a column `path`.
+        distil: The labeled training images themselves are a pool, alone or beside the others: distillation. The
+            student learns from both, their labels and what the teacher says of them. See the command `distil`.
         labels_per_class: Only so many training images of each class keep their labels, the others join the pool; to
             see on a labeled set what unlabeled images would be worth. For images with one label each.
         labeled_images: In place of it, for all tasks: only so many training images keep their annotations, drawn by
@@ -92,6 +101,7 @@ class Settings:
     teacher: TeacherSettings
     students: list[StudentSettings]
     pool: str | None = None
+    distil: bool = False
     labels_per_class: int | None = None
     labeled_images: int | None = None
     labeled_fraction: float | None = None

@@ -6,6 +6,7 @@ Each leaves files that can be read and used again.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,26 @@ def train(directory: Path, settings: Settings, data: DataModule, config: dict[st
         run_command(FIT, words, settings.launch)
     run = runs_of(directory.parent, directory.name)[-1]
     export(run / "checkpoints" / f"{settings.checkpoint}.ckpt", directory / f"{name}.ckpt")
-    return {name: f"{name}.ckpt", **evaluate(directory, settings, data, directory / f"{name}.ckpt")}
+    return {name: f"{name}.ckpt", **evaluate(directory, settings, data, [directory / f"{name}.ckpt"])}
 
 
-def take_teacher(directory: Path, settings: Settings, data: DataModule, checkpoint: Path) -> dict[str, str]:
-    """A teacher that is trained already, in place of ``train``.
+def take_teacher(directory: Path, settings: Settings, data: DataModule, checkpoints: Sequence[Path]) -> dict[str, str]:
+    """A teacher that is trained already, or several together, in place of ``train``.
 
     Raises:
-        UserError: If its run trained on images that are for validation or test here.
+        UserError: If a run trained on images that are for validation or test here.
     """
+    files = {}
+    for number, checkpoint in enumerate(checkpoints):
+        _check_seen(settings, data, checkpoint)
+        name = f"teacher{number or ''}"
+        files[name] = f"{name}.ckpt"
+        export(checkpoint, directory / files[name])
+    return {**files, **evaluate(directory, settings, data, [directory / file for file in files.values()])}
+
+
+def _check_seen(settings: Settings, data: DataModule, checkpoint: Path) -> None:
+    """Refuse a teacher that was trained on what is to measure it."""
     run = run_of_checkpoint(checkpoint)
     split = None if run is None else read_json(run / "split.json")
     if split is None:
@@ -74,12 +86,10 @@ def take_teacher(directory: Path, settings: Settings, data: DataModule, checkpoi
                 f" them {known[0]}: its scores would be worth nothing. Set data.split_file to {run}/split.json, or"
                 " train it here (teacher.model); overlap: allow lets it pass."
             )
-    export(checkpoint, directory / "teacher.ckpt")
-    return {"teacher": "teacher.ckpt", **evaluate(directory, settings, data, directory / "teacher.ckpt")}
 
 
-def evaluate(directory: Path, settings: Settings, data: DataModule, checkpoint: Path) -> dict[str, str]:
-    """Write ``val`` and ``test``: a model's labels of their images, and what scores are computed from.
+def evaluate(directory: Path, settings: Settings, data: DataModule, checkpoints: Sequence[Path]) -> dict[str, str]:
+    """Write ``val`` and ``test``: labels of a model, or of several together, and what scores are computed from.
 
     With ``launch`` it is a command of its own, like a training.
 
@@ -87,13 +97,20 @@ def evaluate(directory: Path, settings: Settings, data: DataModule, checkpoint: 
         UserError: If the model knows other classes than the data.
     """
     if settings.launch is None:
-        loaded = load_teacher(checkpoint, trust=packages_of(plain(settings)))
+        trust = packages_of(plain(settings))
+        loaded = [load_teacher(checkpoint, trust=trust) for checkpoint in checkpoints]
         evaluation.evaluate_splits(_plain_trainer(settings), loaded, data, directory)
     else:
         with config_file(directory / "evaluated.yaml", plain(settings.data)) as labeled:
-            words = ["--ckpt_path", str(checkpoint), "--labeled", str(labeled), "--output", str(directory)]
+            words = [*_named(checkpoints), "--labeled", str(labeled), "--output", str(directory)]
             run_command(EVALUATE, [*words, *trainer_flags(settings, "precision")], settings.launch)
     return evaluation.files_of(data)
+
+
+def _named(checkpoints: Sequence[Path]) -> list[str]:
+    """The flags that name a model, or several."""
+    first, *others = map(str, checkpoints)
+    return ["--ckpt_path", first, *([f"--teachers=[{','.join(others)}]"] if others else [])]
 
 
 def _plain_trainer(settings: Settings) -> Trainer:
@@ -106,11 +123,11 @@ def _plain_trainer(settings: Settings) -> Trainer:
 
 
 def label(
-    directory: Path, settings: Settings, data: DataModule, teacher: Path, pool: Path, *, soft: bool = False
+    directory: Path, settings: Settings, data: DataModule, teachers: Sequence[Path], pool: Path, *, soft: bool = False
 ) -> dict[str, str]:
     """``pseudo-label`` of the pool: ``labels.parquet``, or ``labels.json`` for boxes."""
     file = f"labels{kind_of(data).LABELS}"
-    words = ["--ckpt_path", str(teacher), "--source", str(pool), "--output", str(directory / file)]
+    words = [*_named(teachers), "--source", str(pool), "--output", str(directory / file)]
     run_command(LABEL, [*words, *trainer_flags(settings), *(["--soft=true"] if soft else [])], settings.launch)
     return {"labels": file}
 

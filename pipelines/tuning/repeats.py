@@ -10,15 +10,10 @@ from typing import Any
 
 from datamodules.common.errors import UserError
 from datamodules.common.files import read_json, write_json
-from pipelines.commands.folds import grouped
-from pipelines.config.allowed import trust_flags
-from pipelines.config.carried import packages_of
+from pipelines.commands.folds import fit_in, grouped
 from pipelines.noisy_student.configs import outcome
-from pipelines.noisy_student.launching import config_file, run_command
 from pipelines.noisy_student.manifest import run_stage
-from pipelines.noisy_student.stages import FIT
 from pipelines.outputs.curves import best_row, read_rows
-from pipelines.run.directory import runs_of
 from pipelines.statistics import folds_interval
 
 AS_IT_IS = "as it is"  # the config without the search
@@ -102,10 +97,8 @@ def _score(root: Path, name: str, config: dict[str, Any], seed: int, monitor: st
     own["trainer"] = grouped(own["trainer"], root.name, "candidate")
 
     def work(folder: Path) -> dict[str, str]:
-        with config_file(folder / "config.yaml", own) as file:
-            place = ["--name", folder.name, "--runs_dir", str(folder.parent), "--resume", "auto"]
-            run_command(FIT, ["--config", str(file), *place, *trust_flags(packages_of(own))], None)
-        row = best_row(read_rows(runs_of(folder.parent, folder.name)[-1] / "metrics.csv"), monitor, mode)
+        run = fit_in(folder, own, None)
+        row = best_row(read_rows(run / "metrics.csv"), monitor, mode)
         if row is None:
             raise UserError(f"{folder} has no {monitor}: tune needs validation images.")
         write_json(folder / "score.json", {monitor: row[monitor]})

@@ -11,7 +11,7 @@ import yaml
 
 from pipelines.__main__ import main
 from pipelines.config.allowed import allowing, is_allowed
-from pipelines.noisy_student.launching import check_launch
+from pipelines.config.launchers import check_launch
 
 TRAP = """
 from pathlib import Path
@@ -119,7 +119,17 @@ def test_a_loops_launcher_is_no_way_to_start_programs(
     assert not Path("executed").exists()
 
 
+@pytest.mark.parametrize("launch", ["touch executed #", "srun sh -c 'touch executed'", "srun 'open"])
+@pytest.mark.parametrize("command", ["folds", "ensemble"])
+def test_nor_is_that_of_another_command(command: str, launch: str, trap: None, capsys: pytest.CaptureFixture[str]):
+    Path("some.yaml").write_text(yaml.safe_dump({"model": MODEL, "data": DATA, "launch": launch}))
+    assert main([command, "--config", "some.yaml"]) == 2
+    assert "a config may only name srun or torchrun with flags of how many and where" in capsys.readouterr().err
+    assert not Path("executed").exists()
+
+
 def test_ordinary_launchers_are_none():
+    check_launch("srun --ntasks=8")
     check_launch(["srun", "--ntasks=8", "--gres", "gpu:8", "--kill-on-bad-exit=0", "--exclusive"])
     check_launch(["torchrun", "--standalone", "--nproc_per_node", "8"])
     check_launch(["torchrun"])

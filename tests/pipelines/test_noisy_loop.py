@@ -359,7 +359,7 @@ def test_a_teacher_that_saw_the_evaluated_images_is_refused(world):
     data.records["test"] += data.records["train"][1:]
     Path("taken").mkdir()
     with pytest.raises(UserError, match=r"was trained on \d+ of the validation and test images, among them"):
-        stages.take_teacher(Path("taken"), settings, data, teacher)
+        stages.take_teacher(Path("taken"), settings, data, [teacher])
 
 
 def test_a_flag_that_a_part_overrules_is_refused(tmp_path):
@@ -550,7 +550,7 @@ def test_a_launched_loop_evaluates_behind_the_launcher(world, monkeypatch):
     data = data_stage.read_data(settings)
     student = stage(world / "whole", "student1") / "student.ckpt"
     Path("again").mkdir()
-    assert stages.evaluate(Path("again"), settings, data, student) == {"val": "val.parquet", "test": "test.parquet"}
+    assert stages.evaluate(Path("again"), settings, data, [student]) == {"val": "val.parquet", "test": "test.parquet"}
     assert seen == [["srun", sys.executable, "-m", "pipelines.noisy_student.evaluation"]]
     old = digests(world / "whole")["student1"]
     assert {split: manifest.digest_of(Path("again", f"{split}.parquet")) for split in ("val", "test")} == {

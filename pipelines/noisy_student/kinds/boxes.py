@@ -47,7 +47,7 @@ class BoxKind(Dense):
     KEY = "boxes"
     SOURCE_ARGUMENTS = (
         *("source", "format", "image_root", "class_ids", "voc_one_based", "voc_difficult"),
-        *("num_scenes", "scene_digits", "val_fraction", "test_fraction", "split_seed", "split_file"),
+        *("num_scenes", "scene_digits", "val_fraction", "test_fraction", "split_seed", "split_file", "weight_file"),
     )
 
     # What is refused.

@@ -49,7 +49,16 @@ class Images(Kind):
     CHUNK = ".npy"
     TILE = 96
     ONE_LABEL = True
-    SOURCE_ARGUMENTS = ("source", "image_root", "columns", "val_fraction", "test_fraction", "split_seed", "split_file")
+    SOURCE_ARGUMENTS = (
+        "source",
+        "image_root",
+        "columns",
+        "val_fraction",
+        "test_fraction",
+        "split_seed",
+        "split_file",
+        "weight_file",
+    )
 
     def check_data(self, data: Any) -> None:
         """Refuse data without one label each."""

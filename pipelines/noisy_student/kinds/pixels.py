@@ -53,7 +53,7 @@ class Pixels(Dense):
     KEY = "mask"
     SOURCE_ARGUMENTS = (
         *("source", "images", "masks", "image_root", "mask_format", "colors", "class_values", "ignore_values"),
-        *("num_scenes", "val_fraction", "test_fraction", "split_seed", "split_file"),
+        *("num_scenes", "val_fraction", "test_fraction", "split_seed", "split_file", "weight_file"),
     )
 
     # What is refused.
