@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -19,6 +20,9 @@ from pipelines.api.base import Result
 from pipelines.api.results import ClassificationResult, DetectionResult, SegmentationResult
 from pipelines.api.sources import Source, is_stream, records_of
 from pipelines.ensemble import Ensemble
+from pipelines.explaining.attribution import Settings, methods_of
+from pipelines.explaining.pictures import Explanation, Plan, explain_records
+from pipelines.explaining.targets import Wanted, label_of
 from pipelines.hardware import Precision
 from pipelines.inference import Batch, Predictor, load_predictor
 from pipelines.outputs.formats.coco import category_ids
@@ -154,6 +158,49 @@ class Model:
             with torch.inference_mode(), self.predictor.computing():
                 found.append(embed(task, batch["image"].to(self.predictor.device)).float().cpu().numpy())
         return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+
+    def explain(
+        self,
+        source: Source,
+        *,
+        method: str | Sequence[str] | None = None,
+        target: str | None = None,
+        at: Sequence[int] | None = None,
+        boxes: int = 1,
+        faithful: bool = True,
+        **settings: Any,
+    ) -> list[Explanation]:
+        """Which pixels the model answers by: the command ``explain``, see docs/explain.md.
+
+        Args:
+            source: As for ``predict``.
+            method: One or several; all that can explain the network without further packages by default.
+            target: The class by its name or number; by default what the model says.
+            at: A point x, y or a rectangle x1, y1, x2, y2 in original pixels: the box there, or these pixels of a mask.
+            boxes: Of a detector's picture, the surest ones.
+            faithful: Measure each method on each picture.
+            settings: ``layer``, ``fill``, ``steps``, ``samples``, ``noise``, ``window`` and ``seed``, as flags of the
+                command.
+
+        Returns:
+            One a target, in the pictures' order; ``explanation.methods["gradcam"].heat`` is float32 (H, W), in original
+            pixels.
+
+        Raises:
+            UserError: As ``predict``; and of several checkpoints, or where a named method cannot explain the network.
+        """
+        unknown = sorted(settings.keys() - {field.name for field in fields(Settings)})
+        if unknown:
+            known = ", ".join(field.name for field in fields(Settings))
+            raise UserError(
+                f"explain has no argument {unknown[0]}; beside method, target, at and boxes it takes {known}."
+            )
+        names = self.class_names
+        wanted = Wanted(label_of(target, names), at, boxes)
+        methods = methods_of(method if method is None or isinstance(method, str) else ",".join(method))
+        records = list(self._records(source, 1)[0])
+        plan = Plan(methods, Settings(**settings), wanted, faithful)
+        return list(explain_records(self.predictor, records, names, plan, skip_refused=method is None))
 
     @property
     def _first(self) -> Any:

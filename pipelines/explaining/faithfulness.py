@@ -19,6 +19,7 @@ CELLS = 16
 STEPS = 16
 #: Rank correlation from which on an explanation counts as unchanged by random weights.
 UNCHANGED = 0.5
+MOST = 0.99
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,24 @@ def random_weights(network: nn.Module, seed: int) -> Iterator[None]:
 
 
 def similarity(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """Spearman's rank correlation of two maps; 0 where one is the same everywhere."""
+    """Spearman's rank correlation of two maps, where either has most of its mass; 0 where one is the same everywhere.
+
+    All cells together would tell mostly that no box depends on what is far from it.
+    """
     from scipy.stats import rankdata
 
-    ranks = [rankdata(np.nan_to_num(part).ravel()) for part in (first, second)]
-    if any(np.ptp(part) == 0 for part in ranks):
+    values = [np.nan_to_num(part).ravel() for part in (first, second)]
+    where = _heavy(values[0]) | _heavy(values[1])
+    ranks = [rankdata(part[where]) for part in values]
+    if any(part.size < 3 or np.ptp(part) == 0 for part in ranks):
         return 0.0
     return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _heavy(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """The fewest cells that hold ``MOST`` of a map's absolute mass."""
+    order = np.argsort(-np.abs(values), kind="stable")
+    mass = np.cumsum(np.abs(values[order], dtype=np.float64))
+    found = np.zeros(len(values), bool)
+    found[order[: int(np.searchsorted(mass, MOST * mass[-1])) + 1]] = True
+    return found

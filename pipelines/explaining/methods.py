@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Score: TypeAlias = Callable[[Tensor], Tensor]
-CHUNK = 16  # images in one forward pass
+CHUNK = 8  # images in one forward pass; more are slower on a CPU, whose memory they fill
 
 
 def gradient(score: Score, image: Tensor) -> Tensor:

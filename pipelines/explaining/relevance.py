@@ -68,7 +68,7 @@ PLAIN = {
         "BlurPool2d",
     ),
     *("FastAdaptiveAvgPool", "SelectAdaptivePool2d", "ZeroPad2d", "UpsamplingNearest2d", "UpsamplingBilinear2d"),
-    *("Activation", "Attention", "Unfold", "Permute", "MultiScaleRoIAlign", "AdaptiveMaxPool2d"),
+    *("Activation", "Attention", "Unfold", "Permute", "MultiScaleRoIAlign", "AdaptiveMaxPool2d", "LastLevelMaxPool"),
 }
 
 

@@ -14,6 +14,7 @@ from pipelines.explaining.pictures import Explanation
 from pipelines.statistics import estimate
 
 LEAST = 5  # pictures from which on an interval is given
+CONSERVED = 0.01  # by how much the sum of the relevances may be off
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class MethodScore:
         """What the figures say, in a few words."""
         if self.method == "random":
             return "chance"
+        if self.conserved is not None and abs(self.conserved - 1) > CONSERVED:
+            return f"loses relevance: the sum is {self.conserved:.2f}"
         if self.unchanged >= UNCHANGED:
             return "does not depend on the weights"
         if math.isnan(self.low):

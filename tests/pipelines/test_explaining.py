@@ -162,6 +162,9 @@ def test_random_weights_are_put_back(net: Small, image: Tensor):
     assert faithfulness.similarity(ramp, ramp**3) == pytest.approx(1)
     assert faithfulness.similarity(ramp, -ramp) == pytest.approx(-1)
     assert faithfulness.similarity(ramp, np.ones((3, 4))) == 0
+    first, second = np.zeros((8, 8)), np.zeros((8, 8))
+    first[0, :4], second[0, :4] = [1, 2, 3, 4], [4, 3, 2, 1]
+    assert faithfulness.similarity(first, second) == pytest.approx(-1)  # over all cells 0.97
 
 
 def test_a_map_in_original_pixels():
