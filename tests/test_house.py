@@ -44,7 +44,7 @@ LAYERS = (
     ("pipelines.batch_trial", "pipelines.evaluation", "pipelines.resuming"),
     ("pipelines.trainer",),
     ("pipelines.command", "pipelines.orphans", "pipelines.quiet"),
-    ("pipelines.export", "pipelines.features"),
+    ("pipelines.export", "pipelines.features", "pipelines.selecting"),
     ("pipelines.cli",),
     ("pipelines.commands", "pipelines.doctor"),
     ("pipelines.noisy_student",),
