@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, log_loss
 
 from benchmarks import report_coverage
 from benchmarks.report_coverage import make_boxes, make_images, make_pixels
@@ -281,6 +281,20 @@ def test_precision_by_size_is_cocos():
         own = boxes.size_scorer(measured, low, high, boxes.IOUS)(ones(measured))["ap"][0]
         assert 0.05 < own < 0.95
         assert own == pytest.approx(float(values[f"map_{size}"]), abs=1e-6), size
+
+
+def test_scores_of_boxes_have_a_temperature_of_the_validation():
+    made = make_boxes(np.random.default_rng(0), 80)
+    facts = {**made.facts, "class_names": made.class_names}
+    validation, test = (replace(made.take(np.arange(first, first + 40)), facts=facts) for first in (0, 40))
+    scores, right, _ = boxes.confidences(validation)
+    best = minimize_scalar(lambda t: boxes.likelihood(scores, right, t), bounds=(0.1, 10), method="bounded").x
+    found = kinds.with_validation({"val": validation, "test": test})["test"]
+    assert found.facts["score_temperature"] == pytest.approx(best, rel=0.02)
+    assert boxes.likelihood(scores, right) == pytest.approx(log_loss(right, scores), rel=1e-5)
+    text = boxes_page._calibration(found)
+    assert "after temperature scaling" in text
+    assert "after temperature scaling" not in boxes_page._calibration(test)
 
 
 def test_a_file_gives_back_what_was_written(tmp_path):
