@@ -570,6 +570,37 @@ def test_fit_test_report_and_compare(tmp_path, capfd):
     assert "Differences of the configs" in Path("page.html").read_text()
 
 
+@pytest.mark.slow
+def test_a_detection_leaves_a_report(tmp_path):
+    flags = ["--model=Detection", "--model.detector=fcos", "--model.backbone=test_resnet", "--data=DetectionData"]
+    flags += ["--data.source=digits", "--data.image_size=64", "--data.num_workers=0", "--data.batch_size=4"]
+    flags += ["--data.num_scenes={train: 24, val: 8, test: 12}", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"]
+    flags += ["--model.optim.lr=3e-3", "--trainer.enable_progress_bar=false", "--trainer.wandb.mode=off", "--name=d"]
+
+    def work() -> None:
+        report.write_report = document.write_report
+        assert main(["fit", *flags]) == 0
+        assert main(["test", "--ckpt_path", "runs/d/0/checkpoints/best.ckpt"]) == 0
+
+    assert in_child(work) == 0
+    run = Path("runs/d/0")
+    told = json.loads((run / "test.json").read_text())
+    measured = read(file_of(run, "test"))
+    score = kinds.scorer(measured)(ones(measured))
+    for name in ("map", "map_50"):
+        assert score[name][0] == pytest.approx(told[f"test/{name}"], abs=1e-6)
+    low, high = COCO_SIZES["small"]
+    small = boxes.size_scorer(measured, low, high, boxes.IOUS)(ones(measured))["ap"][0]
+    assert small == pytest.approx(told["test/map_small"], abs=1e-6, nan_ok=True)
+    text = (run / "report.html").read_text()
+    for title in ("Kinds of errors", "Calibration", "Size of the objects", "Mistakes"):
+        assert f"<h2>{title}</h2>" in text
+    assert "http" not in text
+    assert text.count("<img") > 4
+    header = yaml.safe_load((run / "README.md").read_text().split("---")[1])
+    assert header["pipeline_tag"] == "object-detection"
+
+
 def test_what_is_missing_is_said(tmp_path, capsys):
     (tmp_path / "runs/a/0").mkdir(parents=True)
     assert main(["report", "runs/a/0"]) == 1
