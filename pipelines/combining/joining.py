@@ -25,13 +25,18 @@ LEAST = 1e-7  # probability whose logarithm is kept
 
 def score(member: Member, split: str = "val") -> float:
     """By the metric that decides."""
+    return _scores(member, split)[kinds.main(member.measured(split))]
+
+
+def _scores(member: Member, split: str) -> dict[str, float]:
     measured = member.measured(split)
-    return float(kinds.scorer(measured)(np.ones((1, len(measured)), np.int64))[kinds.main(measured)][0])
+    found = kinds.scorer(measured)(np.ones((1, len(measured)), np.int64))
+    return {name: float(values[0]) for name, values in found.items()}
 
 
-def best_first(members: Sequence[Member]) -> list[Member]:
-    """By their scores on validation; of equal ones the earlier first."""
-    return sorted(members, key=lambda member: -score(member))
+def best_first(members: Sequence[Member], split: str = "val") -> list[Member]:
+    """By their scores; of equal ones by their likelihood where they have one, then the earlier first."""
+    return sorted(members, key=lambda member: (-score(member, split), _scores(member, split).get("loss", 0.0)))
 
 
 def combine(work: Work, members: Sequence[Member], names: Sequence[Combination]) -> list[Member]:
