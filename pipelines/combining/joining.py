@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.common.errors import UserError
 from pipelines.combining.settings import Combination
 from pipelines.combining.soup import MIX
 from pipelines.combining.training import PROGRAM, SPLITS, Member, Work
@@ -94,18 +93,9 @@ def _mixed(work: Work, members: Sequence[Member]) -> Member:
 
 
 def probabilities(members: Sequence[Member], split: str) -> tuple[Measured, Floats]:
-    """What the first member's file holds, and the probabilities of all (M, N, K) in its order of images.
-
-    Raises:
-        UserError: If a file does not hold all classes.
-    """
+    """What the first member's file holds, and the probabilities of all (M, N, K) in its order of images."""
     runs = aligned([Run(member.name, {}, member.measured(split)) for member in members])
     classes = len(runs[0].measured.class_names)
-    if classes > images.ALL_UP_TO:
-        raise UserError(
-            f"combine has 'vote' or 'stacking', which need the probabilities of all classes, but of {classes:,} only"
-            f" the largest are kept (of more than {images.ALL_UP_TO}): take mean or soup."
-        )
     dense = np.zeros((len(runs), len(runs[0].measured), classes))
     for own, run in zip(dense, runs, strict=True):
         np.put_along_axis(own, run.measured.arrays["classes"].astype(np.int64), images.probabilities(run.measured), 1)
