@@ -66,6 +66,7 @@ def ensemble(
         raise UserError("ensemble needs a config: use the command, or pipelines.train in a loop.")
     config = config_of_one(trainer.config, launch, PROGRAM)
     check_members(members, config, model.taught)
+    combinations_of(combine, members, model.taught)  # what is wrong with the config is told before data is read
     number = _side_by_side(members, launch, at_once)
     data: Any = datamodule
     _check_data(data, members)
