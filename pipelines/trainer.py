@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_info
 
 from pipelines.advice import with_advice
+from pipelines.batch_trial import settle_batch
 from pipelines.callbacks.predictions import PredictionWriter
 from pipelines.defaults import (
     as_loggers,
@@ -29,11 +30,7 @@ from pipelines.evaluation import print_metrics, start_evaluation
 from pipelines.hardware import AveragedWeights, Precision, resolve_precision
 from pipelines.lightning_parts import check_parts, wait_for_ranks
 from pipelines.outputs.detections import BoxFormat
-from pipelines.preparation import (
-    check_training,
-    prepare,
-    start_run,
-)
+from pipelines.preparation import check_training, prepare, start_run
 from pipelines.resuming import resumes_nothing, start_of
 from pipelines.run.compatibility import check_fits, check_optimizer
 from pipelines.run.lock import only_writer
@@ -182,6 +179,7 @@ class Trainer(RunTrainer):
         with ExitStack() as locks:
             run, checkpoint = start_of(self, ckpt_path, resume, locks)
             prepare(self, model, datamodule, "fit", weights_follow=checkpoint is not None)
+            settle_batch(self, model, datamodule, run, checkpoint)
             check_training(self, model, datamodule)
             if checkpoint is not None:
                 check_fits(checkpoint, model.taught)

@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from pipelines.report import boxes, boxes_page, images, images_page, pixels, pixels_page
+from pipelines.report import boxes, boxes_page, images, images_page, labels, labels_page, pixels, pixels_page
 from pipelines.report.measured import Measured
 from pipelines.report.scoring import REPLICATES, Scorer
 
-_SCORES: dict[str, ModuleType] = {"images": images, "pixels": pixels, "boxes": boxes}
-_PAGES: dict[str, ModuleType] = {"images": images_page, "pixels": pixels_page, "boxes": boxes_page}
+_SCORES: dict[str, ModuleType] = {"images": images, "labels": labels, "pixels": pixels, "boxes": boxes}
+_PAGES: dict[str, ModuleType] = {
+    "images": images_page,
+    "labels": labels_page,
+    "pixels": pixels_page,
+    "boxes": boxes_page,
+}
 
 
 def collect(
