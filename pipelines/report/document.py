@@ -40,7 +40,7 @@ def write_report(run: Path) -> Path:
     Raises:
         UserError: If there is neither, or one is damaged.
     """
-    measured = read_splits(run)
+    measured = kinds.with_validation(read_splits(run))
     if not measured:
         raise UserError(
             f"{run} has no {file_of(run, 'val').name} and no {file_of(run, 'test').name}: give a run directory of this"
