@@ -25,7 +25,8 @@ class Loading:
 
     Args:
         batch_size: Images a device and step; by default 32 (classification) or 8 (detection, segmentation), halved
-            (down to 4) while an epoch of the training images has fewer than 8 steps.
+            (down to 4) while an epoch of the training images has fewer than 8 steps. ``auto`` tries on one device
+            which one fits into the memory, up to 1,024 and 8 steps an epoch; the run's config holds the number.
         eval_batch_size: The same in validation, test and prediction; by default ``batch_size``, or 32 or 8, and for
             dense tasks 1 with tiles or where ``native`` pictures differ in size.
         num_workers: Loader processes a device; the cores shared among the devices, at most 8, by default.
@@ -41,7 +42,7 @@ class Loading:
         seed: Seed of order and augmentation; the run's ``seed_everything`` by default.
     """
 
-    batch_size: int | None = None
+    batch_size: int | Literal["auto"] | None = None
     eval_batch_size: int | None = None
     num_workers: int | None = None
     cache: Cache = "auto"
@@ -52,6 +53,8 @@ class Loading:
     seed: int | None = None
 
     def _check_loading(self) -> None:
+        if self.batch_size == "auto":
+            self.batch_size, self.tries_batch = None, True
         for key in ("batch_size", "eval_batch_size"):
             value = getattr(self, key)
             if value is not None and value < 1:

@@ -44,7 +44,7 @@ class DataModule(LightningDataModule, ABC):
     """
 
     # What the machinery asks of every datamodule; those that read files take these as arguments (`arguments.Loading`).
-    batch_size: int | None
+    batch_size: int | Literal["auto"] | None
     eval_batch_size: int | None
     num_workers: int | None
     cache: Cache
@@ -55,10 +55,10 @@ class DataModule(LightningDataModule, ABC):
     max_pixels: int = MAX_PIXELS
     seed: int | None
     class_names: list[str] | None = None
+    tries_batch: bool = False  # whether the batch size is found by trying; until then it is None
     #: The batch size by default, where there are images enough.
     most_images: ClassVar[int] = 32
-    #: The training augmentation's settings.
-    augment: Augment
+    augment: Augment  # that of training
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,12 +224,12 @@ class DataModule(LightningDataModule, ABC):
     @property
     def train_batch(self) -> int:
         """Images a device and step in training; where it is chosen from the data, known after ``setup``."""
-        return self.batch_size or self._settled_batch or self.most_images
+        return int(self.batch_size or self._settled_batch or self.most_images)
 
     @property
     def eval_batch(self) -> int:
         """Images a device and step in validation, test and prediction."""
-        return self.eval_batch_size or self.batch_size or self.most_images
+        return int(self.eval_batch_size or self.batch_size or self.most_images)
 
     def _settle_batch(self) -> None:
         """Choose the batch size that was left out: few images in large batches would be few steps."""

@@ -60,7 +60,8 @@ class SemiSupervised(DataModule):
         self.batch_size, self.eval_batch_size = labeled.batch_size, labeled.eval_batch_size
         self.num_workers, self.seed, self.augment = labeled.num_workers, labeled.seed, labeled.augment
         self.cache, self.cache_dir, self.on_corrupt = "none", None, "error"
-        self.max_pixels = labeled.max_pixels
+        if labeled.tries_batch:
+            raise UserError("data.labeled.batch_size is auto, but a step has unlabeled images, too: give a number.")
         if ratio < 1:
             raise UserError(f"data.ratio is {ratio}; it must be a whole number of at least 1.")
         if steps_per_epoch is not None and steps_per_epoch < 1:
@@ -72,7 +73,7 @@ class SemiSupervised(DataModule):
                 f"data.unlabeled.max_pixels is {unlabeled.max_pixels:,}, but data.labeled.max_pixels is"
                 f" {labeled.max_pixels:,}: give both the same."
             )
-        self.labeled, self.unlabeled = labeled, unlabeled
+        self.labeled, self.unlabeled, self.max_pixels = labeled, unlabeled, labeled.max_pixels
         self.ratio, self.steps_per_epoch = ratio, steps_per_epoch
         self._hiding = hiding
         if unlabeled is None and (pool is not None or any(hiding.values())):

@@ -47,6 +47,7 @@ MODULES = {
             "folds",
             "probe",
             "report",
+            "select",
             "summary",
             "verify",
         )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import sys
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,6 +15,8 @@ from torch import Tensor, nn
 
 from tasks.backbones import synchronized_norms
 
+#: A container's limit and use of memory, in both versions of Linux's control groups.
+CGROUP = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 #: Without Lightning's "true" half and double precisions: they cast all of a batch, sizes and boxes in pixels, too.
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
 
@@ -23,11 +29,38 @@ def resolve_precision(precision: Precision, accelerator: Any) -> Literal["32-tru
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
+def memory() -> tuple[int, int]:
+    """Bytes of memory that this process may use at most, and of these the free ones; a container's limit counts."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total, free = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
+    available = number_in(Path("/proc/meminfo"), "MemAvailable:")
+    free = free if available is None else available * 1024
+    for name, used in CGROUP:
+        limit, now = (number_in(Path("/sys/fs/cgroup") / file) for file in (name, used))
+        if limit is not None and now is not None and limit < total:
+            total, free = limit, min(free, limit - now)
+    return total, free
+
+
+def number_in(file: Path, key: str | None = None) -> int | None:
+    """The number in a file, or behind a key in it; None where there is none."""
+    try:
+        words = file.read_text().split()
+        return int(words[0 if key is None else words.index(key) + 1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def resident() -> int:
+    """The most bytes that this process has had in memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 class SyncBatchNorm(TorchSyncBatchNorm):
     """Batch norms over all ranks, as `tasks.backbones.synchronized_norms` makes them."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Put the synchronised layers in; parameters and buffers stay the same ones."""
+        """Put the synchronized layers in; parameters and buffers stay the same ones."""
         return synchronized_norms(model)
 
     def revert(self, model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ CALLBACKS = {
     "LearningRateFinder": "it trains in front of the run, from a checkpoint of its own. Compare rates by short runs:"
     " --model.optim.lr with --trainer.max_steps",
     "BatchSizeFinder": "it changes the batch size behind the schedule, the rate and the checks, which go by"
-    " data.batch_size. Set that; out of memory, the message names the next lower one",
+    " data.batch_size. Set that, or to auto; out of memory, the message names the next lower one",
     "StochasticWeightAveraging": "it replaces the schedule of model.optim. Take trainer.ema_decay",
     "WeightAveraging": "the run keeps one average of its own. Take trainer.ema_decay",
     "EMAWeightAveraging": "the run keeps one average of its own. Take trainer.ema_decay",

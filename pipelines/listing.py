@@ -33,6 +33,7 @@ COMMANDS = {
     "explain": "show which pixels a network answers by, with several methods, and which of them to believe",
     "summary": "show a network's layers: shapes, parameters, operations, receptive fields, memory",
     "features": "show what a network's units look for: exemplars, grown pictures, filters, a map of the set",
+    "select": "choose which pictures of a pool to label next, with tasks for CVAT and Label Studio",
     "demo": "show what checkpoints say of pictures, side by side, on a page in the browser",
     "convert": "convert boxes and masks between COCO JSON, VOC XML and YOLO text",
     "doctor": "check installation and machine, and with a config its memory and time: one page for a bug report",

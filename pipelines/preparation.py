@@ -166,6 +166,8 @@ def _resolved_config(trainer: RunTrainer, model: Any, datamodule: Any) -> dict[s
     if trainer.config is None:
         return None
     resolved = datamodule.resolved() if hasattr(datamodule, "resolved") else {}
+    if getattr(datamodule, "tries_batch", False):
+        resolved = {**resolved, "batch_size": datamodule.batch_size}
     return dict(masked(run_config(trainer.config, dict(model.hparams), resolved)))
 
 

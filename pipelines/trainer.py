@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_info
 
 from pipelines.advice import with_advice
+from pipelines.batch_trial import settle_batch
 from pipelines.callbacks.predictions import PredictionWriter
 from pipelines.defaults import (
     as_loggers,
@@ -182,6 +183,7 @@ class Trainer(RunTrainer):
         with ExitStack() as locks:
             run, checkpoint = start_of(self, ckpt_path, resume, locks)
             prepare(self, model, datamodule, "fit", weights_follow=checkpoint is not None)
+            settle_batch(self, model, datamodule, run, checkpoint)
             check_training(self, model, datamodule)
             if checkpoint is not None:
                 check_fits(checkpoint, model.taught)

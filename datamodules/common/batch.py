@@ -25,6 +25,7 @@ Objects of one layer of ``masks`` do not overlap; most data sets need one layer.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -61,3 +62,17 @@ PADDED = {
     "iscrowd": Padding(0, "uint8"),
     "masks": Padding(NO_OBJECT, "int16"),
 }
+
+
+def windows(batch: Mapping[str, Any]) -> Iterator[tuple[list[int], list[tuple[int, int]], Any]]:
+    """The images of a batch as the network sees them, (n, C, h, w), large ones by tiles.
+
+    With each their places in the batch and their corners y, x.
+    """
+    images = batch["image"]
+    if "tiles" not in batch:
+        yield list(range(len(images))), [(0, 0)] * len(images), images
+        return
+    for i, tiles in enumerate(batch["tiles"]):
+        for y1, x1, y2, x2 in tiles.tolist():
+            yield [i], [(y1, x1)], images[i : i + 1, :, y1:y2, x1:x2]

@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import ModelSummary as LightningSummary
 
 from datamodules.summary import held, most_objects, objects_in
 from pipelines.hardware import AveragedWeights
+from pipelines.outputs.names import short_number
 from tasks.flops import count_flops
 from tasks.optim import describe
 
@@ -107,17 +108,6 @@ def _device(trainer: Any) -> str:
 
     device = trainer.strategy.root_device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-
-
-def short_number(value: float) -> str:
-    """``25.6 M``."""
-    for size, letter in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.0f}"
-
-
-# Doubts.
 
 
 def decides_best(data: Any) -> bool:

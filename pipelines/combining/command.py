@@ -14,6 +14,7 @@ from pipelines.combining.settings import ONE_BY_ONE, Combination, Members, check
 from pipelines.combining.training import PROGRAM, Work, train_members
 from pipelines.command import Command
 from pipelines.commands.folds import config_of_one, ended_by_signals
+from pipelines.config.errors import UsageError
 from pipelines.noisy_student.manifest import only_one, say
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
@@ -65,19 +66,13 @@ def ensemble(
         raise UserError("ensemble needs a config: use the command, or pipelines.train in a loop.")
     config = config_of_one(trainer.config, launch, PROGRAM)
     check_members(members, config, model.taught)
-    names = combinations_of(combine, members, model.taught)
+    combinations_of(combine, members, model.taught)  # what is wrong with the config is told before data is read
     number = _side_by_side(members, launch, at_once)
     data: Any = datamodule
     _check_data(data, members)
+    names = combinations_of(combine, members, model.taught, len(data.class_names or ()))
     root = (trainer.runs_dir / f"{trainer.run_name}-ensemble").resolve()
     with only_one(root, PROGRAM), ended_by_signals():
-        data.setup("fit")
-        for split in ("val", "test"):
-            if not data.records[split]:
-                raise UserError(
-                    f"The data has no {split} images: members are chosen on validation and scored on test images. Set"
-                    f" data.{split}_fraction."
-                )
         counts = ", ".join(f"{len(data.records[split])} {split}" for split in ("train", "val", "test"))
         say(f"{members.size} members by {members.by}; {counts} images", PROGRAM)
         work = Work(root, config, data, members, launch, number)
@@ -89,19 +84,19 @@ def _side_by_side(members: Members, launch: str | None, at_once: int | None) -> 
     """How many members are trained at once.
 
     Raises:
-        UserError: If several are asked for that cannot be.
+        UsageError: If several are asked for that cannot be.
     """
     if at_once is not None and at_once < 1:
-        raise UserError(f"at_once is {at_once}; it must be at least 1.")
+        raise UsageError(f"at_once is {at_once}; it must be at least 1.")
     if at_once in (None, 1):
         return members.size if launch and at_once is None and members.by not in ONE_BY_ONE else 1
     if launch is None:
-        raise UserError(
+        raise UsageError(
             f"at_once is {at_once}, but without launch all members are trained in this process, one after the other:"
             " give --launch srun, or leave at_once out."
         )
     if members.by in ONE_BY_ONE:
-        raise UserError(
+        raise UsageError(
             f"at_once is {at_once}, but members.by is '{members.by}', whose members need those before them: leave it"
             " out."
         )
@@ -109,10 +104,21 @@ def _side_by_side(members: Members, launch: str | None, at_once: int | None) -> 
 
 
 def _check_data(data: Any, members: Members) -> None:
-    """Shares of the training images need data that can be given them."""
+    """Read the data, and refuse what members cannot be trained, chosen and scored on.
+
+    Raises:
+        UserError: Naming the key.
+    """
     if members.by in ("fold", "bagging", "boosting"):
         for key in ("split_file", "weight_file"):
             if not hasattr(data, key):
                 raise UserError(
                     f"members.by is '{members.by}', which needs data with data.{key}; {type(data).__name__} has none."
                 )
+    data.setup("fit")
+    for split in ("val", "test"):
+        if not data.records[split]:
+            raise UserError(
+                f"The data has no {split} images: members are chosen on validation and scored on test images. Set"
+                f" data.{split}_fraction."
+            )

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from datamodules.common.errors import UserError
+from pipelines.config.errors import UsageError
+from pipelines.report.images import ALL_UP_TO
 from tasks.base import Task
 from tasks.classification import Classification
 
@@ -47,22 +48,22 @@ def check_members(members: Members, config: dict[str, Any], task: Task) -> None:
     """Refuse members that cannot be made.
 
     Raises:
-        UserError: Naming key, value and fix.
+        UsageError: Naming key, value and fix.
     """
     if members.by not in get_args(By):
-        raise UserError(f"members.by is '{members.by}'; choose {', '.join(get_args(By))}.")
+        raise UsageError(f"members.by is '{members.by}'; choose {', '.join(get_args(By))}.")
     if (members.by == "backbone") != (members.backbones is not None):
-        raise UserError(
+        raise UsageError(
             f"members.backbones is {members.backbones}, but members.by is '{members.by}': set by: backbone and name the"
             " networks, or leave both out."
         )
     if members.size < 2:
         key, value = ("backbones", members.backbones) if members.by == "backbone" else ("count", members.count)
-        raise UserError(f"members.{key} is {value}; an ensemble has at least 2 members.")
+        raise UsageError(f"members.{key} is {value}; an ensemble has at least 2 members.")
     if not 0 < members.shrinkage <= 1:
-        raise UserError(f"members.shrinkage is {members.shrinkage}; it must be above 0, and at most 1.")
+        raise UsageError(f"members.shrinkage is {members.shrinkage}; it must be above 0, and at most 1.")
     if members.by == "boosting" and not _has_one_label(task):
-        raise UserError(
+        raise UsageError(
             "members.by is 'boosting', which counts an image as right or wrong (AdaBoost.SAMME): that needs one label"
             f" an image, and {type(task).__name__} has others. Choose seed, fold, bagging, snapshot or backbone."
         )
@@ -74,42 +75,53 @@ def _check_cycles(members: Members, config: dict[str, Any]) -> None:
     """A cycle is a whole number of epochs of the cosine schedule."""
     optim = config["model"].get("init_args", {}).get("optim") or {}
     if optim.get("schedule", "cosine") != "cosine":
-        raise UserError(
+        raise UsageError(
             f"model.optim.schedule is '{optim['schedule']}', but members.by is 'snapshot', whose cycles are cosines:"
             " leave the schedule out."
         )
     epochs = config["trainer"].get("max_epochs")
     if not isinstance(epochs, int) or epochs < members.count or epochs % members.count:
-        raise UserError(
+        raise UsageError(
             f"trainer.max_epochs is {epochs}, but members.by is 'snapshot' with members.count {members.count}: the"
             f" epochs of one training are cut into cycles, so give a multiple of {members.count}."
         )
 
 
-def combinations_of(asked: Sequence[Combination] | None, members: Members, task: Task) -> list[Combination]:
+def combinations_of(
+    asked: Sequence[Combination] | None, members: Members, task: Task, classes: int = 0
+) -> list[Combination]:
     """How the members are combined: as asked for, or in all ways that there are for them.
 
+    Args:
+        asked: What is asked for.
+        members: What tells them apart.
+        task: That is trained.
+        classes: Of the data.
+
     Raises:
-        UserError: With the reason why one cannot be.
+        UsageError: With the reason why one cannot be.
     """
-    reasons = _refused(members, task)
+    reasons = _refused(members, task, classes)
     if asked is None:
         return [name for name in get_args(Combination) if name not in reasons]
     for name in asked:
         if name not in get_args(Combination):
-            raise UserError(f"combine has '{name}'; choose from {', '.join(get_args(Combination))}.")
+            raise UsageError(f"combine has '{name}'; choose from {', '.join(get_args(Combination))}.")
         if name in reasons:
-            raise UserError(f"combine has '{name}', {reasons[name]}. Leave it out.")
+            raise UsageError(f"combine has '{name}', {reasons[name]}. Leave it out.")
     if not asked:
-        raise UserError("combine is empty; leave it out for all combinations that there are.")
+        raise UsageError("combine is empty; leave it out for all combinations that there are.")
     return list(dict.fromkeys(asked))
 
 
-def _refused(members: Members, task: Task) -> dict[str, str]:
+def _refused(members: Members, task: Task, classes: int) -> dict[str, str]:
     """The combinations that there are not, and why."""
     reasons: dict[str, str] = {}
     if not _has_one_label(task):
         why = f"which is for images with one label each: the predictions of {type(task).__name__} are combined by mean"
+        reasons |= {"vote": why, "stacking": why}
+    elif classes > ALL_UP_TO:
+        why = f"which needs all probabilities, but of {classes:,} classes (more than {ALL_UP_TO}) the largest are kept"
         reasons |= {"vote": why, "stacking": why}
     if members.by == "backbone":
         reasons["soup"] = "which averages weights, but members.by is 'backbone': their networks differ"

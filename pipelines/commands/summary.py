@@ -17,11 +17,11 @@ from torch import Tensor
 from datamodules.common.errors import UserError
 from datamodules.common.files import atomic_path
 from pipelines import cli
-from pipelines.callbacks.overview import short_number
 from pipelines.command import Command
 from pipelines.config.words import CONFIG, flags
 from pipelines.exported.metadata import is_exported
 from pipelines.outputs.layer_table import field_figure, layer_table
+from pipelines.outputs.names import short_number
 from pipelines.run.directory import find_checkpoint
 from pipelines.run.loading import load_weights
 from pipelines.trainer import Trainer

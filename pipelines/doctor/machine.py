@@ -19,6 +19,7 @@ from datamodules.loaders import available_cores
 from pipelines import __version__
 from pipelines.advice import SHARED
 from pipelines.doctor.two_ranks import TOLERANCE, difference
+from pipelines.hardware import memory
 from pipelines.listing import HOME
 from pipelines.outputs.fonts import has_font, system_fonts
 from pipelines.run.environment import environment, version_of
@@ -28,8 +29,6 @@ from pipelines.run.wandb_server import mode_of_environment
 LEAST_SHARED = 256 * 2**20  # bytes; a container has 64 MiB unless told otherwise
 LEAST_FILES = 1024
 RANKS_SECONDS = 90.0
-#: A container's limit and use of memory, in both versions of Linux's control groups.
-CGROUP = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 #: One character of each script that pictures are most often captioned in.
 SCRIPTS = {"Chinese": "中", "Japanese": "あ", "Korean": "한", "Arabic": "ع", "Hindi": "ह"}
 
@@ -124,28 +123,6 @@ def _gpu_problem() -> str | None:
 def _memory() -> Row:
     limit, free = memory()
     return Row("memory", [f"{gib(free)} of {gib(limit)} free"])
-
-
-def memory() -> tuple[int, int]:
-    """Bytes of memory that this process may use at most, and of these the free ones; a container's limit counts."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total, free = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
-    available = _number(Path("/proc/meminfo"), "MemAvailable:")
-    free = free if available is None else available * 1024
-    for name, used in CGROUP:
-        limit, now = (_number(Path("/sys/fs/cgroup") / file) for file in (name, used))
-        if limit is not None and now is not None and limit < total:
-            total, free = limit, min(free, limit - now)
-    return total, free
-
-
-def _number(file: Path, key: str | None = None) -> int | None:
-    """The number in a file, or behind a key in it; None where there is none."""
-    try:
-        words = file.read_text().split()
-        return int(words[0 if key is None else words.index(key) + 1])
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def _shared() -> Row:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import resource
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +13,11 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from pipelines.advice import with_advice
+from pipelines.batch_trial import settle_batch
 from pipelines.callbacks.overview import Overview
 from pipelines.callbacks.progress import duration
-from pipelines.doctor.machine import gib, memory
-from pipelines.hardware import AveragedWeights
+from pipelines.doctor.machine import gib
+from pipelines.hardware import AveragedWeights, memory, resident
 from pipelines.preparation import check_training, prepare
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
@@ -127,6 +126,7 @@ def try_out(trainer: Trainer, model: TaskHooks, datamodule: pl.LightningDataModu
     """
     start = time.monotonic()
     prepare(trainer, model, datamodule, "fit", weights_follow=False)
+    settle_batch(trainer, model, datamodule)
     check_training(trainer, model, datamodule)
     ready = time.monotonic() - start
     epochs = trainer.max_epochs if (trainer.max_epochs or -1) > 0 and trainer.max_steps < 0 else None
@@ -150,7 +150,7 @@ def try_out(trainer: Trainer, model: TaskHooks, datamodule: pl.LightningDataModu
         val_seconds=_pace(watch.val),
         val_batches=val_batches,
         epochs=epochs,
-        peak=torch.cuda.max_memory_reserved(device) if on_gpu else _resident(),
+        peak=torch.cuda.max_memory_reserved(device) if on_gpu else resident(),
         limit=torch.cuda.mem_get_info(device)[1] if on_gpu else memory()[0],
         device=device.type,
     )
@@ -178,8 +178,3 @@ def _pace(seconds: list[float]) -> float:
     """The mean of what was measured behind the warm-up; 0 of nothing."""
     measured = seconds[_warm(seconds) :]
     return sum(measured) / max(1, len(measured))
-
-
-def _resident() -> int:
-    """The most bytes that this process has had in memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

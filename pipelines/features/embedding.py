@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.features.clock import Clock
-from pipelines.outputs.box_errors import right_boxes
+from pipelines.outputs.box_errors import f1_of_boxes
 from tasks.base import Task
 from tasks.embeddings import embed
 
@@ -80,7 +80,7 @@ def _judge(found: Embedded, task: Task, batch: dict[str, Any], class_names: list
         for i, truth in enumerate(batch["target"]):
             found.amounts.append(np.bincount(np.asarray(truth["labels"]), minlength=len(class_names)).astype(float))
             shown = task.shown({key: [predictions[key][i]] for key in ("boxes", "scores", "labels")})
-            found.quality.append(_f1(truth, {key: value[0].cpu().numpy() for key, value in shown.items()}))
+            found.quality.append(f1_of_boxes(truth, {key: value[0].cpu().numpy() for key, value in shown.items()}))
     elif "mask" in predictions:
         rows = task.rows({**batch, "image": batch["image"]}, predictions, class_names)
         found.quality += [row["miou"] for row in rows]
@@ -88,13 +88,6 @@ def _judge(found: Embedded, task: Task, batch: dict[str, Any], class_names: list
             mask = np.asarray(truth["mask"])
             areas = np.bincount(mask.reshape(-1), minlength=256) if mask.ndim == 2 else (mask == 1).sum((1, 2))
             found.amounts.append(areas[: len(class_names)].astype(float))
-
-
-def _f1(truth: Mapping[str, Any], prediction: dict[str, Any]) -> float:
-    """Of the boxes of one picture, at an IoU of 0.5; 1 where there is nothing and nothing is found."""
-    known = {key: np.asarray(truth[key]) for key in ("boxes", "labels")}
-    boxes, right = right_boxes(known, prediction)
-    return float(2 * right.sum() / (len(boxes) + len(right))) if len(boxes) + len(right) else 1.0
 
 
 def plane(vectors: Floats, seed: int, clock: Clock) -> dict[str, tuple[Floats, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from datamodules.common.batch import windows
 from datamodules.common.geometry import boxes_to_original
 from pipelines.features.clock import Clock
 from pipelines.outputs.sheets import Picture, rgb
@@ -66,20 +67,6 @@ class Found:
     exemplars: list[list[Exemplar]]
     images: int = 0
     means: list[float] = field(default_factory=list)
-
-
-def windows(batch: Mapping[str, Any]) -> Iterator[tuple[list[int], list[tuple[int, int]], Tensor]]:
-    """The images of a batch as the network sees them, (n, C, h, w), large ones by tiles.
-
-    With each their places in the batch and their corners y, x.
-    """
-    images = batch["image"]
-    if "tiles" not in batch:
-        yield list(range(len(images))), [(0, 0)] * len(images), images
-        return
-    for i, tiles in enumerate(batch["tiles"]):
-        for y1, x1, y2, x2 in tiles.tolist():
-            yield [i], [(y1, x1)], images[i : i + 1, :, y1:y2, x1:x2]
 
 
 def find_exemplars(

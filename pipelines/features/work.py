@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.common.batch import windows
 from datamodules.common.errors import UserError
 from datamodules.decoding.images import read_image
 from pipelines.features.clock import Clock
 from pipelines.features.embedding import Embedded, collect
-from pipelines.features.exemplars import Found, find_exemplars, windows
+from pipelines.features.exemplars import Found, find_exemplars
 from pipelines.features.filters import first_filters
 from pipelines.features.optimizing import SHIFT, Grown, dream, grow, of_channels
 from pipelines.features.scores import class_scores, relevance

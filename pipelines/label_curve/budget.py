@@ -43,7 +43,7 @@ def check_counts(seeds: int, more: int) -> None:
             raise UserError(f"--{name} is {value}; it must be at least 1.")
 
 
-def steps(images: int, data: Any, batch_size: int | None, world: int) -> int:
+def steps(images: int, data: Any, batch_size: Any, world: int) -> int:
     """Optimizer batches an epoch of so many labeled images over ``world`` devices.
 
     Args:
@@ -51,7 +51,12 @@ def steps(images: int, data: Any, batch_size: int | None, world: int) -> int:
         data: The datamodule.
         batch_size: As set; None for the data's choice.
         world: Devices.
+
+    Raises:
+        UserError: If the batch size is not known before a training.
     """
+    if batch_size == "auto":
+        raise UserError("data.batch_size is auto, but the length of an epoch follows from it: give curve a number.")
     batch = batch_size or choose_batch(data.most_images, images // world)
     return max(1, images // (batch * world))
 

@@ -202,7 +202,7 @@ def _of_worth(row: dict[str, Any]) -> str:
     score = f"{row['model']} with {row['labels']:,} labels scores {100 * row['score']:.1f}"
     saved, low, high = (_labels(row[key]) for key in ("saved", "low", "high"))
     if row["equal"] is None:
-        least = "" if row["low"] is None else f": worth more than {low} labels"
+        least = f": worth more than {low} labels" if row["low"] is not None and row["low"] > 0 else ""
         return f"{score}, which {row['of']} reaches with no number of labels, by its law{least}."
     beyond = ", beyond the measured" if row["is_beyond"] else ""
     return f"{score}, as {row['of']} with {row['equal']:,}{beyond}: worth {saved} labels [{low}, {high}]."

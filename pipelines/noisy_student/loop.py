@@ -238,7 +238,7 @@ def steps_per_epoch(
     batch_size = student.data.get("batch_size") or data.batch_size
     if batch_size is None:
         batch_size = choose_batch(data.most_images, len(read_json(split.path)["train"]) // world)
-    return max(1, int(read_json(selected[REPORT].path)["images"]) // (batch_size * student.ratio * world))
+    return max(1, int(read_json(selected[REPORT].path)["images"]) // (int(batch_size) * student.ratio * world))
 
 
 def _selection(settings: Settings) -> dict[str, Any]:

@@ -141,6 +141,7 @@ def check_settings(settings: Settings) -> None:
         raise UserError("teacher needs either model: (it is trained) or checkpoint: FILE (it is trained already).")
     if missing := next((file for file in settings.teacher.checkpoints if not file.is_file()), None):
         raise UserError(f"teacher.checkpoint {missing} does not exist.")
+    _check_batches(settings)
     _check_students(settings)
     _check_devices(settings)
 
@@ -169,6 +170,18 @@ def _check_labels(settings: Settings) -> None:
         raise UserError(
             "labeled_fraction is 1 and pool is not set: no image is without a label. Lower it, or give pool."
         )
+
+
+def _check_batches(settings: Settings) -> None:
+    """Refuse batch sizes that are not known before a training: the steps of students and controls follow from them."""
+    parts: dict[str, Any] = {"data": settings.data.get("init_args", {})}  # type: ignore[attr-defined]
+    parts |= {f"students.{i}.data": student.data for i, student in enumerate(settings.students)}
+    for key, arguments in {**parts, "teacher.data": settings.teacher.data}.items():
+        if arguments.get("batch_size") == "auto":
+            raise UserError(
+                f"{key}.batch_size is auto, but the steps of students and controls follow from it: give a number; one"
+                " that fits is found by fit with the teacher's model."
+            )
 
 
 def _check_students(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""What files that are written for images are called."""
+"""What files that are written for images are called, and how large numbers are written."""
 
 from __future__ import annotations
 
@@ -46,3 +46,11 @@ def safe_name(path: str) -> str:
 def _without_suffix(name: str) -> str:
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def short_number(value: float) -> str:
+    """``25.6 M``."""
+    for size, letter in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.0f}"

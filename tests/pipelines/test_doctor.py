@@ -10,8 +10,9 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.doctor import machine, two_ranks
-from pipelines.doctor.machine import _number, _packages, _shared, memory
+from pipelines.doctor.machine import _packages, _shared
 from pipelines.doctor.trial import _pace, _part
+from pipelines.hardware import memory, number_in
 
 DIGITS = ["--model=Classification", "--model.backbone=lenet5", "--data=ClassificationData", "--data.source=digits"]
 DIGITS += ["--data.image_size=28", "--data.in_chans=1", "--data.batch_size=16", "--data.num_workers=0"]
@@ -71,9 +72,9 @@ def test_packages_are_compared_with_what_is_needed(monkeypatch: pytest.MonkeyPat
 
 def test_numbers(tmp_path: Path):
     (tmp_path / "info").write_text("MemTotal: 3 kB\nMemAvailable: 2 kB\n")
-    assert _number(tmp_path / "info", "MemAvailable:") == 2
-    assert _number(tmp_path / "info", "Swap:") is None
-    assert _number(tmp_path / "none") is None
+    assert number_in(tmp_path / "info", "MemAvailable:") == 2
+    assert number_in(tmp_path / "info", "Swap:") is None
+    assert number_in(tmp_path / "none") is None
     limit, free = memory()
     assert 0 < free <= limit
     assert _pace([9, 9, 9, 9, 9, 1, 3]) == pytest.approx((9 + 9 + 1 + 3) / 4)

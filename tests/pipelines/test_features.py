@@ -13,13 +13,16 @@ from sklearn.decomposition import PCA
 
 from benchmarks.planted import write_planted
 from datamodules import ClassificationData
+from datamodules.common.batch import windows
+from datamodules.common.errors import UserError
 from pipelines.__main__ import main
 from pipelines.features.clock import Clock
 from pipelines.features.embedding import Embedded, alike_neighbors, plane
-from pipelines.features.exemplars import find_exemplars, windows
+from pipelines.features.exemplars import find_exemplars
 from pipelines.features.filters import first_filters
 from pipelines.features.optimizing import dream, grow, of_channels
 from pipelines.features.scores import class_scores, relevance
+from pipelines.features.settings import Settings
 from tasks.classification import Classification
 from tasks.maps import choose_maps, list_maps, run_to
 from tests.checkpoints import write_checkpoint
@@ -248,17 +251,25 @@ def test_the_time_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]):
     [
         (["--layers=[layer9]"], "--layers names 'layer9'"),
         (["--channels=[9999]"], "--channels names 9999, but act1 has channels 0 to"),
-        (["--channels=[]"], "--channels is an empty list"),
-        (["--parts=[]"], "--parts is an empty list"),
-        (["--parts=[pictures]"], "parts"),
-        (["--steps=0"], "--steps is 0"),
-        (["--time_limit=0"], "--time_limit is 0"),
-        (["--size=8"], "--size is 8"),
         (["--dream=nothing.jpg"], "--dream nothing.jpg does not exist"),
-        (["--split=test", "--data.source=SOURCE/empty"], "test"),
     ],
 )
-def test_mistakes(words: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_mistakes_that_the_network_or_the_disk_tells(words, message, folder, capsys):
     write_checkpoint(Path("a.ckpt"), "classification", folder)
     assert main(["features", "--ckpt_path=a.ckpt", *words]) in (1, 2)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"channels": ()}, "--channels is an empty list"),
+        ({"parts": ()}, "--parts is an empty list"),
+        ({"steps": 0}, "--steps is 0"),
+        ({"time_limit": 0}, "--time_limit is 0"),
+        ({"size": 8}, "--size is 8"),
+    ],
+)
+def test_settings_that_make_no_sense(values, message):
+    with pytest.raises(UserError, match=message):
+        Settings(**values).check()

@@ -205,6 +205,7 @@ CASES = [
     Case("splits of a file that is not there", SIZE, "image_size: 32\n    split_file: data/nothere.json"),
     Case("splits of a damaged file", SIZE, "image_size: 32\n    split_file: data/damaged.json", status=1),
     Case("splits of other pictures", SIZE, "image_size: 32\n    split_file: data/other.json"),
+    Case("weights of a file that is not there", SIZE, "image_size: 32\n    weight_file: data/nothere.json"),
     flag("test without a test split", "--ckpt_path data/good.ckpt --data.test_fraction 0", command="test", status=1),
     # Weights and checkpoints.
     Case("no such weights", NET, NET + "\n    pretrained: data/nothere.pth"),
@@ -282,6 +283,21 @@ CASES = [
     flag("report on what is no run", "data/good", command="report", config=None, status=1),
     flag("compare one run", "data/good", command="compare", config=None, status=1),
     flag("compare what are no runs", "data/good data/three", command="compare", config=None, status=1),
+    flag("one member", "--members.count 1", command="ensemble"),
+    flag("misspelt kind of members", "--members.by baging", command="ensemble"),
+    flag("networks of members by seed", "--members.backbones [resnet18,resnet34]", command="ensemble"),
+    flag("cycles that do not divide the epochs", "--members.by snapshot", command="ensemble"),
+    flag(
+        "a soup of different networks",
+        "--members.by backbone --members.backbones [test_resnet,test_vit] --combine [soup]",
+        command="ensemble",
+    ),
+    masks("boosted masks", EPOCHS, EPOCHS, 2, flags="--members.by boosting", command="ensemble"),
+    masks("votes of masks", EPOCHS, EPOCHS, 2, flags="--combine [vote]", command="ensemble"),
+    flag("members side by side in one process", "--at_once 2", command="ensemble"),
+    data("an ensemble without test images", "data/train_only", command="ensemble"),
+    flag("launcher that is none, in a config", "--config data/launch.yaml", command="ensemble"),
+    flag("no such teacher", "--teacher data/nothere.ckpt", command="distil", status=1),
     # Segmentation: data and settings.
     masks("value outside the classes", "[sky, road, car]", "[sky, road]"),
     masks("ignored value not named", "image_size: 32", "ignore_values: []"),
@@ -347,6 +363,7 @@ def material(tmp_path_factory) -> Path:
     (root / "empty_class" / "train" / "cat").mkdir()
     (root / "empty").mkdir()
     (root / "overlay.yaml").write_text("trainer:\n  devicess: 2\n")
+    (root / "launch.yaml").write_text("launch: sh start.sh\n")
     image = root / "corrupt" / "train" / "bee" / "001.jpg"
     image.write_bytes(image.read_bytes()[:100])
     (root / "html" / "train" / "ant" / "000.jpg").write_text("<html><body>404 Not Found</body></html>")

@@ -1,0 +1,1 @@
+"""Which pictures of a pool to label next: see ``docs/select.md``."""
