@@ -60,8 +60,7 @@ class Trainer(RunTrainer):
         rank_timeout: The same later. Saving, drawing and measuring may take 25 minutes at one place.
         wandb: Weights & Biases.
         report: Write ``report.html`` and a model card at the end of ``fit``, ``validate`` and ``test``.
-        report_explanations: Of how many of the worst images of ``validate`` and ``test`` the report shows what the
-            network looked at (Layer-CAM); 0 for none.
+        report_explanations: So many of the worst images of ``validate`` and ``test`` get a Layer-CAM there; 0 for none.
         callbacks: Further Lightning callbacks; a ModelCheckpoint writes beside ``best.ckpt`` and ``last.ckpt``.
         logger: Further Lightning loggers; ``false`` leaves only ``metrics.csv``.
         enable_checkpointing: ``false`` writes neither ``best.ckpt`` nor ``last.ckpt``.
