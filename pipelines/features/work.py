@@ -19,7 +19,7 @@ from pipelines.features.embedding import Embedded, collect
 from pipelines.features.exemplars import Found, find_exemplars
 from pipelines.features.filters import first_filters
 from pipelines.features.optimizing import SHIFT, Grown, dream, grow, of_channels
-from pipelines.features.scores import class_scores, relevance
+from pipelines.features.scores import relevance, scores_of
 from pipelines.features.settings import Settings
 from pipelines.outputs.sheets import Picture
 from tasks.base import Task
@@ -191,7 +191,7 @@ def _classes(task: Task, classes: list[int], size: tuple[int, int], asked: Setti
     for i, group in enumerate(groups):
 
         def objective(image: Tensor, group: list[int] = group) -> Tensor:
-            return class_scores(task, image)[torch.arange(len(group)), torch.tensor(group)]
+            return scores_of(task, image, group)
 
         mine = clock.share(len(groups) - i)
         grown.append(grow(task, objective, len(group), size, asked.steps, _seed(asked, f"class/{i}"), mine))

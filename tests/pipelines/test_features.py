@@ -21,7 +21,7 @@ from pipelines.features.embedding import Embedded, alike_neighbors, plane
 from pipelines.features.exemplars import find_exemplars
 from pipelines.features.filters import first_filters
 from pipelines.features.optimizing import dream, grow, of_channels
-from pipelines.features.scores import class_scores, relevance
+from pipelines.features.scores import class_scores, relevance, scores_of
 from pipelines.features.settings import Settings
 from tasks.classification import Classification
 from tasks.maps import choose_maps, list_maps, run_to
@@ -128,6 +128,8 @@ def test_class_scores_are_the_logits(task: Classification, batches):
     image = batches[0]["image"]
     with torch.no_grad():
         torch.testing.assert_close(class_scores(task, image), task(image))
+        picked = scores_of(task, image[:3], [1, 0, 1])
+        torch.testing.assert_close(picked, task(image[:3])[[0, 1, 2], [1, 0, 1]])
 
 
 def test_tiles_are_seen_one_by_one():
