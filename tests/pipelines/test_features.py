@@ -23,6 +23,7 @@ from pipelines.features.filters import first_filters
 from pipelines.features.optimizing import dream, grow, of_channels
 from pipelines.features.scores import class_scores, relevance, scores_of
 from pipelines.features.settings import Settings
+from pipelines.features.work import picture_size
 from tasks.classification import Classification
 from tasks.maps import choose_maps, list_maps, run_to
 from tests.checkpoints import write_checkpoint
@@ -148,6 +149,15 @@ def test_the_first_filters(task: Classification):
     pixel = found[1][8 + 20, 8 + 20]  # the middle of the first of 16 tiles, 42 pixels wide
     expected = 127.5 + 127.5 * weight[:, 1, 1] / weight.abs().max()
     np.testing.assert_allclose(pixel, expected.numpy(), atol=1)
+
+
+def test_pictures_are_as_large_as_the_network_takes_them(task: Classification):
+    maps = list_maps(task)
+    assert picture_size(task, [], 24) == (24, 24)
+    assert picture_size(task, choose_maps(task, maps, ["act1"]), 48) == (32, 32)  # units see 11 pixels
+    fixed = Classification(backbone="lenet5", num_classes=2, image_size=32, in_chans=3)
+    fixed.configure_model()
+    assert picture_size(fixed, [], 24) == (32, 32)
 
 
 def test_a_map_of_a_set():
