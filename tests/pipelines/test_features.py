@@ -155,9 +155,9 @@ def test_pictures_are_as_large_as_the_network_takes_them(task: Classification):
     maps = list_maps(task)
     assert picture_size(task, [], 24) == (24, 24)
     assert picture_size(task, choose_maps(task, maps, ["act1"]), 48) == (32, 32)  # units see 11 pixels
-    fixed = Classification(backbone="lenet5", num_classes=2, image_size=32, in_chans=3)
+    fixed = Classification(backbone="mixer_s32_224", num_classes=2, image_size=224, in_chans=3)
     fixed.configure_model()
-    assert picture_size(fixed, [], 24) == (32, 32)
+    assert picture_size(fixed, [], 64) == (224, 224)
 
 
 def test_a_map_of_a_set():
