@@ -66,10 +66,11 @@ def ensemble(
         raise UserError("ensemble needs a config: use the command, or pipelines.train in a loop.")
     config = config_of_one(trainer.config, launch, PROGRAM)
     check_members(members, config, model.taught)
-    names = combinations_of(combine, members, model.taught)
+    combinations_of(combine, members, model.taught)  # what is wrong with the config is told before data is read
     number = _side_by_side(members, launch, at_once)
     data: Any = datamodule
     _check_data(data, members)
+    names = combinations_of(combine, members, model.taught, len(data.class_names or ()))
     root = (trainer.runs_dir / f"{trainer.run_name}-ensemble").resolve()
     with only_one(root, PROGRAM), ended_by_signals():
         counts = ", ".join(f"{len(data.records[split])} {split}" for split in ("train", "val", "test"))

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.common.errors import UserError
 from pipelines.combining.settings import Combination
 from pipelines.combining.soup import MIX
 from pipelines.combining.training import PROGRAM, SPLITS, Member, Work
@@ -25,13 +24,18 @@ LEAST = 1e-7  # probability whose logarithm is kept
 
 def score(member: Member, split: str = "val") -> float:
     """By the metric that decides."""
+    return _scores(member, split)[kinds.main(member.measured(split))]
+
+
+def _scores(member: Member, split: str) -> dict[str, float]:
     measured = member.measured(split)
-    return float(kinds.scorer(measured)(np.ones((1, len(measured)), np.int64))[kinds.main(measured)][0])
+    found = kinds.scorer(measured)(np.ones((1, len(measured)), np.int64))
+    return {name: float(values[0]) for name, values in found.items()}
 
 
-def best_first(members: Sequence[Member]) -> list[Member]:
-    """By their scores on validation; of equal ones the earlier first."""
-    return sorted(members, key=lambda member: -score(member))
+def best_first(members: Sequence[Member], split: str = "val") -> list[Member]:
+    """By their scores; of equal ones by their likelihood where they have one, then the earlier first."""
+    return sorted(members, key=lambda member: (-score(member, split), _scores(member, split).get("loss", 0.0)))
 
 
 def combine(work: Work, members: Sequence[Member], names: Sequence[Combination]) -> list[Member]:
@@ -89,18 +93,9 @@ def _mixed(work: Work, members: Sequence[Member]) -> Member:
 
 
 def probabilities(members: Sequence[Member], split: str) -> tuple[Measured, Floats]:
-    """What the first member's file holds, and the probabilities of all (M, N, K) in its order of images.
-
-    Raises:
-        UserError: If a file does not hold all classes.
-    """
+    """What the first member's file holds, and the probabilities of all (M, N, K) in its order of images."""
     runs = aligned([Run(member.name, {}, member.measured(split)) for member in members])
     classes = len(runs[0].measured.class_names)
-    if classes > images.ALL_UP_TO:
-        raise UserError(
-            f"combine has 'vote' or 'stacking', which need the probabilities of all classes, but of {classes:,} only"
-            f" the largest are kept (of more than {images.ALL_UP_TO}): take mean or soup."
-        )
     dense = np.zeros((len(runs), len(runs[0].measured), classes))
     for own, run in zip(dense, runs, strict=True):
         np.put_along_axis(own, run.measured.arrays["classes"].astype(np.int64), images.probabilities(run.measured), 1)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.noisy_student.page import titled
 from pipelines.outputs import page
 from pipelines.outputs.svg import Bar, intervals
 from pipelines.report import parts
@@ -31,8 +32,8 @@ def write_page(report: Mapping[str, Any], output: Path) -> None:
     members, combined = report["members"], report["combinations"]
     body = [
         "<h1>What the members are worth together</h1>",
-        *(f"<p class=m>{page.escaped(text)}</p>" for text in report["sentences"]),
-        f"<p>{len(members)} members: {BY[report['by']]}. {page.escaped(parts.word(main))} on the same"
+        f"<ul>{''.join(f'<li>{page.escaped(text)}</li>' for text in report['sentences'])}</ul>",
+        f"<p>{len(members)} members: {BY[report['by']]}. {page.escaped(titled(parts.word(main)))} on the same"
         f" {report['images']:,} test images; the best member, {page.escaped(report['best'])}, is the one that is best"
         " on validation.</p>",
         intervals([_bar(row, main) for row in [*members, *combined]], parts.word(main)),
@@ -41,13 +42,28 @@ def write_page(report: Mapping[str, Any], output: Path) -> None:
         " which the answers of the two are swapped at random, with Holm's correction for the number of"
         " combinations.</p>",
         _bars([gain for gain in report["gains"] if gain["metric"] == main]),
-        _gains(report["gains"]),
+        _gains([gain for gain in report["gains"] if gain["metric"] == main]),
+        *_hindsight(report),
         "<h2>Members and combinations</h2>",
-        _scores(members, combined),
+        _scores(report),
+        "<h3>Gains by other metrics, corrected among themselves; of a likelihood less is better</h3>",
+        _gains([gain for gain in report["gains"] if gain["metric"] != main]),
         "<h2>How much the members differ</h2>",
         *_diversity(report),
     ]
     page.write_page(output, "Ensemble", body)
+
+
+def _hindsight(report: Mapping[str, Any]) -> list[str]:
+    """The same beside the member that turned out to be best, where it is another one."""
+    best, gains = report["hindsight"]["best"], report["hindsight"]["gains"]
+    if best == report["best"]:
+        return []
+    said = (
+        f"<h3>Beside {page.escaped(best)}, in hindsight the best member</h3><p>It scores highest on these very test"
+        " images, which nobody knew before: a gain over it is a strict one.</p>"
+    )
+    return [said, _gains([gain for gain in gains if gain["metric"] == report["metric"]])]
 
 
 def _bar(row: Mapping[str, Any], metric: str) -> Bar:
@@ -70,17 +86,21 @@ def _gains(gains: Sequence[Mapping[str, Any]]) -> str:
     return page.table(["combination", "metric", "gain", "95 %", "p corrected", ""], rows, texts=(0, 1, 5))
 
 
-def _scores(members: Sequence[Mapping[str, Any]], combined: Sequence[Mapping[str, Any]]) -> str:
-    metrics = list(members[0]["scores"])
-    rows = []
-    for row in [*members, *combined]:
-        cells = [parts.with_interval(row["scores"][name]) if name in row["scores"] else "" for name in metrics]
+def _scores(report: Mapping[str, Any]) -> str:
+    """The main metric with intervals, the others beside it; below, what the combinations are."""
+    main, rows = report["metric"], []
+    others = [name for name in report["members"][0]["scores"] if name != main]
+    for row in [*report["members"], *report["combinations"]]:
         held = "" if row["val"] is None else f"{row['val']:.4f}"
-        alpha = row.get("alpha")
-        what = page.escaped(row.get("what", "" if alpha is None else f"alpha {alpha:.3f}"))
-        rows.append([page.escaped(row["name"]), held, *cells, str(row.get("networks", 1)), f"<small>{what}</small>"])
-    head = ["", "on validation", *map(parts.word, metrics), "networks", ""]
-    return page.table(head, rows, texts=(0, len(head) - 1))
+        beside = [f"{row['scores'][name]['mean']:.4f}" if name in row["scores"] else "" for name in others]
+        alpha = "" if row.get("alpha") is None else f"{row['alpha']:.3f}"
+        cells = [page.escaped(row["name"]), held, parts.with_interval(row["scores"][main]), *beside]
+        rows.append([*cells, str(row.get("networks", 1)), alpha])
+    is_boosted = any(row[-1] for row in rows)
+    head = ["", "on validation", f"{parts.word(main)} [95 %]", *map(parts.word, others), "networks", "alpha"]
+    kept = len(head) if is_boosted else len(head) - 1
+    said = [f"<li>{row['name']}: {page.escaped(row['what'])}</li>" for row in report["combinations"]]
+    return page.table(head[:kept], [row[:kept] for row in rows]) + f"<ul>{''.join(said)}</ul>"
 
 
 def _diversity(report: Mapping[str, Any]) -> list[str]:

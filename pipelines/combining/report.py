@@ -20,7 +20,7 @@ from pipelines.combining.training import Member, seconds
 from pipelines.combining.votes import correlations, disagreements, independent_majority, mean_of_pairs
 from pipelines.report import images, kinds, parts
 from pipelines.report.collect import from_png
-from pipelines.report.comparing import Difference, Recipe, Run, aligned, differences, holm, sentence
+from pipelines.report.comparing import Difference, Recipe, Run, aligned, differences, holm
 from pipelines.report.measured import Measured
 from pipelines.report.scoring import scored
 
@@ -45,7 +45,7 @@ def write_report(root: Path, members: Members, trained: Sequence[Member], combin
     Returns:
         What ``ensemble.json`` holds.
     """
-    best = best_first(trained)[0]
+    best, hindsight = (best_first(trained, split)[0] for split in ("val", "test"))
     measured = best.measured("test")
     main = kinds.main(measured)
     report: dict[str, Any] = {
@@ -57,20 +57,26 @@ def write_report(root: Path, members: Members, trained: Sequence[Member], combin
         "combinations": [
             {**_row(one), "what": WHAT[one.name], "networks": _networks(one, trained)} for one in combined
         ],
-        "gains": [asdict(gain) | {"is_shown": gain.is_shown} for gain in gains(best, combined)],
+        "gains": gains(best, combined),
+        "hindsight": {"best": hindsight.name, "gains": gains(hindsight, combined)},
         "diversity": diversity(trained),
         "independent": independent(trained),
         "seconds": seconds(root),
     }
-    report["sentences"] = [sentence(Difference(**_fields(g))) for g in report["gains"] if g["metric"] == main]
+    report["sentences"] = [_sentence(gain) for gain in report["gains"] if gain["metric"] == main]
     write_json(root / "ensemble.json", report)
     write_page(report, root / "ensemble.html")
     print("\n".join(["", *lines(report), "", *_use(root, trained, combined)]), flush=True)
     return report
 
 
-def _fields(gain: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in gain.items() if key != "is_shown"}
+def _sentence(gain: dict[str, Any]) -> str:
+    """What a person is told of a gain of the main metric, a fraction, in hundredths."""
+    value, low, high = (100 * gain[key] for key in ("value", "low", "high"))
+    said = f"{value:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    if not gain["is_shown"]:
+        return f"not shown that {gain['b']} differs from {gain['a']}: {said}"
+    return f"{gain['b']} is {'better' if value > 0 else 'worse'} than {gain['a']}: {said}"
 
 
 def _row(member: Member) -> dict[str, Any]:
@@ -89,8 +95,8 @@ def _networks(one: Member, trained: Sequence[Member]) -> int:
     return 1 if one.name == "soup" else len(trained)
 
 
-def gains(best: Member, combined: Sequence[Member]) -> list[Difference]:
-    """By each metric, what each combination scores above the best member on the test images.
+def gains(best: Member, combined: Sequence[Member]) -> list[dict[str, Any]]:
+    """By each metric, what each combination scores above a member on the test images: ``Difference`` as plain values.
 
     Intervals and tests are those of ``compare``, with Holm's correction for the number of combinations.
     """
@@ -100,11 +106,12 @@ def gains(best: Member, combined: Sequence[Member]) -> list[Difference]:
         for found in differences([Recipe(run.label, [run]) for run in runs]):
             if not (one.name == "vote" and found.metric == "loss"):
                 by_metric.setdefault(found.metric, []).append(found)
-    return [
+    tested = [
         replace(found, corrected=p)
         for own in by_metric.values()
         for found, p in zip(own, holm([one.p for one in own]), strict=True)
     ]
+    return [asdict(found) | {"is_shown": found.is_shown} for found in tested]
 
 
 def diversity(trained: Sequence[Member]) -> dict[str, Any]:
@@ -164,6 +171,11 @@ def lines(report: dict[str, Any]) -> list[str]:
         held = "" if row["val"] is None else f"  ({row['val']:.4f})"
         said.append(f"  {row['name']:<{width}}  {parts.with_interval(row['scores'][main])}{held}{note}")
     said += [f"  {text}" for text in report["sentences"]]
+    if report["hindsight"]["best"] != report["best"]:
+        said += [f"  beside {report['hindsight']['best']}, in hindsight the best member on these test images:"]
+        for gain in report["hindsight"]["gains"]:
+            if gain["metric"] == main:
+                said.append(f"    {gain['b']} {gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]")
     for name, found in report["diversity"].items():
         if found["mean"] is not None:
             said.append(f"  {name.replace('_', ' ')}, mean of pairs: {found['mean']:.3f}")

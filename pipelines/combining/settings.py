@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from pipelines.config.errors import UsageError
+from pipelines.report.images import ALL_UP_TO
 from tasks.base import Task
 from tasks.classification import Classification
 
@@ -86,13 +87,21 @@ def _check_cycles(members: Members, config: dict[str, Any]) -> None:
         )
 
 
-def combinations_of(asked: Sequence[Combination] | None, members: Members, task: Task) -> list[Combination]:
+def combinations_of(
+    asked: Sequence[Combination] | None, members: Members, task: Task, classes: int = 0
+) -> list[Combination]:
     """How the members are combined: as asked for, or in all ways that there are for them.
+
+    Args:
+        asked: What is asked for.
+        members: What tells them apart.
+        task: That is trained.
+        classes: Of the data.
 
     Raises:
         UsageError: With the reason why one cannot be.
     """
-    reasons = _refused(members, task)
+    reasons = _refused(members, task, classes)
     if asked is None:
         return [name for name in get_args(Combination) if name not in reasons]
     for name in asked:
@@ -105,11 +114,14 @@ def combinations_of(asked: Sequence[Combination] | None, members: Members, task:
     return list(dict.fromkeys(asked))
 
 
-def _refused(members: Members, task: Task) -> dict[str, str]:
+def _refused(members: Members, task: Task, classes: int) -> dict[str, str]:
     """The combinations that there are not, and why."""
     reasons: dict[str, str] = {}
     if not _has_one_label(task):
         why = f"which is for images with one label each: the predictions of {type(task).__name__} are combined by mean"
+        reasons |= {"vote": why, "stacking": why}
+    elif classes > ALL_UP_TO:
+        why = f"which needs all probabilities, but of {classes:,} classes (more than {ALL_UP_TO}) the largest are kept"
         reasons |= {"vote": why, "stacking": why}
     if members.by == "backbone":
         reasons["soup"] = "which averages weights, but members.by is 'backbone': their networks differ"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 
@@ -43,6 +43,7 @@ def distil(
     teacher_weight: float = 1.0,
     temperature: float = 1.0,
     threshold: float | None = None,
+    overlap: Literal["error", "remove", "allow"] = "error",
     seeds: list[int] | None = None,
     launch: str | None = None,
 ) -> Path:
@@ -62,6 +63,8 @@ def distil(
         teacher_weight: What the loss of the teacher's labels is multiplied by.
         temperature: Of whole images: the teacher's probabilities are flattened (above 1) or sharpened (below 1).
         threshold: Least confidence of a label of the teacher's that is taught; 0 by default, 0.5 for boxes.
+        overlap: What to do with training images whose pixels are those of a validation or test image: `error`, `remove`
+            (the teacher does not label them) or `allow`.
         seeds: Student and student alone are trained with each; the config's `seed_everything` by default.
         launch: Words before each command, as 'srun' or 'torchrun --nproc-per-node 8'; without it all runs in this
             process, on one device.
@@ -85,6 +88,7 @@ def distil(
         trainer=config["trainer"],
         checkpoint="best",
         controls=True,
+        overlap=overlap,
         seeds=seeds or [int(config.get("seed_everything") or 0)],
         launch=words_of(launch),
         name=f"{trainer.run_name}-distil",

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 
 from pipelines.report.collect import hash_of
 from pipelines.report.measured import Measured
 from pipelines.report.scoring import Scorer
 from pipelines.scorers import average_precision
+from tasks.calibration import AT, lowest
 from tasks.detection.evaluation.matching import Matching, assign
 
 MAIN = "map"
@@ -74,8 +76,8 @@ def _numbers_in_image(image: Ints) -> Ints:
     return numbers
 
 
-def matching_of(measured: Measured, iou: float = 0.5) -> Matching:
-    """Which detection found which annotation, at an IoU."""
+def matching_of(measured: Measured, iou: float = 0.5, ignored: NDArray[np.bool_] | None = None) -> Matching:
+    """Which detection found which annotation, at an IoU; ``ignored`` annotations (T,) only where no other is left."""
     image, true_image = measured.image_of("scores"), measured.image_of("truth_labels")
     scores, labels = measured.each["scores"], measured.each["labels"].astype(np.int64)
     true_labels, crowd = measured.each["truth_labels"].astype(np.int64), measured.each["truth_crowd"] != 0
@@ -91,7 +93,7 @@ def matching_of(measured: Measured, iou: float = 0.5) -> Matching:
     overlap = measured.each["pair_iou"].astype(np.float64)
     labels = labels[order]
     same = (labels[detection] == true_labels[truth]) & (overlap >= iou - 1e-6)
-    found = assign(detection[same], truth[same], overlap[same], len(order), crowd)
+    found = assign(detection[same], truth[same], overlap[same], len(order), crowd, ignored)
     pairs = np.stack([detection, truth])
     classes, images = len(measured.class_names), len(measured)
     return Matching(
@@ -137,8 +139,48 @@ def _average_precisions(measured: Measured, ious: Floats) -> Callable[[NDArray[A
     return lambda counts: average_precision(counts, one.image, one.labels, hit, ignored, truths)
 
 
-def confidences(measured: Measured) -> tuple[Floats, NDArray[np.bool_], Ints]:
-    """Of each detection its score, whether it is right at an IoU of 0.5, and its image; those of crowds left out."""
+def size_scorer(measured: Measured, low: float, high: float, ious: Floats = IOUS[:1]) -> Scorer:
+    """COCO's average precision of the objects with an area from ``low`` to ``high`` pixels: the mean over ``ious``.
+
+    Other objects, what finds them, and what finds nothing and has another area itself count neither way. The area of
+    what was detected is that of its box.
+    """
+    area = measured.each["truth_area"]
+    outside = (area < low) | (area > high) | (measured.each["truth_crowd"] != 0)
+    each = [matching_of(measured, float(iou), outside) for iou in ious]
+    one = each[0]
+    order = np.lexsort((measured.image_of("scores"), -measured.each["scores"]))
+    sides = (measured.each["boxes"][:, 2:] - measured.each["boxes"][:, :2])[order]
+    other = (sides.prod(1) < low) | (sides.prod(1) > high)
+    hit = np.stack([(m.truth >= 0) & ~outside[m.truth] for m in each])
+    ignored = np.stack([np.where(m.truth >= 0, outside[m.truth], other) for m in each])
+    truths = by_class(one.true_image[~outside], one.true_labels[~outside], measured)
+    return lambda counts: {"ap": average_precision(counts, one.image, one.labels, hit, ignored, truths).mean(1)}
+
+
+def confidences(measured: Measured, temperature: float = 1.0) -> tuple[Floats, NDArray[np.bool_], Ints]:
+    """Of each detection its score, whether it is right at an IoU of 0.5, and its image; those of crowds left out.
+
+    Args:
+        measured: The images.
+        temperature: What the logits of the scores are divided by.
+    """
     matching = matching_of(measured)
     kept = ~matching.ignored
-    return matching.scores[kept].astype(np.float64), matching.hit[kept], matching.image[kept]
+    return expit(_logits(matching.scores[kept]) / temperature), matching.hit[kept], matching.image[kept]
+
+
+def _logits(scores: NDArray[Any]) -> Floats:
+    return np.asarray(logit(np.clip(scores.astype(np.float64), 1e-7, 1 - 1e-7)))
+
+
+def likelihood(scores: Floats, right: NDArray[np.bool_], temperature: float = 1.0) -> float:
+    """Mean negative log-likelihood of being right, of scores whose logits are divided by a temperature."""
+    logits = _logits(scores) / temperature
+    return float(np.logaddexp(0, np.where(right, -logits, logits)).mean())
+
+
+def temperature_of(measured: Measured) -> float:
+    """The temperature at which the scores say best how often a detection is right; 1 where there is none."""
+    scores, right, _ = confidences(measured)
+    return lowest(np.array([likelihood(scores, right, t) for t in AT])) if len(scores) else 1.0

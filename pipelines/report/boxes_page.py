@@ -130,9 +130,19 @@ def _curves(measured: Measured, matching: Matching) -> str:
 
 
 def _calibration(measured: Measured) -> str:
-    answers = boxes.confidences(measured)
-    said = "Of all boxes, right at an IoU of 0.5; scores of boxes are not scaled by a temperature, see the thresholds."
-    return parts.calibration(measured, answers, None, said) if len(answers[0]) else ""
+    before = boxes.confidences(measured)
+    if not len(before[0]):
+        return ""
+    said, temperature = "Of all boxes, right at an IoU of 0.5.", measured.facts.get("score_temperature")
+    if temperature is None:
+        return parts.calibration(measured, before, None, f"{said} After a test there is a temperature, too.")
+    losses = [boxes.likelihood(before[0], before[1], t) for t in (1.0, temperature)]
+    said += (
+        f" Temperature {temperature:.3f}, by which the logits of the scores would have to be divided, found on the"
+        " validation images, not on these; nothing uses it, since the order of the boxes, and with it every metric,"
+        " stays the same."
+    )
+    return parts.calibration(measured, before, boxes.confidences(measured, temperature), said, losses)
 
 
 def _sizes(measured: Measured, matching: Matching) -> str:
@@ -144,8 +154,16 @@ def _sizes(measured: Measured, matching: Matching) -> str:
         if not mine.any():
             continue
         recall = scored(measured, _recall(matching, mine & found, mine), FEW)
-        rows.append([name, f"{mine.sum():,}", parts.with_interval(recall["recall"])])
-    return page.table(["area in pixels", "objects", "found [95 %]"], rows)
+        ap = scored(measured, boxes.size_scorer(measured, low, high), FEW)
+        mean = float(boxes.size_scorer(measured, low, high, boxes.IOUS)(np.ones((1, len(measured)), np.int64))["ap"][0])
+        found_of = [parts.with_interval(recall["recall"]), parts.with_interval(ap["ap"])]
+        rows.append([name, f"{mine.sum():,}", *found_of, f"{mean:.4f}"])
+    said = (
+        "<p>Found: at the classes' thresholds, IoU 0.5. Average precision as COCO's: objects of another size, and what"
+        " finds them, count neither way.</p>"
+    )
+    head = ["area in pixels", "objects", "found [95 %]", "AP50 [95 %]", "mAP"]
+    return said + page.table(head, rows)
 
 
 def _recall(matching: Matching, found: NDArray[np.bool_], objects: NDArray[np.bool_]) -> Scorer:

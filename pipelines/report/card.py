@@ -18,6 +18,7 @@ from pipelines.report.measured import Measured
 
 TAGS = {
     "images": "image-classification",
+    "labels": "image-classification",
     "pixels": "image-segmentation",
     "boxes": "object-detection",
 }

@@ -17,14 +17,13 @@ from datamodules.decoding.video import is_frame
 
 
 def kind_of(outputs: Mapping[str, Any], multi_label: bool) -> str | None:
-    """What a task's predictions are: ``images`` with one class each, ``pixels``, ``boxes``.
+    """What a task predicts: ``images`` with one class, ``labels`` of images with several, ``pixels``, ``boxes``.
 
-    None for what has no report: several labels an image or a pixel.
+    None for what has no report: several labels a pixel.
     """
-    if multi_label:
-        return None
-    kinds = {"boxes": "boxes", "mask": "pixels", "logits": "images"}
-    return next((kind for key, kind in kinds.items() if key in outputs), None)
+    kinds = {"boxes": "boxes", "mask": "pixels", "logits": "labels" if multi_label else "images"}
+    kind = next((kind for key, kind in kinds.items() if key in outputs), None)
+    return None if multi_label and kind == "pixels" else kind
 
 
 def properties(batch: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:

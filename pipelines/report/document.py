@@ -40,12 +40,12 @@ def write_report(run: Path) -> Path:
     Raises:
         UserError: If there is neither, or one is damaged.
     """
-    measured = read_splits(run)
+    measured = kinds.with_validation(read_splits(run))
     if not measured:
         raise UserError(
             f"{run} has no {file_of(run, 'val').name} and no {file_of(run, 'test').name}: give a run directory of this"
-            " version, as runs/NAME/0, in which `fit`, `validate` or `test` has evaluated images (classes, boxes, or"
-            " masks with one class a pixel)."
+            " version, as runs/NAME/0, in which `fit`, `validate` or `test` has evaluated images (one class or"
+            " several labels an image, boxes, or masks with one class a pixel)."
         )
     config = newest_config(run)
     found = {split: scored(one, kinds.scorer(one), kinds.replicates(one)) for split, one in measured.items()}

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.outputs import page
-from pipelines.outputs.svg import Series, chart
 from pipelines.report import images, parts
 from pipelines.report.measured import Measured
 from pipelines.report.scoring import FEW, scored
@@ -16,7 +15,6 @@ from pipelines.report.scoring import FEW, scored
 SHOWN = 12  # pictures of each kind of mistakes
 MAX_MATRIX = 25  # classes up to which the confusion matrix is a table
 MAX_CONFUSIONS = 15
-MAX_CURVES = 6
 MAX_CLASSES = 200  # classes up to which their F1 has intervals
 
 
@@ -104,29 +102,9 @@ def _least_threshold(confidence: NDArray[np.float64], right: NDArray[np.bool_], 
 
 
 def _precision_recall(measured: Measured) -> str:
-    """One class against the others, by its probability: the worst and the best classes."""
-    from sklearn.metrics import average_precision_score, precision_recall_curve
-
     truth = images.truth_of(measured)
-    found = []
-    present = [k for k in range(len(measured.class_names)) if (truth == k).any()]
-    for k in present:
-        score = images.class_probability(measured, k)
-        found.append((float(average_precision_score(truth == k, score)), k, score))
-    found.sort(key=lambda one: one[0])
-    chosen = found if len(found) <= MAX_CURVES else [*found[: MAX_CURVES // 2], *found[-MAX_CURVES // 2 :]]
-    series = []
-    for average, k, score in chosen:
-        precision, recall, _ = precision_recall_curve(truth == k, score)
-        step = max(1, len(recall) // 200)
-        name = f"{measured.class_names[k]} {average:.3f}"
-        series.append(Series(recall[::step].tolist(), precision[::step].tolist(), name))
-    mean = np.mean([average for average, _, _ in found]) if found else np.nan
-    which = "all classes" if len(chosen) == len(found) else "the three worst and the three best classes"
-    return (
-        f"<p>Each class against the others, {which}; average precision in the legend, its mean over the classes is"
-        f" {mean:.4f}.</p>" + chart(series, "", "recall", "precision", (0, 1), (0, 1.02))
-    )
+    scores = [(name, truth == k, images.class_probability(measured, k)) for k, name in enumerate(measured.class_names)]
+    return parts.precision_recall(scores)
 
 
 def _mistakes(measured: Measured) -> str:
@@ -165,9 +143,7 @@ def _figure(measured: Measured, image: int, confidence: Any, own: Any) -> tuple[
 def described(measured: Measured) -> str:
     """How many images of each class."""
     counts = np.bincount(images.truth_of(measured), minlength=len(measured.class_names))
-    most = np.argsort(-counts, kind="stable")[:12]
-    named = ", ".join(f"{page.escaped(measured.class_names[k])}: {counts[k]:,}" for k in most.tolist())
-    return named + (f" and {len(counts) - 12:,} more classes" if len(counts) > 12 else "")
+    return parts.counted(measured.class_names, counts)
 
 
 def image_scores(measured: Measured) -> NDArray[np.float64]:

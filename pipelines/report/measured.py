@@ -2,12 +2,13 @@
 
 Each is one file of numpy's arrays without objects, with these keys:
 
-- ``facts``: JSON text: ``kind`` (``images``, ``pixels`` or ``boxes``), ``split``, ``class_names``, ``temperature`` (of
-  the checkpoint, 1 where there is none), ``digest`` (of the images and their truth) and what else does not depend on
-  images;
+- ``facts``: JSON text: ``kind`` (``images``, ``labels``, ``pixels`` or ``boxes``), ``split``, ``class_names``,
+  ``temperature`` (of the checkpoint, 1 where there is none), ``digest`` (of the images and their truth) and what else
+  does not depend on images;
 - of each of N images ``path``, ``group`` (empty where the data have none), ``size`` (height, width), ``brightness``
   (mean of its pixels on the canvas, 0 to 1), ``sharpness`` (deviation of its Laplacian, 0 to 1);
-- what ``kind`` needs of each image, with N entries; see ``pipelines.report.images``, ``pixels`` and ``boxes``;
+- what ``kind`` needs of each image, with N entries; see ``pipelines.report.images``, ``labels``, ``pixels`` and
+  ``boxes``;
 - what has any number of entries an image: ``each.NAME`` with one after the other, and ``each.NAME.count``, (N,).
 
 Images are in the order of the data set.

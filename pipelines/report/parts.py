@@ -21,10 +21,13 @@ from pipelines.report.scoring import FEW, Scorer, scored
 Floats = NDArray[np.float64]
 BINS = 15  # of a reliability diagram, as the metric `ece`
 PARTS = 4  # of the images by a property
+MAX_CURVES = 6
 SIDE = 220  # pixels of a thumbnail
 SPLITS = {"val": "validation", "test": "test"}
 WORDS = {
     "f1": "F1, mean of the classes",
+    "f1_micro": "F1 of all labels together",
+    "mean_average_precision": "mean average precision of the labels",
     "top5": "accuracy among the best 5",
     "loss": "negative log-likelihood",
     "miou": "mean IoU",
@@ -132,6 +135,40 @@ def thresholds(confidence: Floats, right: NDArray[np.bool_], accuracy: str, shar
     known = np.where(taken.any(1), (taken & right).sum(1) / np.maximum(taken.sum(1), 1), np.nan)
     series = [Series(at.tolist(), known.tolist(), accuracy), Series(at.tolist(), taken.mean(1).tolist(), share)]
     return chart(series, "", "least probability", "", (0, 1), (0, 1.02))
+
+
+# Precision and recall.
+
+
+def precision_recall(classes: Sequence[tuple[str, NDArray[np.bool_], Floats]]) -> str:
+    """One class against the others, by its probability: the worst and the best classes.
+
+    Args:
+        classes: Of each its name, which images are of it (N,), and its probability there (N,).
+    """
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    known = [(float(average_precision_score(true, score)), n, true, score) for n, true, score in classes if true.any()]
+    known.sort(key=lambda one: one[0])
+    chosen = known if len(known) <= MAX_CURVES else [*known[: MAX_CURVES // 2], *known[-MAX_CURVES // 2 :]]
+    series = []
+    for average, name, true, score in chosen:
+        precision, recall, _ = precision_recall_curve(true, score)
+        step = max(1, len(recall) // 200)
+        series.append(Series(recall[::step].tolist(), precision[::step].tolist(), f"{name} {average:.3f}"))
+    mean = np.mean([one[0] for one in known]) if known else np.nan
+    which = "all classes" if len(chosen) == len(known) else "the three worst and the three best classes"
+    return (
+        f"<p>Each class against the others, {which}; average precision in the legend, its mean over the classes is"
+        f" {mean:.4f}.</p>" + chart(series, "", "recall", "precision", (0, 1), (0, 1.02))
+    )
+
+
+def counted(names: Sequence[str], counts: NDArray[Any]) -> str:
+    """How many images there are of each class (K,), the most frequent ones first."""
+    most = np.argsort(-counts, kind="stable")[:12]
+    named = ", ".join(f"{page.escaped(names[k])}: {counts[k]:,}" for k in most.tolist())
+    return named + (f" and {len(counts) - 12:,} more classes" if len(counts) > 12 else "")
 
 
 # Properties of pictures.

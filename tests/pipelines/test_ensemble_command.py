@@ -64,7 +64,11 @@ def test_members_by_seed_go_on_and_are_reported(capfd: Any, monkeypatch: pytest.
     assert [row["name"] for row in found["members"]] == ["member0", "member1", "member2"]
     assert [row["name"] for row in found["combinations"]] == ["vote", "mean", "stacking", "soup"]
     assert [row["networks"] for row in found["combinations"]] == [3, 3, 3, 1]
-    assert found["best"] == max(found["members"], key=lambda row: row["val"])["name"]
+    held = {row["name"]: row["val"] for row in found["members"]}
+    assert held[found["best"]] == max(held.values())
+    reached = scores(found)
+    assert reached[found["hindsight"]["best"]] == max(reached[name] for name in held)
+    assert {gain["a"] for gain in found["hindsight"]["gains"]} == {found["hindsight"]["best"]}
     # A vote and a mean by hand, of what was measured of the members.
     each = [read(ROOT / f"member{i}" / "test_images.npz") for i in range(3)]
     truth = images.truth_of(each[0])
@@ -271,6 +275,9 @@ def test_combinations_that_there_are() -> None:
         combinations_of(["mean", "stacking"], Members(), masks)
     with pytest.raises(UserError, match=r"combine has 'soup', which averages weights, but .* their networks differ"):
         combinations_of(["soup"], Members("backbone", backbones=["a", "b"]), net)
+    assert combinations_of(None, Members(), net, classes=1000) == ["mean", "soup"]
+    with pytest.raises(UserError, match=r"combine has 'vote', which needs all probabilities, but of 1,000 classes"):
+        combinations_of(["vote"], Members(), net, classes=1000)
     with pytest.raises(UserError, match="combine is empty"):
         combinations_of([], Members(), net)
 

@@ -6,13 +6,16 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from scipy.optimize import minimize_scalar
+from sklearn.metrics import average_precision_score, log_loss
 
 from benchmarks import report_coverage
 from benchmarks.report_coverage import make_boxes, make_images, make_pixels
@@ -29,6 +32,8 @@ from pipelines.report import (
     images,
     images_page,
     kinds,
+    labels,
+    labels_page,
     parts,
     pixels,
     pixels_page,
@@ -49,8 +54,8 @@ from pipelines.report.regions import errors_of
 from pipelines.statistics import with_seeds
 from tasks import Classification
 from tasks.calibration import AT, lowest, on_grid
-from tasks.detection.evaluation.metrics import CocoMetrics
-from tasks.metrics import ClassificationMetrics
+from tasks.detection.evaluation.metrics import COCO_SIZES, CocoMetrics
+from tasks.metrics import ClassificationMetrics, MultiLabelMetrics
 from tasks.segmentation.metrics import SegmentationMetrics
 from tests.conftest import in_child, write_images
 
@@ -164,6 +169,61 @@ def test_scores_of_pixels_are_the_metrics():
     assert pixels_page.pictures(measured, measured, 1).count("<img") == 4
 
 
+def several_labels(count: int, path: list[str] | None = None) -> Measured:
+    """Images with three labels, of which the first is often there and the last never."""
+    rng = np.random.default_rng(0)
+    truth = rng.random((count, 3)) < (0.6, 0.2, 0)
+    logits = np.round(2 * truth - 1 + rng.normal(0, 1.5, (count, 3)), 1).astype(np.float32)  # some are equal
+    batch = {"label": torch.tensor(truth, dtype=torch.float32)}
+    values = labels.collect(batch, {"logits": torch.tensor(logits / 2)}, 3, 2.0)
+    collector = Collector()
+    collector.add(list(range(count)), {**in_memory(count, 20, 20), **values})
+    return collector.joined(
+        {"kind": "labels", "split": "test", "class_names": ["a", "b", "<c>"], "temperature": 1.5, "digest": "x"}
+    )
+
+
+def test_scores_of_several_labels_are_the_metrics():
+    measured = several_labels(60)
+    metrics = MultiLabelMetrics(3)
+    logits, truth = (torch.tensor(measured.arrays[name]) for name in ("logits", "truth"))
+    metrics.update(logits.sigmoid(), truth.float())
+    wanted = metrics.compute()
+    counts = np.random.default_rng(1).multinomial(60, np.full(60, 1 / 60), size=4)
+    score = labels.scorer(measured)(np.concatenate([ones(measured), counts]))
+    for name, own in (("map", labels.MAIN), ("f1", "f1"), ("f1_micro", "f1_micro")):
+        assert score[own][0] == pytest.approx(float(wanted[name]), abs=1e-6), name
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth.float())
+    assert score["loss"][0] == pytest.approx(float(loss), rel=1e-5)
+    for row, of_row in enumerate(counts):  # an image that is drawn twice counts twice
+        own = [average_precision_score(truth[:, k], logits[:, k], sample_weight=of_row) for k in (0, 1)]
+        assert score[labels.MAIN][1 + row] == pytest.approx(np.mean(own))
+
+
+def test_the_page_of_several_labels_and_a_comparison(tmp_path):
+    measured = several_labels(40)
+    sections = dict(labels_page.sections(measured, "said"))
+    assert "&lt;c&gt;" in sections["Labels"]
+    assert "after temperature scaling" in sections["Calibration"]
+    assert sections["Mistakes"].count("<img") >= 12
+    assert "truly" in "".join(labels_page.answer(measured, i) for i in range(10))
+    stated, true, image = labels.decisions(measured)
+    assert (stated[3 * 7 + 1], true[3 * 7 + 1]) == (
+        labels.probabilities(measured)[7, 1],
+        measured.arrays["truth"][7, 1],
+    )
+    assert image[3 * 7 + 1] == 7
+    write(measured, file_of(tmp_path, "test"))
+    document.write_report(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert "mean average precision of the labels" in text
+    assert "pipeline_tag: image-classification" in (tmp_path / "README.md").read_text()
+    worse = replace(measured, arrays={**measured.arrays, "logits": -measured.arrays["logits"]})
+    (first, *_) = differences(pair(worse, measured), replicates=200)
+    assert first.metric == labels.MAIN
+    assert first.is_shown
+
+
 def test_scores_of_boxes_are_cocos():
     rng = np.random.default_rng(1)
     corners = rng.uniform(0, 60, (12, 5, 2)).astype(np.float32)
@@ -196,6 +256,45 @@ def test_scores_of_boxes_are_cocos():
     assert "small (below 32 x 32)" in sections["Size of the objects"]
     assert "The largest missed objects" in sections["Mistakes"]
     assert boxes_page.pictures(measured, measured, 1).count("<img") == 2
+
+
+def test_precision_by_size_is_cocos():
+    rng = np.random.default_rng(3)
+    corners = rng.uniform(0, 200, (30, 6, 2)).astype(np.float32)
+    truth = np.concatenate([corners, corners + rng.uniform(15, 130, (30, 6, 2)).astype(np.float32)], 2)
+    found = (truth + rng.normal(0, 4, truth.shape).astype(np.float32))[:, rng.integers(0, 6, 8)]  # some twice
+    metrics = CocoMetrics(2)
+    labels = torch.tensor(rng.integers(0, 2, (30, 6)))
+    scores = torch.tensor(np.sort(rng.random((30, 8)).astype(np.float32))[:, ::-1].copy())
+    outputs = {"boxes": list(torch.tensor(found)), "scores": list(scores), "labels": list(labels[:, :1].expand(-1, 8))}
+    crowd = torch.tensor(rng.random((30, 6)) < 0.1)
+    targets = [
+        {"boxes": torch.tensor(b), "labels": k, "iscrowd": c} for b, k, c in zip(truth, labels, crowd, strict=True)
+    ]
+    metrics.update(outputs, targets, torch.arange(30))
+    values = metrics.compute()
+    collector = Collector()
+    collector.add(list(range(30)), {**in_memory(30, 100, 100), **boxes.collect({"target": targets}, outputs, 2, 1.0)})
+    task = SimpleNamespace(eval_metrics=metrics, thresholds=lambda: torch.tensor([0.5, 0.5]))
+    measured = boxes.finished(collector.joined({"class_names": ["a", "b"]}), task)
+    for size, (low, high) in COCO_SIZES.items():
+        own = boxes.size_scorer(measured, low, high, boxes.IOUS)(ones(measured))["ap"][0]
+        assert 0.05 < own < 0.95
+        assert own == pytest.approx(float(values[f"map_{size}"]), abs=1e-6), size
+
+
+def test_scores_of_boxes_have_a_temperature_of_the_validation():
+    made = make_boxes(np.random.default_rng(0), 80)
+    facts = {**made.facts, "class_names": made.class_names}
+    validation, test = (replace(made.take(np.arange(first, first + 40)), facts=facts) for first in (0, 40))
+    scores, right, _ = boxes.confidences(validation)
+    best = minimize_scalar(lambda t: boxes.likelihood(scores, right, t), bounds=(0.1, 10), method="bounded").x
+    found = kinds.with_validation({"val": validation, "test": test})["test"]
+    assert found.facts["score_temperature"] == pytest.approx(best, rel=0.02)
+    assert boxes.likelihood(scores, right) == pytest.approx(log_loss(right, scores), rel=1e-5)
+    text = boxes_page._calibration(found)
+    assert "after temperature scaling" in text
+    assert "after temperature scaling" not in boxes_page._calibration(test)
 
 
 def test_a_file_gives_back_what_was_written(tmp_path):
@@ -469,6 +568,37 @@ def test_fit_test_report_and_compare(tmp_path, capfd):
     assert re.search(r"(better by|not shown: b/0 scores) .* \(of these two trained models", said)
     assert "model.optim.lr: 0.003 / 1e-05" in said
     assert "Differences of the configs" in Path("page.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_detection_leaves_a_report(tmp_path):
+    flags = ["--model=Detection", "--model.detector=fcos", "--model.backbone=test_resnet", "--data=DetectionData"]
+    flags += ["--data.source=digits", "--data.image_size=64", "--data.num_workers=0", "--data.batch_size=4"]
+    flags += ["--data.num_scenes={train: 24, val: 8, test: 12}", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"]
+    flags += ["--model.optim.lr=3e-3", "--trainer.enable_progress_bar=false", "--trainer.wandb.mode=off", "--name=d"]
+
+    def work() -> None:
+        report.write_report = document.write_report
+        assert main(["fit", *flags]) == 0
+        assert main(["test", "--ckpt_path", "runs/d/0/checkpoints/best.ckpt"]) == 0
+
+    assert in_child(work) == 0
+    run = Path("runs/d/0")
+    told = json.loads((run / "test.json").read_text())
+    measured = read(file_of(run, "test"))
+    score = kinds.scorer(measured)(ones(measured))
+    for name in ("map", "map_50"):
+        assert score[name][0] == pytest.approx(told[f"test/{name}"], abs=1e-6)
+    low, high = COCO_SIZES["small"]
+    small = boxes.size_scorer(measured, low, high, boxes.IOUS)(ones(measured))["ap"][0]
+    assert small == pytest.approx(told["test/map_small"], abs=1e-6, nan_ok=True)
+    text = (run / "report.html").read_text()
+    for title in ("Kinds of errors", "Calibration", "Size of the objects", "Mistakes"):
+        assert f"<h2>{title}</h2>" in text
+    assert "http" not in text
+    assert text.count("<img") > 4
+    header = yaml.safe_load((run / "README.md").read_text().split("---")[1])
+    assert header["pipeline_tag"] == "object-detection"
 
 
 def test_what_is_missing_is_said(tmp_path, capsys):

@@ -174,12 +174,16 @@ def corner_and_size(boxes: NDArray[np.float32]) -> Floats:
     return result
 
 
-def assign(detection: Ints, truth: Ints, iou: Floats, num_detections: int, crowd: Bools) -> Ints:
+def assign(
+    detection: Ints, truth: Ints, iou: Floats, num_detections: int, crowd: Bools, ignored: Bools | None = None
+) -> Ints:
     """The annotation that each detection takes, -1 for none: in turn, the free one with the highest IoU.
 
     A crowd is taken only where nothing else is free, and stays free. Of equal IoUs COCO takes the later annotation.
+    So is what else is ``ignored`` (T,), for example objects of other sizes, which does not stay free.
     """
-    order = np.lexsort((-truth, -iou, crowd[truth], detection))
+    last_choice = crowd if ignored is None else crowd | ignored
+    order = np.lexsort((-truth, -iou, last_choice[truth], detection))
     result = np.full(num_detections, -1)
     taken = crowd.tolist()  # of no further use: whether it is a crowd is looked at first
     last = -1
