@@ -153,7 +153,7 @@ def write_onnx(stages: Stages, shape: Shape, path: Path) -> tuple[Literal["dynam
             program.save(str(path))
         return "dynamo", names
     except Exception as error:  # the exporters fail in any way; the other one may not
-        reason = _first_line(error)
+        reason = first_line(error)
     if axes:  # which TorchScript's exporter closes without a word: other pictures would get other results
         open_ones = [name for name, axis in (("batch", 0), ("size", 2)) if axis in axes]
         raise UserError(
@@ -165,11 +165,12 @@ def write_onnx(stages: Stages, shape: Shape, path: Path) -> tuple[Literal["dynam
         return "torchscript", names
     except Exception as error:
         raise UserError(
-            f"this network cannot be exported to ONNX: {reason} (torch.export); {_first_line(error)} (TorchScript)."
+            f"this network cannot be exported to ONNX: {reason} (torch.export); {first_line(error)} (TorchScript)."
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What lies at the bottom of an error, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines: Sequence[str] = str(error).strip().splitlines()

@@ -21,7 +21,16 @@ from datamodules.common.errors import UserError
 from datamodules.common.files import atomic_path, write_json, write_text
 from pipelines import __version__
 from pipelines.ensemble import members_of
-from pipelines.export.graph import Dynamic, Shape, Stages, exported_program, is_inner, task_for_export, write_onnx
+from pipelines.export.graph import (
+    Dynamic,
+    Shape,
+    Stages,
+    exported_program,
+    first_line,
+    is_inner,
+    task_for_export,
+    write_onnx,
+)
 from pipelines.exported import runner
 from pipelines.exported.metadata import REFUSED, metadata_path
 from pipelines.run.checkpoints import carried_text
@@ -154,10 +163,15 @@ def _write_torch(
         stages.task.half()
     try:
         program = exported_program(stages, shape)
+        with atomic_path(target) as path:
+            # It may refuse what it has traced: timm's padding of TensorFlow's kind rounds a size up by `math.ceil`,
+            # which no file can hold where sizes are open.
+            torch.export.save(program, str(path))
+    except OSError:
+        raise
     except Exception as error:
-        raise UserError(f"this network cannot be exported by torch.export: {str(error)[:300]}") from error
-    with atomic_path(target) as path:
-        torch.export.save(program, str(path))
+        advice = " Leave --dynamic size out, or take --format onnx." if "size" in settings.dynamic else ""
+        raise UserError(f"this network cannot be exported by torch.export: {first_line(error)}.{advice}") from error
     with torch.no_grad():
         return "torch.export", [name for name in stages(shape.images()) if is_inner(name)]
 

@@ -220,6 +220,23 @@ def test_suppression_at_another_threshold_is_found(capsys, monkeypatch):
 
 
 @pytest.mark.slow
+def test_what_a_file_cannot_hold_is_told_in_one_line(capsys, monkeypatch):
+    """timm's padding of TensorFlow's kind, with open sizes: torch traces `math.ceil`, and then cannot write it."""
+
+    def save(*_: Any) -> None:
+        raise RuntimeError("Failed serializing node ceil in graph\nOriginal exception Traceback")
+
+    monkeypatch.setattr(torch.export, "save", save)
+    source = write_pairs(Path("pictures"), {"train": 1, "val": 1})
+    write_checkpoint(Path("a.ckpt"), "segmentation", source)
+    words = ["--format", "torch_export", "--dynamic", "size", "--output", "a.pt2"]
+    assert main(["export", "--ckpt_path", "a.ckpt", *words]) == 1
+    said = capsys.readouterr().err
+    assert "torch.export: RuntimeError: Failed serializing node ceil in graph. Leave --dynamic size out" in said
+    assert not Path("a.pt2").exists()
+
+
+@pytest.mark.slow
 def test_segmentations_leave_together():
     # Pictures of 48 x 40 pixels, which the network pads: the graph once kept the padding that it was traced with.
     source = write_pairs(Path("pictures"), {"train": 1, "val": 2})
