@@ -73,14 +73,16 @@ def test_no_law_from_two_points_and_intervals_of_seeds_are_students() -> None:
 
 
 @pytest.mark.slow
-def test_intervals_hold_what_more_labels_are_worth() -> None:
-    rng, held, draws = np.random.default_rng(0), 0, 60
+@pytest.mark.parametrize("power", [0.3, 0.5, 1.0])
+def test_intervals_hold_what_more_labels_are_worth(power: float) -> None:
+    """Found: 0.99, 0.99, 0.96; docs/curve.md."""
+    rng, held, draws = np.random.default_rng(0), 0, 100
     images = 400
     for _ in range(draws):
         threshold = rng.random(images)
         points = []
         for labels in LABELS:
-            skills = law_of(labels) + 0.01 * (labels / 1000) ** -0.5 * rng.standard_normal(3)
+            skills = law_of(labels, power=power) + 0.01 * (labels / 1000) ** -0.5 * rng.standard_normal(3)
             luck = np.clip(threshold + 0.2 * rng.standard_normal((3, images)), 0, 1)
             right = np.array(
                 [np.argsort(np.argsort(own)) < skill * images for own, skill in zip(luck, skills, strict=True)], float
@@ -91,7 +93,7 @@ def test_intervals_hold_what_more_labels_are_worth() -> None:
         law = fit_law(points)
         assert law is not None
         low, high = ends(law.at(1500)[1] - law.at(1000)[1])
-        held += low <= law_of(1500) - law_of(1000) <= high
+        held += low <= law_of(1500, power=power) - law_of(1000, power=power) <= high
     assert held / draws >= 0.9
 
 
