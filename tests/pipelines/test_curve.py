@@ -119,6 +119,11 @@ def test_labels_that_are_saved_are_read_off_the_other_curve(tmp_path: Path, caps
     assert f"teacher: 500 more labels would be worth {gain:+.1f} points" in said
     assert "student with 100 labels scores 67.6, as teacher with 20" in said
     assert all(model["check"]["holds"] for model in report["models"])
+    gain = law_of(200) - law_of(100)  # that both have the same images and seeds makes it sure
+    first = report["gains"][0]
+    assert (first["model"], first["of"], first["labels"]) == ("student", "teacher", 100)
+    assert [first[key] for key in ("mean", "low", "high")] == pytest.approx([gain] * 3)
+    assert f"student scores {100 * gain:+.1f} points" in said
 
 
 def test_a_score_that_no_labels_reach() -> None:
