@@ -60,7 +60,7 @@ class SyncBatchNorm(TorchSyncBatchNorm):
     """Batch norms over all ranks, as `tasks.backbones.synchronized_norms` makes them."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Put the synchronised layers in; parameters and buffers stay the same ones."""
+        """Put the synchronized layers in; parameters and buffers stay the same ones."""
         return synchronized_norms(model)
 
     def revert(self, model: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ import graphlib
 import pickle
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 HOUSE = Path(__file__).parents[1]
@@ -171,6 +172,12 @@ def test_libraries_stay_behind_their_fences():
             if inside(module, library):
                 assert file.startswith(places), f"{file} imports {library}"
         assert not inside(module, "lightning"), file
+
+
+def test_the_wheel_holds_every_folder_of_code():
+    listed = tomllib.loads((HOUSE / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(HOUSE) for name in PACKAGES for path in (HOUSE / name).rglob("*.py")}
+    assert {".".join(folder.parts) for folder in folders} == {name for name in listed if name.startswith(PACKAGES)}
 
 
 def test_no_file_outgrows_its_room():

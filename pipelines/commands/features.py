@@ -108,7 +108,7 @@ def features(
     clock = Clock(time_limit)
     found = look_inside(task, _loader(datamodule, "predict" if source else split, asked), names, asked, clock)
     facts = {
-        "network": f"{type(task).__name__} {task.backbone}",
+        "network": f"{task.backbone} ({type(task).__name__})",
         "checkpoint": str(checkpoints[0]),
         "pictures": str(source or f"{split} of {getattr(datamodule, 'source', type(datamodule).__name__)}"),
         "seed": str(seed),

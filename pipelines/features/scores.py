@@ -10,6 +10,7 @@ from torch import Tensor
 from datamodules.common.errors import UserError
 from tasks.base import Task
 from tasks.classification import Classification
+from tasks.detection.detectors.protocol import Detector
 from tasks.detection.task import Detection
 from tasks.flops import predicting
 from tasks.maps import Map, tapped
@@ -39,12 +40,29 @@ def class_scores(task: Task, image: Tensor) -> Tensor:
         means = (output[0] if isinstance(output, tuple) else output).float().mean((2, 3))
         return torch.cat([-means, means], 1) if means.shape[1] == 1 else means
     if isinstance(task, Detection):
-        found = task.outputs(image)
+        found = Detector.in_tensors(task.network, task.normalize(image), task.limits)  # without masks, which take long
         scores, labels = found["scores"].float(), found["labels"]
         of_class = [scores.where(labels == k, scores.new_zeros(())) for k in range(int(task.num_classes or 0))]
         best = torch.stack([torch.cat([one, one.new_zeros(len(one), 1)], 1).amax(1) for one in of_class], 1)
         return best.clamp_min(LEAST).log()
     raise UserError(f"A {type(task).__name__} has no class scores; classification, detection and segmentation do.")
+
+
+def scores_of(task: Task, image: Tensor, classes: Sequence[int]) -> Tensor:
+    """The score of class ``classes[i]`` in image i: float (B,).
+
+    As ``class_scores``; but of a detection the largest logit of all that may make a box of the class, however unsure.
+
+    Args:
+        task: Its network is built.
+        image: uint8 (B, C, H, W), or float in [0, 1].
+        classes: B numbers.
+    """
+    if not isinstance(task, Detection):
+        scores = class_scores(task, image)
+        return scores[torch.arange(len(scores)), torch.tensor(list(classes), device=scores.device)]
+    pairs = zip(task.normalize(image).split(1), classes, strict=True)
+    return torch.cat([task.network.sources(one, label).logits.amax(1) for one, label in pairs])
 
 
 def relevance(task: Task, maps: Sequence[Map], images: Iterable[Tensor], most: int) -> list[Tensor]:

@@ -18,12 +18,12 @@ from pipelines.features.clock import Clock
 from pipelines.features.embedding import Embedded, collect
 from pipelines.features.exemplars import Found, find_exemplars
 from pipelines.features.filters import first_filters
-from pipelines.features.optimizing import SHIFT, Grown, dream, grow, of_channels
-from pipelines.features.scores import class_scores, relevance
+from pipelines.features.optimizing import OCTAVE, SHIFT, Grown, dream, grow, of_channels
+from pipelines.features.scores import relevance, scores_of
 from pipelines.features.settings import Settings
 from pipelines.outputs.sheets import Picture
 from tasks.base import Task
-from tasks.flops import gray_image
+from tasks.flops import gray_image, predicting
 from tasks.maps import Map, choose_maps, list_maps
 
 LOOKED_AT = 32  # pictures by which the channels are chosen
@@ -151,12 +151,32 @@ def picture_size(task: Task, maps: Sequence[Map], size: int) -> tuple[int, int]:
         size: Longest side.
     """
     height, width = gray_image(task).shape[2:]
-    if any(one.layout != "channels_first" for one in maps):
-        return height, width
     seen = [max(one.field.height.size, one.field.width.size) for one in maps if not one.sees_all]
     longest = min(size, max(SMALLEST, round(2 * max(seen)))) if len(seen) == len(maps) and seen else size
     factor = min(1.0, longest / max(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))
+    smaller = max(1, round(height * factor)), max(1, round(width * factor))
+    return smaller if takes(task, maps, smaller) else (height, width)
+
+
+def takes(task: Task, maps: Sequence[Map], size: tuple[int, int]) -> bool:
+    """Whether a network takes images of a size other than its own, and gives the maps for them.
+
+    Args:
+        task: Its network is built.
+        maps: That are to come out; of tokens never, as their positions are of one size.
+        size: Height and width.
+    """
+    image = gray_image(task, size)
+    if size == tuple(gray_image(task).shape[2:]):
+        return True
+    if any(one.layout != "channels_first" for one in maps):
+        return False
+    try:
+        with predicting(task):
+            task.infer(image)
+    except (RuntimeError, AssertionError, ValueError, IndexError):  # whatever a net says of a size
+        return False
+    return True
 
 
 def _seed(asked: Settings, name: str) -> int:
@@ -191,7 +211,7 @@ def _classes(task: Task, classes: list[int], size: tuple[int, int], asked: Setti
     for i, group in enumerate(groups):
 
         def objective(image: Tensor, group: list[int] = group) -> Tensor:
-            return class_scores(task, image)[torch.arange(len(group)), torch.tensor(group)]
+            return scores_of(task, image, group)
 
         mine = clock.share(len(groups) - i)
         grown.append(grow(task, objective, len(group), size, asked.steps, _seed(asked, f"class/{i}"), mine))
@@ -203,12 +223,12 @@ def _dream(task: Task, asked: Settings, clock: Clock, found: Findings) -> None:
     pixels = read_image(asked.dream, int(task.in_chans or 3), "float32")
     picture = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     height, width = gray_image(task).shape[2:]
-    is_fixed = any(one.layout != "channels_first" for one in found.maps)
+    factor = max(height, width) / max(picture.shape[1:])
+    size = (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[2] * factor)))
+    smallest = round(size[0] / OCTAVE ** (asked.octaves - 1)), round(size[1] / OCTAVE ** (asked.octaves - 1))
+    is_fixed = not (takes(task, found.maps, size) and takes(task, found.maps, smallest))
     if is_fixed:
         size = (height, width)
-    else:
-        factor = max(height, width) / max(picture.shape[1:])
-        size = (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[2] * factor)))
     small = torch.nn.functional.interpolate(picture[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
     found.dreams = [small]
     for i, one in enumerate(found.maps):

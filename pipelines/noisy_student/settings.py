@@ -47,7 +47,7 @@ class StudentSettings:
         data: Arguments of the data that differ from those of the loop: the noise on the input in `augment`.
         trainer: Arguments of the trainer that differ.
         ratio: Unlabeled images for each labeled one of a batch.
-        steps_per_epoch: Optimiser batches an epoch; one pass over the selected images by default.
+        steps_per_epoch: Optimizer batches an epoch; one pass over the selected images by default.
         loss: See `tasks.NoisyStudent`; so are the others.
         unlabeled_weight: The same.
         labels: The same; by default `soft` for images with one label each, `hard` for pixels, and boxes have no other.

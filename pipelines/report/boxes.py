@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 
 from pipelines.report.collect import hash_of
 from pipelines.report.measured import Measured
 from pipelines.report.scoring import Scorer
 from pipelines.scorers import average_precision
+from tasks.calibration import AT, lowest
 from tasks.detection.evaluation.matching import Matching, assign
 
 MAIN = "map"
@@ -156,8 +158,29 @@ def size_scorer(measured: Measured, low: float, high: float, ious: Floats = IOUS
     return lambda counts: {"ap": average_precision(counts, one.image, one.labels, hit, ignored, truths).mean(1)}
 
 
-def confidences(measured: Measured) -> tuple[Floats, NDArray[np.bool_], Ints]:
-    """Of each detection its score, whether it is right at an IoU of 0.5, and its image; those of crowds left out."""
+def confidences(measured: Measured, temperature: float = 1.0) -> tuple[Floats, NDArray[np.bool_], Ints]:
+    """Of each detection its score, whether it is right at an IoU of 0.5, and its image; those of crowds left out.
+
+    Args:
+        measured: The images.
+        temperature: What the logits of the scores are divided by.
+    """
     matching = matching_of(measured)
     kept = ~matching.ignored
-    return matching.scores[kept].astype(np.float64), matching.hit[kept], matching.image[kept]
+    return expit(_logits(matching.scores[kept]) / temperature), matching.hit[kept], matching.image[kept]
+
+
+def _logits(scores: NDArray[Any]) -> Floats:
+    return np.asarray(logit(np.clip(scores.astype(np.float64), 1e-7, 1 - 1e-7)))
+
+
+def likelihood(scores: Floats, right: NDArray[np.bool_], temperature: float = 1.0) -> float:
+    """Mean negative log-likelihood of being right, of scores whose logits are divided by a temperature."""
+    logits = _logits(scores) / temperature
+    return float(np.logaddexp(0, np.where(right, -logits, logits)).mean())
+
+
+def temperature_of(measured: Measured) -> float:
+    """The temperature at which the scores say best how often a detection is right; 1 where there is none."""
+    scores, right, _ = confidences(measured)
+    return lowest(np.array([likelihood(scores, right, t) for t in AT])) if len(scores) else 1.0

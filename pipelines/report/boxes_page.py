@@ -130,9 +130,19 @@ def _curves(measured: Measured, matching: Matching) -> str:
 
 
 def _calibration(measured: Measured) -> str:
-    answers = boxes.confidences(measured)
-    said = "Of all boxes, right at an IoU of 0.5; scores of boxes are not scaled by a temperature, see the thresholds."
-    return parts.calibration(measured, answers, None, said) if len(answers[0]) else ""
+    before = boxes.confidences(measured)
+    if not len(before[0]):
+        return ""
+    said, temperature = "Of all boxes, right at an IoU of 0.5.", measured.facts.get("score_temperature")
+    if temperature is None:
+        return parts.calibration(measured, before, None, f"{said} After a test there is a temperature, too.")
+    losses = [boxes.likelihood(before[0], before[1], t) for t in (1.0, temperature)]
+    said += (
+        f" Temperature {temperature:.3f}, by which the logits of the scores would have to be divided, found on the"
+        " validation images, not on these; nothing uses it, since the order of the boxes, and with it every metric,"
+        " stays the same."
+    )
+    return parts.calibration(measured, before, boxes.confidences(measured, temperature), said, losses)
 
 
 def _sizes(measured: Measured, matching: Matching) -> str:

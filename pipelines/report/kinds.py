@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -61,3 +62,12 @@ def replicates(measured: Measured) -> int:
 def page_of(measured: Measured) -> ModuleType:
     """The module of the kind's sections and pictures."""
     return _PAGES[measured.facts["kind"]]
+
+
+def with_validation(measured: Mapping[str, Measured]) -> dict[str, Measured]:
+    """The splits, the test of boxes with the temperature of their scores on the validation images."""
+    out = dict(measured)
+    if {"val", "test"} <= out.keys() and out["test"].facts["kind"] == "boxes":
+        facts = {**out["test"].facts, "score_temperature": boxes.temperature_of(out["val"])}
+        out["test"] = replace(out["test"], facts=facts)
+    return out

@@ -169,7 +169,13 @@ def test_killed_and_continued_equals_undisturbed(tmp_path):
 
 
 # fcos and mask_rcnn are trained for the tests below.
-@pytest.mark.parametrize("detector", sorted(ARGS.keys() - TRAINED.keys()))
+@pytest.mark.parametrize(
+    "detector",
+    [
+        name if name == "yolo" else pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted(ARGS.keys() - TRAINED.keys())
+    ],
+)
 def test_a_checkpoint_of_every_family_is_as_good_as_the_run_that_wrote_it(tmp_path, detector):
     source = write_coco(tmp_path / "pictures", {"train": 16, "val": 4})
     config = write_config(tmp_path, source, detector)

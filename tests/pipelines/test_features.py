@@ -21,8 +21,9 @@ from pipelines.features.embedding import Embedded, alike_neighbors, plane
 from pipelines.features.exemplars import find_exemplars
 from pipelines.features.filters import first_filters
 from pipelines.features.optimizing import dream, grow, of_channels
-from pipelines.features.scores import class_scores, relevance
+from pipelines.features.scores import class_scores, relevance, scores_of
 from pipelines.features.settings import Settings
+from pipelines.features.work import picture_size
 from tasks.classification import Classification
 from tasks.maps import choose_maps, list_maps, run_to
 from tests.checkpoints import write_checkpoint
@@ -128,6 +129,8 @@ def test_class_scores_are_the_logits(task: Classification, batches):
     image = batches[0]["image"]
     with torch.no_grad():
         torch.testing.assert_close(class_scores(task, image), task(image))
+        picked = scores_of(task, image[:3], [1, 0, 1])
+        torch.testing.assert_close(picked, task(image[:3])[[0, 1, 2], [1, 0, 1]])
 
 
 def test_tiles_are_seen_one_by_one():
@@ -146,6 +149,15 @@ def test_the_first_filters(task: Classification):
     pixel = found[1][8 + 20, 8 + 20]  # the middle of the first of 16 tiles, 42 pixels wide
     expected = 127.5 + 127.5 * weight[:, 1, 1] / weight.abs().max()
     np.testing.assert_allclose(pixel, expected.numpy(), atol=1)
+
+
+def test_pictures_are_as_large_as_the_network_takes_them(task: Classification):
+    maps = list_maps(task)
+    assert picture_size(task, [], 24) == (24, 24)
+    assert picture_size(task, choose_maps(task, maps, ["act1"]), 48) == (32, 32)  # units see 11 pixels
+    fixed = Classification(backbone="mixer_s32_224", num_classes=2, image_size=224, in_chans=3)
+    fixed.configure_model()
+    assert picture_size(fixed, [], 64) == (224, 224)
 
 
 def test_a_map_of_a_set():

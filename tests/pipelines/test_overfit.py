@@ -30,7 +30,7 @@ def losses(*flags: str) -> list[float]:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("backbone", ["test_resnet", pytest.param("test_vit", marks=pytest.mark.slow)])
 def test_tiny_backbones_overfit_one_batch(backbone):
     # An epoch is one step here: validating and saving after each would take most of the time.
     seldom = ["--trainer.check_val_every_n_epoch", str(STEPS), "--trainer.enable_checkpointing", "false"]

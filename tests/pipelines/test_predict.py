@@ -54,7 +54,7 @@ def difference(a: dict[str, dict[str, str]], b: dict[str, dict[str, str]]) -> fl
     return max(abs(float(row[k]) - float(b[name][k])) for name, row in a.items() for k in keys)
 
 
-@pytest.mark.parametrize("resize", ["crop", "letterbox"])
+@pytest.mark.parametrize("resize", ["crop", pytest.param("letterbox", marks=pytest.mark.slow)])
 def test_predict_equals_test(tmp_path, resize, monkeypatch):
     counts = {"train/ant": 6, "train/bee": 6, "val/ant": 2, "val/bee": 2, "test/ant": 3, "test/bee": 3}
     source = write_images(tmp_path / "pictures", counts, (60, 80))

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, log_loss
 
 from benchmarks import report_coverage
 from benchmarks.report_coverage import make_boxes, make_images, make_pixels
@@ -281,6 +281,20 @@ def test_precision_by_size_is_cocos():
         own = boxes.size_scorer(measured, low, high, boxes.IOUS)(ones(measured))["ap"][0]
         assert 0.05 < own < 0.95
         assert own == pytest.approx(float(values[f"map_{size}"]), abs=1e-6), size
+
+
+def test_scores_of_boxes_have_a_temperature_of_the_validation():
+    made = make_boxes(np.random.default_rng(0), 80)
+    facts = {**made.facts, "class_names": made.class_names}
+    validation, test = (replace(made.take(np.arange(first, first + 40)), facts=facts) for first in (0, 40))
+    scores, right, _ = boxes.confidences(validation)
+    best = minimize_scalar(lambda t: boxes.likelihood(scores, right, t), bounds=(0.1, 10), method="bounded").x
+    found = kinds.with_validation({"val": validation, "test": test})["test"]
+    assert found.facts["score_temperature"] == pytest.approx(best, rel=0.02)
+    assert boxes.likelihood(scores, right) == pytest.approx(log_loss(right, scores), rel=1e-5)
+    text = boxes_page._calibration(found)
+    assert "after temperature scaling" in text
+    assert "after temperature scaling" not in boxes_page._calibration(test)
 
 
 def test_a_file_gives_back_what_was_written(tmp_path):
@@ -554,6 +568,37 @@ def test_fit_test_report_and_compare(tmp_path, capfd):
     assert re.search(r"(better by|not shown: b/0 scores) .* \(of these two trained models", said)
     assert "model.optim.lr: 0.003 / 1e-05" in said
     assert "Differences of the configs" in Path("page.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_detection_leaves_a_report(tmp_path):
+    flags = ["--model=Detection", "--model.detector=fcos", "--model.backbone=test_resnet", "--data=DetectionData"]
+    flags += ["--data.source=digits", "--data.image_size=64", "--data.num_workers=0", "--data.batch_size=4"]
+    flags += ["--data.num_scenes={train: 24, val: 8, test: 12}", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"]
+    flags += ["--model.optim.lr=3e-3", "--trainer.enable_progress_bar=false", "--trainer.wandb.mode=off", "--name=d"]
+
+    def work() -> None:
+        report.write_report = document.write_report
+        assert main(["fit", *flags]) == 0
+        assert main(["test", "--ckpt_path", "runs/d/0/checkpoints/best.ckpt"]) == 0
+
+    assert in_child(work) == 0
+    run = Path("runs/d/0")
+    told = json.loads((run / "test.json").read_text())
+    measured = read(file_of(run, "test"))
+    score = kinds.scorer(measured)(ones(measured))
+    for name in ("map", "map_50"):
+        assert score[name][0] == pytest.approx(told[f"test/{name}"], abs=1e-6)
+    low, high = COCO_SIZES["small"]
+    small = boxes.size_scorer(measured, low, high, boxes.IOUS)(ones(measured))["ap"][0]
+    assert small == pytest.approx(told["test/map_small"], abs=1e-6, nan_ok=True)
+    text = (run / "report.html").read_text()
+    for title in ("Kinds of errors", "Calibration", "Size of the objects", "Mistakes"):
+        assert f"<h2>{title}</h2>" in text
+    assert "http" not in text
+    assert text.count("<img") > 4
+    header = yaml.safe_load((run / "README.md").read_text().split("---")[1])
+    assert header["pipeline_tag"] == "object-detection"
 
 
 def test_what_is_missing_is_said(tmp_path, capsys):

@@ -109,9 +109,9 @@ def undisturbed(source, tmp_path_factory):
 @pytest.mark.parametrize(
     ("workers", "cache", "val_check_interval", "resume_workers"),
     [
-        (0, "none", 1.0, 2),  # no validation between save and kill
+        pytest.param(0, "none", 1.0, 2, marks=pytest.mark.slow),  # no validation between save and kill
         (2, "none", 8, 0),  # persistent workers; a validation between the save behind batch 6 and the kill behind 8
-        (0, "tensor", 8, 0),
+        pytest.param(0, "tensor", 8, 0, marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_continued_equals_undisturbed(

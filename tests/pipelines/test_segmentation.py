@@ -99,6 +99,7 @@ class KillAt(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_killed_and_continued_equals_undisturbed(tmp_path):
     config = write_config(tmp_path, write_pairs(tmp_path / "pictures", {"train": 20, "val": 3}))
     states, tables = {}, {}
