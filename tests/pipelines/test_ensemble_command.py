@@ -225,6 +225,15 @@ def test_weight_files_that_cannot_be(tmp_path: Path, content: str | None, messag
         ClassificationData("digits", weight_file=str(file)).setup("fit")
 
 
+def test_images_that_a_weight_file_does_not_name_count_once(tmp_path: Path) -> None:
+    (tmp_path / "weights.json").write_text('{"digits#1": 3}')
+    data = ClassificationData("digits", weight_file=str(tmp_path / "weights.json"), num_workers=0, in_chans=1)
+    data.setup("fit")
+    weights = {record["path"]: record["weight"] for record in data.records["train"]}
+
+    assert (weights["digits#1"], set(weights.values())) == (3, {1, 3})
+
+
 def test_each_cycle_begins_at_the_full_rate() -> None:
     optim = Optim(cycles=4, warmup=0.0)
     rates = [lr_factor(step, optim, 100, 10) for step in range(100)]
