@@ -230,7 +230,6 @@ def test_images_that_a_weight_file_does_not_name_count_once(tmp_path: Path) -> N
     data = ClassificationData("digits", weight_file=str(tmp_path / "weights.json"), num_workers=0, in_chans=1)
     data.setup("fit")
     weights = {record["path"]: record["weight"] for record in data.records["train"]}
-
     assert (weights["digits#1"], set(weights.values())) == (3, {1, 3})
 
 
