@@ -146,6 +146,7 @@ def test_boxes_and_masks_on_bootstraps(data: str) -> None:
 def test_backbones_behind_a_launcher_side_by_side() -> None:
     words = ["ensemble", *WORDS, "--trainer.limit_train_batches=2", "--trainer.devices=1", "--launch=env A=b"]
     assert in_child(lambda: main([*words, "--members={by: backbone, backbones: [lenet5, cifar_resnet20]}"])) == 0
+    assert [row["name"] for row in report()["members"]] == ["lenet5", "cifar_resnet20"]
     assert [row["name"] for row in report()["combinations"]] == ["vote", "mean", "stacking"]
 
 
