@@ -30,6 +30,7 @@ def check_arguments(
     max_failed_saves: int,
     rank_timeouts: tuple[float, float],
     log_every_n_steps: int,
+    report_explanations: int,
     use_distributed_sampler: bool,
 ) -> None:
     """Refuse values out of range.
@@ -52,6 +53,8 @@ def check_arguments(
             raise UserError(f"trainer.{name} is {seconds}; it must be 0, for no limit, or a number of seconds.")
     if log_every_n_steps < 1:
         raise UserError(f"trainer.log_every_n_steps is {log_every_n_steps}; it must be at least 1.")
+    if report_explanations < 0:
+        raise UserError(f"trainer.report_explanations is {report_explanations}; it must be 0, for none, or more.")
     if use_distributed_sampler:
         raise UserError(
             "trainer.use_distributed_sampler is true: Lightning's sampler repeats samples to even out the ranks."

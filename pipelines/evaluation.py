@@ -78,7 +78,7 @@ def _watch_evaluation(trainer: RunTrainer, run: Path | None, command: str) -> No
     if trainer.run_dir is not None:
         trainer.callbacks.append(draw_pictures(trainer, trainer.run_dir))
     if trainer.report:
-        trainer.callbacks.append(Report(trainer.run_dir))
+        trainer.callbacks.append(Report(trainer.run_dir, explanations=trainer.report_explanations))
 
 
 def _checkpoints_of(trainer: RunTrainer, model: TaskHooks, ckpt_path: str | list[str] | None) -> list[Path]:

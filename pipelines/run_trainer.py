@@ -34,6 +34,7 @@ class RunTrainer(pl.Trainer):
         saves: Which checkpoints could not be written.
         wandb: Weights & Biases.
         report: Whether a report is written.
+        report_explanations: Of how many of the worst images it shows what the network looked at.
         wandb_mode: Of Weights & Biases, ``off`` without loggers.
         user_loggers: Those beside ours.
     """
@@ -52,6 +53,7 @@ class RunTrainer(pl.Trainer):
     saves: Saves
     wandb: Wandb
     report: bool
+    report_explanations: int
     wandb_mode: Literal["auto", "online", "offline", "off"]
     user_loggers: list[Logger]
 

@@ -60,6 +60,7 @@ class Trainer(RunTrainer):
         rank_timeout: The same later. Saving, drawing and measuring may take 25 minutes at one place.
         wandb: Weights & Biases.
         report: Write ``report.html`` and a model card at the end of ``fit``, ``validate`` and ``test``.
+        report_explanations: So many of the worst images of ``validate`` and ``test`` get a Layer-CAM there; 0 for none.
         callbacks: Further Lightning callbacks; a ModelCheckpoint writes beside ``best.ckpt`` and ``last.ckpt``.
         logger: Further Lightning loggers; ``false`` leaves only ``metrics.csv``.
         enable_checkpointing: ``false`` writes neither ``best.ckpt`` nor ``last.ckpt``.
@@ -85,6 +86,7 @@ class Trainer(RunTrainer):
         rank_timeout: float = 120.0,
         wandb: Wandb = Wandb(),  # noqa: B008 - frozen
         report: bool = True,
+        report_explanations: int = 6,
         callbacks: list[Callback] | Callback | None = None,
         logger: Logger | Iterable[Logger] | bool | None = None,
         enable_checkpointing: bool | None = None,
@@ -102,6 +104,7 @@ class Trainer(RunTrainer):
             max_failed_saves=max_failed_saves,
             rank_timeouts=(rank_start_timeout, rank_timeout),
             log_every_n_steps=log_every_n_steps,
+            report_explanations=report_explanations,
             use_distributed_sampler=use_distributed_sampler,
         )
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
@@ -143,7 +146,7 @@ class Trainer(RunTrainer):
         self.max_skipped_steps, self.saves = max_skipped_steps, Saves(max_failed_saves)
         self.rank_start_timeout, self.rank_timeout = rank_start_timeout, rank_timeout
         wait_for_ranks(self.strategy, rank_start_timeout, rank_timeout)
-        self.wandb, self.report = wandb, report
+        self.wandb, self.report, self.report_explanations = wandb, report, report_explanations
         self.wandb_mode = "off" if logger is False else wandb.mode
         self.user_loggers = as_loggers(logger)
         self.run_name, self.runs_dir = "run", Path("runs")

@@ -9,17 +9,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
+from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from pipelines.callbacks.originals import class_names_of, records_of
+from pipelines.explaining.mistakes import explain_mistakes
+from pipelines.inference import Predictor
 from pipelines.listing import PROGRAM
 from pipelines.report import collect, kinds
-from pipelines.report.document import write_report
+from pipelines.report.document import explanations_of, write_report
 from pipelines.report.measured import Collector, Measured, digest_of, file_of, read, write
+from tasks.base import Task
 from tasks.calibration import CalibratedTask
 
 
@@ -31,11 +36,12 @@ class Report(Callback):
     Args:
         directory: The run's, on rank 0.
         page: Whether to write the report; else only what was measured.
+        explanations: Of how many of the worst images of ``validate`` and ``test`` it shows what the network looked at.
     """
 
-    def __init__(self, directory: Path | None, page: bool = True) -> None:
+    def __init__(self, directory: Path | None, page: bool = True, explanations: int = 0) -> None:
         super().__init__()
-        self.directory, self.page = directory, page
+        self.directory, self.page, self.explanations = directory, page, explanations
         self._collector = Collector()
         self._kind: str | None = None
         self._best: float | None = None
@@ -81,11 +87,13 @@ class Report(Callback):
             return
         training = trainer.state.fn == "fit"
         if self._write(trainer, pl_module.taught, "val", only_best=training) and not training:
+            self._explain(trainer, pl_module, "val")
             self._report(trainer)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the file and the report."""
         if self._write(trainer, pl_module.taught, "test", only_best=False):
+            self._explain(trainer, pl_module, "test")
             self._report(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -145,6 +153,31 @@ class Report(Callback):
             "epoch": trainer.current_epoch,
             "source": str(getattr(data, "source", type(data).__name__)),
         }
+
+    def _explain(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> None:
+        """Explain the worst images, by a network that is whole on this device."""
+        assert self.directory is not None
+        file = explanations_of(self.directory, split)
+        file.unlink(missing_ok=True)
+        data = getattr(trainer, "datamodule", None)
+        if not (self.page and self.explanations and isinstance(pl_module, Task) and isinstance(data, DataModule)):
+            return
+        if trainer.world_size > 1 or pl_module.runtime is not None:
+            return
+        began = time.monotonic()
+        try:
+            measured = read(file_of(self.directory, split))
+            worst = np.argsort(kinds.page_of(measured).image_scores(measured), kind="stable")[: self.explanations]
+            of_path = {str(record["path"]): record for record in records_of(trainer, split)}
+            records = [of_path[path] for path in measured.arrays["path"][worst].tolist() if path in of_path]
+            predictor = Predictor(pl_module, data, trainer.strategy.root_device, "32-true")
+            explain_mistakes(predictor, records, class_names_of(trainer), file)
+        except Exception:
+            rank_zero_warn(
+                f"The worst images could not be explained:\n{traceback.format_exc()}"
+                "trainer.report_explanations: 0 switches it off."
+            )
+        self.seconds += time.monotonic() - began
 
     def _report(self, trainer: pl.Trainer) -> None:
         """Write the page; a page is worth less than a training, so a failure is only told."""

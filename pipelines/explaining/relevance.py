@@ -57,7 +57,7 @@ FUNCTIONS = {
 GATES = {"Sigmoid", "Hardsigmoid", "HardSigmoid"}
 #: What is linear, or picks one of its inputs: the gradient is the rule.
 PLAIN = {
-    *("Identity", "Flatten", "Dropout", "Dropout2d", "DropPath", "Upsample", "PixelShuffle"),
+    *("Identity", "Sequential", "Flatten", "Dropout", "Dropout2d", "DropPath", "Upsample", "PixelShuffle"),
     *(
         "AvgPool2d",
         "AdaptiveAvgPool2d",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 TINY = 1e-12
-#: What activations give at least: where a bias alone makes a unit, all that it sees may be 0, which can get nothing.
+#: How far from 0 units are kept: where a bias alone makes a unit, all that it sees may be 0, which could get nothing.
 FLOOR = 1e-6
 
 
@@ -61,7 +61,7 @@ class Layer:
 
     def shared(self, parts: Tensor, x: Tensor) -> Tensor:
         """The layer's output, with the relevance shared in proportion to ``parts``; where these are 0 it is lost."""
-        value = self.usual(x).detach()
+        value = off_zero(self.usual(x).detach())  # else a norm behind it could hand nothing on
         return with_value(parts * torch.where(parts.abs() > TINY, value / safe(parts), 0).detach(), value)
 
     def proportional(self, x: Tensor) -> Tensor:

@@ -61,6 +61,7 @@ def write_report(run: Path) -> Path:
     body.append(f"<p>All that follows is of the {len(measured[shown]):,} {parts.SPLITS[shown]} images.</p>")
     said = _said_of_temperature(measured[shown], shown)
     body += [_section(title, text) for title, text in kinds.page_of(measured[shown]).sections(measured[shown], said)]
+    body.append(_section("What the network looked at", _explanations(run, shown)))
     body.append(_section("How it was made", _environment(run, config)))
     page.write_page(run / PAGE, name, body)
     write_text(run / CARD, card.model_card(name, measured, found, config, command_of(run)))
@@ -162,6 +163,20 @@ def command_of(run: Path) -> str:
     except (ValueError, LookupError, TypeError):
         return ""
     return f"{PROGRAM} {shlex.join(words)}" if words else ""
+
+
+def explanations_of(run: Path, split: str) -> Path:
+    """Where the explanations of a split's worst images are."""
+    return run / "pictures" / f"{split}_explanations.jpg"
+
+
+def _explanations(run: Path, split: str) -> str:
+    if not (found := page.picture_file(explanations_of(run, split))):
+        return ""
+    return (
+        "<p>The worst images: what speaks (red) for the answer and, where one class is true, for that. Layer-CAM; the"
+        f" command <code>explain</code> says whether another method is to be believed more.</p>{found}"
+    )
 
 
 def _environment(run: Path, config: Mapping[str, Any]) -> str:

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.planted import picture_with_discs
+import pipelines
+from benchmarks.planted import picture_with_discs, write_planted
 from pipelines.__main__ import main
 from tests.checkpoints import write_checkpoint
 
@@ -84,3 +85,52 @@ def test_mistakes(words: list[str], message: str, pictures: Path, tmp_path: Path
     assert main(["explain", *given, *words]) in (1, 2)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_the_report_explains_the_worst_images(tmp_path: Path):
+    source = write_planted(tmp_path / "data", "classes", {"train": 4, "val": 8}, side=48, classes=2)
+    checkpoint = write_checkpoint(
+        tmp_path / "a.ckpt", "classification", source, data={"class_names": ["checks", "columns"], "cache": "none"}
+    )
+    words = [f"--ckpt_path={checkpoint}", "--trainer.accelerator=cpu", f"--runs_dir={tmp_path / 'runs'}"]
+    for number in (2, 0):
+        given = [f"--name=r{number}", f"--trainer.report_explanations={number}", "--trainer.enable_progress_bar=false"]
+        assert main(["validate", *words, *given]) == 0
+        (run,) = (tmp_path / "runs" / f"r{number}").iterdir()
+        assert (run / "pictures" / "val_explanations.jpg").is_file() == bool(number)
+        assert ("What the network looked at" in (run / "report.html").read_text()) == bool(number)
+    height, width = cv2.imread(str(tmp_path / "runs" / "r2" / "0" / "pictures" / "val_explanations.jpg")).shape[:2]
+    assert width > 2 * 320
+    assert height > 2 * 320
+
+
+@pytest.mark.slow
+def test_boxes_and_masks(tmp_path: Path, pictures: Path):
+    for case, data in (("detection", {"image_size": 64}), ("segmentation", {"image_size": 64})):
+        checkpoint = write_checkpoint(tmp_path / f"{case}.ckpt", case, pictures, data=data)
+        words = [
+            f"--ckpt_path={checkpoint}",
+            f"--source={pictures}",
+            "--method=layercam,lrp",
+            "--limit=2",
+            "--faithful=false",
+        ]
+        values = explained(words, tmp_path / case)
+        assert len(values["pictures"]) == 2
+        assert all((one["box"] is not None) == (case == "detection") for one in values["pictures"])
+        assert [one["methods"]["lrp"]["conserved"] for one in values["pictures"]] == pytest.approx([1, 1], abs=0.01)
+        at = explained(
+            [*words[:2], "--method=layercam", "--at=[30,30]", "--limit=1", "--faithful=false"], tmp_path / f"{case}_at"
+        )
+        assert len(at["pictures"]) == 1
+
+
+def test_from_python(tmp_path: Path, pictures: Path):
+    model = pipelines.load(write_checkpoint(tmp_path / "a.ckpt", "classification", pictures), "cpu")
+    image = np.asarray(cv2.imread(str(pictures / "2.png")))[..., ::-1]
+    (one,) = model.explain(image, method=["gradcam", "gradient"], target="bee", faithful=False)
+    assert (one.path, one.target.label, list(one.methods)) == ("image0", 1, ["gradcam", "gradient"])
+    assert one.methods["gradient"].heat.shape == image.shape[:2]
+    assert one.methods["gradient"].areas is None
+    with pytest.raises(pipelines.UserError, match="explain has no argument step; "):
+        model.explain(image, step=3)

@@ -195,7 +195,7 @@ def classifier(backbone: str, size: int = 64) -> Classification:
     return task.eval()
 
 
-NETS = ["test_resnet", "test_efficientnet", "test_byobnet", "test_convnext2", "lenet5"]
+NETS = ["cifar_resnet20", "test_resnet", "test_efficientnet", "test_byobnet", "test_convnext2", "lenet5"]
 
 
 @pytest.mark.parametrize("backbone", NETS)
@@ -214,7 +214,7 @@ def test_networks_without_rules_are_refused():
         explain_target(task, Target(name="", label=1, probability=0.5), torch.rand(1, 3, 64, 64), "lrp", Settings())
 
 
-@pytest.mark.parametrize("backbone", ["test_vit", "test_convnext", "test_resnet"])
+@pytest.mark.parametrize("backbone", ["test_vit", pytest.param("test_convnext", marks=pytest.mark.slow)])
 def test_every_method_gives_a_map_that_says_something(backbone: str):
     task, target = classifier(backbone), Target(name="", label=1, probability=0.5)
     for method in methods_of(None):
@@ -236,7 +236,14 @@ def test_layers_are_found():
     assert create_classifier("test_resnet", 2) is not None
 
 
-@pytest.mark.parametrize("method", ["guided_backprop", "deeplift", "gradcam++", "scorecam"])
+FURTHER = [
+    "deeplift",
+    "gradcam++",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("guided_backprop", "scorecam")),
+]
+
+
+@pytest.mark.parametrize("method", FURTHER)
 def test_methods_of_packages(method: str):
     pytest.importorskip("captum")
     pytest.importorskip("pytorch_grad_cam")

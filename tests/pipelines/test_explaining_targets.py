@@ -52,7 +52,11 @@ def detection(family: str) -> Detection:
     return task.eval()
 
 
-@pytest.mark.parametrize("family", get_args(Name))
+QUICK = ("yolo", "fcos", "faster_rcnn", "box_regression")
+FAMILIES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in get_args(Name)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_box_is_explained_by_what_made_it(family: str):
     if family == "rtdetr":
         pytest.importorskip("transformers")
@@ -84,10 +88,10 @@ def test_relevance_of_a_box_is_conserved(family: str):
     assert explain_target(task, target, image, "lrp", Settings()).conserved == pytest.approx(1, abs=0.01)
 
 
-@pytest.mark.parametrize("detector", ["rtdetr"])
-def test_relevance_of_attention_is_refused(detector: str):
+@pytest.mark.slow
+def test_relevance_of_attention_is_refused():
     pytest.importorskip("transformers")
-    task, image = detection(detector), torch.rand(1, 3, 64, 96)
+    task, image = detection("rtdetr"), torch.rand(1, 3, 64, 96)
     target = find_targets(task, batch_of(image), Wanted(), NAMES)[0]
     with pytest.raises(UserError, match="lrp has no rule for"):
         explain_target(task, target, image, "lrp", Settings())
