@@ -109,6 +109,8 @@ def train_members(work: Work) -> list[Member]:
         return _boosted(work)
     if work.members.by == "snapshot":
         return _snapshots(work)
+    if work.at_once == 1:  # in the main thread, where a training saves its state when it is told to end
+        return [_one(work, number) for number in range(work.members.size)]
     with ThreadPoolExecutor(work.at_once) as pool:
         return list(pool.map(lambda number: _one(work, number), range(work.members.size)))
 
