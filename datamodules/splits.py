@@ -180,6 +180,14 @@ def _apply_split_file(records: list[Record], file: str) -> None:
         record["split"] = split_of[record["path"]]
 
 
+def left_out(split_file: str | None, splits: Mapping[str, list[str]]) -> list[str]:
+    """Images of a file of splits that are in none of these splits: another file of splits has to name them, too."""
+    if split_file is None:
+        return []
+    known = {path for paths in splits.values() for path in paths}
+    return [path for paths in load_json(Path(split_file)).values() for path in paths if path not in known]
+
+
 def set_weights(records: list[Record], file: str) -> None:
     """Give records the weights of a file; one that it does not name keeps its own, or 1.
 

@@ -18,6 +18,7 @@ from datamodules.common.errors import UserError
 from datamodules.common.files import read_json, write_json
 from datamodules.folds import fold_numbers
 from datamodules.groups import by_group
+from datamodules.splits import left_out
 from pipelines.combining.measuring import MEASURE, flags_of_measure
 from pipelines.combining.settings import Members
 from pipelines.combining.votes import samme
@@ -175,8 +176,9 @@ def _write_shares(work: Work, number: int, config: dict[str, Any], weights: dict
     """Write the splits and the weights of a member, and name them in its config."""
     folder = work.root / "shares"
     listed = {split: [record["path"] for record in own] for split, own in work.data.records.items() if own}
+    out = left_out(getattr(work.data, "split_file", None), listed)
     train = listed.pop("train")
-    split = {"train": [p for p in train if p in weights], OUT: [p for p in train if p not in weights], **listed}
+    split = {"train": [p for p in train if p in weights], OUT: [p for p in train if p not in weights] + out, **listed}
     files = {"split_file": folder / f"split{number}.json"}
     write_json(files["split_file"], split)
     if set(weights.values()) != {1.0}:

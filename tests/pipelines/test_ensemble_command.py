@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -206,6 +207,20 @@ def test_each_fold_is_left_out_once(work: Work) -> None:
         assert list(outputs) == ["split_file"]  # all count alike
         left_out += json.loads(outputs["split_file"].path.read_text())["left_out"]
     assert sorted(left_out) == sorted(paths_of(work))
+
+
+def test_a_share_names_what_a_split_file_leaves_out(work: Work, tmp_path: Path) -> None:
+    paths = paths_of(work)
+    split = {"train": paths[:800], "unused": paths[800:]}
+    split |= {name: [r["path"] for r in work.data.records[name]] for name in ("val", "test")}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    data = ClassificationData("digits", in_chans=1, split_file=str(tmp_path / "split.json"))
+    data.setup("fit")
+    outputs = training._left_out_fold(replace(work, data=data), 0, {"data": {"init_args": {}}})
+    share = json.loads(outputs["split_file"].path.read_text())
+    assert set(split["unused"]) < set(share["left_out"])
+    assert len(share["train"]) == 600
+    assert sum(map(len, share.values())) == sum(map(len, split.values()))
 
 
 @pytest.mark.parametrize(
