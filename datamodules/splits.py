@@ -181,7 +181,7 @@ def _apply_split_file(records: list[Record], file: str) -> None:
 
 
 def set_weights(records: list[Record], file: str) -> None:
-    """Give records the weights of a file.
+    """Give records the weights of a file; one that it does not name keeps its own, or 1.
 
     Args:
         records: Plain records; changed in place.
@@ -198,11 +198,10 @@ def set_weights(records: list[Record], file: str) -> None:
     if wrong:
         name, value = next(iter(wrong.items()))
         raise UserError(f"data.weight_file '{file}' has {name!r}: {value!r}; a weight is a number of at least 0.")
-    named = [record for record in records if record["path"] in weights]
-    if not named:
+    if not any(record["path"] in weights for record in records):
         raise UserError(f"data.weight_file '{file}' names none of the {len(records)} training images by their path.")
-    for record in named:
-        record["weight"] = float(weights[record["path"]])
+    for record in records:
+        record["weight"] = float(weights.get(record["path"], record.get("weight", 1.0)))
 
 
 def _is_weight(value: object) -> bool:

@@ -126,7 +126,9 @@ def _one(work: Work, number: int) -> Member:
         return _fit(work, folder, own)
 
     outputs = work.stage(name, outcome(own), inputs, train)
-    return Member(name, [outputs["checkpoint"].path], outputs)
+    networks = work.members.backbones or []
+    is_told = networks and networks.count(networks[number]) == 1
+    return Member(networks[number] if is_told else name, [outputs["checkpoint"].path], outputs)
 
 
 def _config_of(work: Work, number: int) -> dict[str, Any]:

@@ -146,6 +146,7 @@ def test_boxes_and_masks_on_bootstraps(data: str) -> None:
 def test_backbones_behind_a_launcher_side_by_side() -> None:
     words = ["ensemble", *WORDS, "--trainer.limit_train_batches=2", "--trainer.devices=1", "--launch=env A=b"]
     assert in_child(lambda: main([*words, "--members={by: backbone, backbones: [lenet5, cifar_resnet20]}"])) == 0
+    assert [row["name"] for row in report()["members"]] == ["lenet5", "cifar_resnet20"]
     assert [row["name"] for row in report()["combinations"]] == ["vote", "mean", "stacking"]
 
 
@@ -223,6 +224,14 @@ def test_weight_files_that_cannot_be(tmp_path: Path, content: str | None, messag
         file.write_text(content)
     with pytest.raises(UserError, match=message):
         ClassificationData("digits", weight_file=str(file)).setup("fit")
+
+
+def test_images_that_a_weight_file_does_not_name_count_once(tmp_path: Path) -> None:
+    (tmp_path / "weights.json").write_text('{"digits#1": 3}')
+    data = ClassificationData("digits", weight_file=str(tmp_path / "weights.json"), num_workers=0, in_chans=1)
+    data.setup("fit")
+    weights = {record["path"]: record["weight"] for record in data.records["train"]}
+    assert (weights["digits#1"], set(weights.values())) == (3, {1, 3})
 
 
 def test_each_cycle_begins_at_the_full_rate() -> None:
