@@ -188,14 +188,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.active", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data", type=Path, help="the folder of the shared sets")
     parser.add_argument("--sets", nargs="+", choices=tuple(PLANS), default=list(PLANS))
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=10, help="how many (10)")
+    parser.add_argument("--first_seed", type=int, default=0)
     given = parser.parse_args(argv)
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
     for name in given.sets:
         plan, started = PLANS[name], time.perf_counter()
         data = read_vectors(given.data, name)
         embedded = time.perf_counter() - started
         curves = {
-            strategy: np.array([simulate(data, strategy, plan.step, plan.rounds, s) for s in range(given.seeds)])
+            strategy: np.array([simulate(data, strategy, plan.step, plan.rounds, s) for s in seeds])
             for strategy in STRATEGIES
         }
         print(

@@ -85,7 +85,7 @@ class Splits:
         split_seed: Seed of the held-out images; of whole images they are stratified by class.
         split_file: ``split.json`` of an earlier run: its splits are used again.
         weight_file: JSON, by path what a training image's loss is multiplied by, in place of a weight of its own; as
-            ``ensemble`` writes it. An image that is not named keeps its own.
+            ``ensemble`` writes it. An image that is not named keeps its own, or 1.
         group: What keeps images of one patient, scene or video in one split: a column of a list, or the end of paths
             with ``{group}``, such as ``{group}/*.png`` or ``{group}_*.jpg``.
         duplicates: ``error`` refuses to train where a file, or the same bytes, are in two splits; ``warn`` says so.

@@ -180,8 +180,16 @@ def _apply_split_file(records: list[Record], file: str) -> None:
         record["split"] = split_of[record["path"]]
 
 
+def left_out(split_file: str | None, splits: Mapping[str, list[str]]) -> list[str]:
+    """Images of a file of splits that are in none of these splits: another file of splits has to name them, too."""
+    if split_file is None:
+        return []
+    known = {path for paths in splits.values() for path in paths}
+    return [path for paths in load_json(Path(split_file)).values() for path in paths if path not in known]
+
+
 def set_weights(records: list[Record], file: str) -> None:
-    """Give records the weights of a file.
+    """Give records the weights of a file; one that it does not name keeps its own, or 1.
 
     Args:
         records: Plain records; changed in place.
@@ -198,11 +206,10 @@ def set_weights(records: list[Record], file: str) -> None:
     if wrong:
         name, value = next(iter(wrong.items()))
         raise UserError(f"data.weight_file '{file}' has {name!r}: {value!r}; a weight is a number of at least 0.")
-    named = [record for record in records if record["path"] in weights]
-    if not named:
+    if not any(record["path"] in weights for record in records):
         raise UserError(f"data.weight_file '{file}' names none of the {len(records)} training images by their path.")
-    for record in named:
-        record["weight"] = float(weights[record["path"]])
+    for record in records:
+        record["weight"] = float(weights.get(record["path"], record.get("weight", 1.0)))
 
 
 def _is_weight(value: object) -> bool:

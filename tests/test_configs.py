@@ -30,6 +30,7 @@ OVERLAYS = {"ddp", "debug", "slurm", "wandb"}  # each has a test below
 LAYOUTS = {
     "data/hymenoptera": ({f"{split}/{name}": 6 for split in ("train", "val") for name in ("ants", "bees")}, (40, 48)),
     "data/pictures": ({name: 20 for name in ("owl", "wren")}, (40, 48)),
+    "data/waste": ({f"{split}/{k}": 6 for split in ("train", "val", "test") for k in ("glass", "wood")}, (40, 48)),
     "data/cifar10": ({f"{split}/{k}": 6 for split in ("train", "test") for k in range(10)}, (32, 32)),
 }
 # The same for pictures and masks: folders of the two, splits, size, class numbers in the masks.

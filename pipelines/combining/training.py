@@ -18,6 +18,7 @@ from datamodules.common.errors import UserError
 from datamodules.common.files import read_json, write_json
 from datamodules.folds import fold_numbers
 from datamodules.groups import by_group
+from datamodules.splits import left_out
 from pipelines.combining.measuring import MEASURE, flags_of_measure
 from pipelines.combining.settings import Members
 from pipelines.combining.votes import samme
@@ -109,6 +110,8 @@ def train_members(work: Work) -> list[Member]:
         return _boosted(work)
     if work.members.by == "snapshot":
         return _snapshots(work)
+    if work.at_once == 1:  # in the main thread, where a training saves its state when it is told to end
+        return [_one(work, number) for number in range(work.members.size)]
     with ThreadPoolExecutor(work.at_once) as pool:
         return list(pool.map(lambda number: _one(work, number), range(work.members.size)))
 
@@ -124,7 +127,9 @@ def _one(work: Work, number: int) -> Member:
         return _fit(work, folder, own)
 
     outputs = work.stage(name, outcome(own), inputs, train)
-    return Member(name, [outputs["checkpoint"].path], outputs)
+    networks = work.members.backbones or []
+    is_told = networks and networks.count(networks[number]) == 1
+    return Member(networks[number] if is_told else name, [outputs["checkpoint"].path], outputs)
 
 
 def _config_of(work: Work, number: int) -> dict[str, Any]:
@@ -171,8 +176,9 @@ def _write_shares(work: Work, number: int, config: dict[str, Any], weights: dict
     """Write the splits and the weights of a member, and name them in its config."""
     folder = work.root / "shares"
     listed = {split: [record["path"] for record in own] for split, own in work.data.records.items() if own}
+    out = left_out(getattr(work.data, "split_file", None), listed)
     train = listed.pop("train")
-    split = {"train": [p for p in train if p in weights], OUT: [p for p in train if p not in weights], **listed}
+    split = {"train": [p for p in train if p in weights], OUT: [p for p in train if p not in weights] + out, **listed}
     files = {"split_file": folder / f"split{number}.json"}
     write_json(files["split_file"], split)
     if set(weights.values()) != {1.0}:

@@ -131,7 +131,9 @@ def explain(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "explain.json", values)
     files = _file_names(explanations)
-    write_explanations(folder, f"explain {checkpoints[0]}", explanations, scores, files, _picture)
+    images = {record["path"]: record["image"] for record in records}  # a data set's may be arrays
+    title = f"explain {checkpoints[0]}"
+    write_explanations(folder, title, explanations, scores, files, lambda one: read_image(images[one.path]))
     if scores:
         print(as_text(scores), flush=True)
     print(f"{len(explanations)} explained; written to {folder}/explain.html", flush=True)
@@ -172,7 +174,3 @@ def _file_names(explanations: Sequence[Explanation]) -> list[str]:
         name_of[path] if (before := paths[:i].count(path)) == 0 else f"{name_of[path]}_{before + 1}"
         for i, path in enumerate(paths)
     ]
-
-
-def _picture(one: Explanation) -> Any:
-    return read_image(one.path)

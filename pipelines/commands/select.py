@@ -50,7 +50,7 @@ def select(
     strategy: Strategy = "mix",
     views: list[View] | None = None,
     labeled: bool = True,
-    shortlist: float = 5.0,
+    shortlist: float = 2.0,
     seed: int = 0,
     copy: bool = False,
     image_url: str = LOCAL_FILES,
@@ -102,7 +102,7 @@ def select(
         stacked(pool) if needs["vectors"] else None,
         centers=centers,
         shortlist=shortlist,
-        uncertainty="disagreement" if len(checkpoints) > 1 else "entropy",
+        uncertainty="disagreement" if len(checkpoints) > 1 else "margin",
         seed=seed,
         size=len(records),
     )

@@ -18,6 +18,8 @@ Method = Literal["gradient", "integrated_gradients", "smoothgrad", "occlusion", 
 #: Those of the extra ``explain``.
 Further = Literal["guided_backprop", "deeplift", "gradcam++", "scorecam"]
 Fill = Literal["mean", "black", "blur"]
+#: How far lrp's bounds lie beyond black and white: black itself could get no relevance from positive weights.
+BEYOND = 1e-3
 WINDOWS = 6  # windows of the occlusion along the shorter side, where its size is left open
 
 
@@ -109,7 +111,7 @@ def explain_target(task: Any, target: Target, image: Tensor, method: str, settin
 
     with predicting(task):
         if method == "lrp":
-            low, high = -task.mean / task.std, (1 - task.mean) / task.std
+            low, high = (-BEYOND - task.mean) / task.std, (1 + BEYOND - task.mean) / task.std
             found = propagate(task.network, score, image, low, high)
             return Heat(found.pixels.sum(0), found.conserved)
         return Heat(_map(task, score, image, method, settings))

@@ -26,7 +26,8 @@ class Place:
         name: Within the network.
         module: What runs it.
         prefix: Tokens before those of the grid: class token, registers.
-        deepest: Of several maps the last one; else the one that matters most for the score.
+        deepest: Of several maps the last one; else the one that matters most for the score, as skip connections may
+            leave the last one with nothing to say.
     """
 
     name: str
@@ -63,7 +64,7 @@ def find_place(task: Task, image: Tensor, layer: str | None = None) -> Place:
     if isinstance(task, Segmentation):
         name = next((name for name in ("net.encoder", "net.model.segformer") if name in modules), None)
         if name is not None and not hasattr(modules[name], "features"):  # SegNet runs its encoder layer by layer
-            return Place(name, modules[name], deepest=True)
+            return Place(name, modules[name])
     blocks = getattr(network, "blocks", None)
     if blocks is not None and len(blocks) and hasattr(blocks[-1], "norm1"):
         return Place(f"blocks.{len(blocks) - 1}.norm1", blocks[-1].norm1, prefix)
@@ -147,7 +148,7 @@ def activations(place: Place, score: Score, image: Tensor) -> tuple[Tensor, Tens
     try:
         with torch.enable_grad():
             value = score(image.detach().requires_grad_()).sum()
-            maps = [x for x in _maps_in(kept[0]) if x.requires_grad] if kept else []
+            maps = [x for x in _maps_in(kept[0]) if x.requires_grad and x.shape != image.shape] if kept else []
             found = torch.autograd.grad(value, maps, allow_unused=True) if maps else ()
     finally:
         handle.remove()

@@ -41,6 +41,10 @@ class Point:
         """Means over the seeds on resampled images, (R,); a resample without anything to score tells nothing."""
         return np.asarray(np.nan_to_num(self.sampled.replicates.mean(1), nan=self.mean), np.float64)
 
+    def __sub__(self, other: Point) -> Point:
+        """By how much this score is higher, paired on the same resamples and seeds."""
+        return Point(self.fraction, self.labels, self.sampled - other.sampled)
+
     def row(self) -> dict[str, Any]:
         """Plain values: ``fraction``, ``labels``, ``each``, ``mean``, ``sd`` (null for one seed), ``low``, ``high``."""
         each = self.sampled.each
@@ -54,8 +58,8 @@ class Point:
             "each": each.tolist(),
             "mean": self.mean,
             "sd": float(each.std(ddof=1)) if len(each) > 1 else None,
-            "low": max(low, 0.0),  # metrics are fractions
-            "high": min(high, 1.0),
+            "low": low,
+            "high": high,
         }
 
 

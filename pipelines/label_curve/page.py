@@ -39,6 +39,9 @@ def write_page(report: Mapping[str, Any], output: Path) -> None:
     for model in report["models"]:
         parts += [f"<h2>{page.escaped(model['name'])}</h2>", f"<p>{page.escaped(model['what'])}</p>"]
         parts += [_points(model["points"]), *_more(model)]
+    if report["gains"]:
+        said = "<p>Paired: the same test images, and the same labels of each seed.</p>"
+        parts += ["<h2>Unlabeled images beside the same labels</h2>", said, _gains(report["gains"])]
     if report["worth"]:
         parts += ["<h2>Unlabeled images in labels</h2>", _worth(report["worth"])]
     page.write_page(output, "Label curve", parts)
@@ -82,6 +85,16 @@ def _more(model: Mapping[str, Any]) -> list[str]:
         rows.append([f"{row['labels']:,}", f"<b>{row['gain']:+.4f}</b>", ends, f"{row['score']:.4f}", far])
     said = f"{law['top']:.4f} - {law['scale']:.4f} (labels / {law['labels']:.0f})<sup>-{law['power']:.2f}</sup>"
     return [f"<p>The law: {said}</p>", page.table(["more labels", "gain", "95 %", "score", ""], rows, texts=(4,))]
+
+
+def _gains(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        ends = f"{row['low']:+.4f} to {row['high']:+.4f}"
+        each = " ".join(f"{value:+.4f}" for value in row["each"])
+        names = [page.escaped(row["model"]), page.escaped(row["of"])]
+        lines.append([*names, f"{row['labels']:,}", f"<b>{row['mean']:+.4f}</b>", ends, each])
+    return page.table(["model", "beside", "labels", "gain", "95 %", "each seed"], lines, texts=(0, 1))
 
 
 def _worth(rows: Sequence[Mapping[str, Any]]) -> str:

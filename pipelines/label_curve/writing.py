@@ -68,6 +68,15 @@ def write_curves(root: Path, measured: Measuring) -> dict[str, Any]:
         "seeds": list(measured.seeds),
         "budget": measured.budget,
         "models": models,
+        "gains": [
+            {"model": curve.name, "of": other.name, **(point - same).row()}
+            for curve in measured.curves
+            for other in measured.curves
+            if other.name in curve.of
+            for point in curve.points
+            for same in other.points
+            if same.fraction == point.fraction
+        ],
         "worth": [
             row
             for curve in measured.curves
@@ -88,7 +97,7 @@ def _model(curve: Curve, law: Law | None, more: int) -> dict[str, Any]:
     out: dict[str, Any] = {
         "name": curve.name,
         "what": curve.what,
-        "points": [point.row() for point in curve.points],
+        "points": [_within(point.row()) for point in curve.points],
         "law": None,
         "check": _check(curve.points),
         "more": [],
@@ -110,6 +119,11 @@ def _model(curve: Curve, law: Law | None, more: int) -> dict[str, Any]:
         low, high = ends(each)
         out["drawn"].append({"labels": labels, "score": value, "low": low, "high": high})
     return out
+
+
+def _within(row: dict[str, Any]) -> dict[str, Any]:
+    """A score's interval, cut to what a fraction can be."""
+    return {**row, "low": max(row["low"], 0.0), "high": min(row["high"], 1.0)}
 
 
 def _check(points: Sequence[Point]) -> dict[str, Any] | None:
@@ -178,6 +192,7 @@ def sentences(report: dict[str, Any]) -> list[str]:
             out.append(f"{who}{_of_check(check)}")
         elif model["law"] is None:
             out.append(f"{who}an extrapolation needs three fractions, not {len(model['points'])}.")
+    out += [_of_gain(row) for row in report["gains"]]
     out += [_of_worth(row) for row in report["worth"]]
     if len(report["seeds"]) == 1:
         out.append("One seed: nothing is known of the spread between trainings, and the intervals leave it out.")
@@ -196,6 +211,12 @@ def _of_check(check: dict[str, Any]) -> str:
     said = f"From fewer labels the law predicts {told:.1f} with {check['labels']:,}; measured {score:.1f}"
     how = "within what chance explains" if check["holds"] else "so do not trust the extrapolation"
     return f"{said} (off by {told - score:+.1f} [{low:+.1f}, {high:+.1f}], {how})."
+
+
+def _of_gain(row: dict[str, Any]) -> str:
+    gain, low, high = (100 * row[key] for key in ("mean", "low", "high"))
+    said = f"{row['model']} scores {gain:+.1f} points [{low:+.1f}, {high:+.1f}] beside {row['of']}"
+    return f"{said} with the same {row['labels']:,} labels{'' if low > 0 or high < 0 else ': not shown'}."
 
 
 def _of_worth(row: dict[str, Any]) -> str:

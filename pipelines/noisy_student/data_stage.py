@@ -14,6 +14,7 @@ from datamodules.common.errors import UserError
 from datamodules.common.files import write_json
 from datamodules.duplicates import equal_images
 from datamodules.readers.digits import digit_scene
+from datamodules.splits import left_out
 from datamodules.unlabeled import hide_labels, pool_records
 from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.kinds.tables import write_table
@@ -97,7 +98,9 @@ def make_data(
             "The pool holds no images: every label is seen. Lower labels_per_class or labeled_images, or give pool:."
         )
     split = {"train": seen, "val": data.records["val"], "test": data.records["test"], "pool": hidden}
-    write_json(directory / "split.json", {name: [r["path"] for r in rs] for name, rs in split.items()})
+    names = {name: [r["path"] for r in rs] for name, rs in split.items()}
+    out = left_out(getattr(data, "split_file", None), names)
+    write_json(directory / "split.json", {**names, **({"left_out": out} if out else {})})
     truth = {name: [kind.truth_of(r) for r in rs] for name, rs in {**split, "pool": pool}.items()}
     write_json(directory / "truth.json", {"class_names": data.class_names, **truth})
     write_table({"path": [_as_file(record, directory) for record in pool]}, directory / "pool.parquet")

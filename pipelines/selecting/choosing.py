@@ -62,8 +62,8 @@ def choose(
     vectors: Floats | None,
     *,
     centers: Floats | None = None,
-    shortlist: float = 5.0,
-    uncertainty: str = "entropy",
+    shortlist: float = 2.0,
+    uncertainty: str = "margin",
     seed: int = 0,
     size: int = 0,
 ) -> tuple[list[int], dict[str, list[float]]]:

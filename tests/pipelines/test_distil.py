@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from datamodules.classification import ClassificationData
 from pipelines.__main__ import main
 from pipelines.noisy_student import data_stage
 from pipelines.noisy_student.kinds import boxes
@@ -108,6 +109,23 @@ def test_the_pool_is_the_training_images(tmp_path: Path) -> None:
     )
     assert "distil" not in data_stage.data_settings(replace(settings, distil=False), read, 0)  # for older runs
     assert np.all([isinstance(label, int) for label in truth["pool"]])
+
+
+def test_images_that_a_split_file_leaves_out_stay_so(tmp_path: Path) -> None:
+    paths = [f"digits#{i}" for i in range(1797)]
+    split = {"train": paths[:100], "val": paths[100:150], "test": paths[150:200], "unused": paths[200:]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    arguments = {**DIGITS, "num_workers": 0, "split_file": str(tmp_path / "split.json")}
+    data = {"class_path": "datamodules.ClassificationData", "init_args": arguments}
+    settings = Settings(data=data, teacher=TeacherSettings(), students=[StudentSettings(model={})], distil=True)  # type: ignore[arg-type]
+    read = data_stage.read_data(settings)
+    (tmp_path / "stage").mkdir()
+    data_stage.make_data(tmp_path / "stage", settings, read, seed=0)
+    written = json.loads((tmp_path / "stage" / "split.json").read_text())
+    assert sorted(written["left_out"]) == sorted(split["unused"])
+    again = ClassificationData("digits", in_chans=1, split_file=str(tmp_path / "stage" / "split.json"))
+    again.setup("fit")
+    assert {name: len(own) for name, own in again.records.items()} == {"train": 100, "val": 50, "test": 50}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,6 +147,7 @@ def test_boxes_and_masks_on_bootstraps(data: str) -> None:
 def test_backbones_behind_a_launcher_side_by_side() -> None:
     words = ["ensemble", *WORDS, "--trainer.limit_train_batches=2", "--trainer.devices=1", "--launch=env A=b"]
     assert in_child(lambda: main([*words, "--members={by: backbone, backbones: [lenet5, cifar_resnet20]}"])) == 0
+    assert [row["name"] for row in report()["members"]] == ["lenet5", "cifar_resnet20"]
     assert [row["name"] for row in report()["combinations"]] == ["vote", "mean", "stacking"]
 
 
@@ -207,6 +209,20 @@ def test_each_fold_is_left_out_once(work: Work) -> None:
     assert sorted(left_out) == sorted(paths_of(work))
 
 
+def test_a_share_names_what_a_split_file_leaves_out(work: Work, tmp_path: Path) -> None:
+    paths = paths_of(work)
+    split = {"train": paths[:800], "unused": paths[800:]}
+    split |= {name: [r["path"] for r in work.data.records[name]] for name in ("val", "test")}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    data = ClassificationData("digits", in_chans=1, split_file=str(tmp_path / "split.json"))
+    data.setup("fit")
+    outputs = training._left_out_fold(replace(work, data=data), 0, {"data": {"init_args": {}}})
+    share = json.loads(outputs["split_file"].path.read_text())
+    assert set(split["unused"]) < set(share["left_out"])
+    assert len(share["train"]) == 600
+    assert sum(map(len, share.values())) == sum(map(len, split.values()))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -223,6 +239,14 @@ def test_weight_files_that_cannot_be(tmp_path: Path, content: str | None, messag
         file.write_text(content)
     with pytest.raises(UserError, match=message):
         ClassificationData("digits", weight_file=str(file)).setup("fit")
+
+
+def test_images_that_a_weight_file_does_not_name_count_once(tmp_path: Path) -> None:
+    (tmp_path / "weights.json").write_text('{"digits#1": 3}')
+    data = ClassificationData("digits", weight_file=str(tmp_path / "weights.json"), num_workers=0, in_chans=1)
+    data.setup("fit")
+    weights = {record["path"]: record["weight"] for record in data.records["train"]}
+    assert (weights["digits#1"], set(weights.values())) == (3, {1, 3})
 
 
 def test_each_cycle_begins_at_the_full_rate() -> None:

@@ -208,6 +208,14 @@ def test_relevance_is_conserved(backbone: str):
     assert float(found.pixels.abs().sum()) > 0.5
 
 
+def test_relevance_of_black_is_conserved():
+    """What is as black as a pixel can be must get a part, also where all weights that see it are positive."""
+    task, target = classifier("cifar_resnet20"), Target(name="", label=1, probability=0.5)
+    task.network.conv1.weight.data.abs_()
+    heat = explain_target(task, target, torch.zeros(1, 3, 64, 64), "lrp", Settings())
+    assert heat.conserved == pytest.approx(1, abs=0.01)
+
+
 def test_networks_without_rules_are_refused():
     task = classifier("test_vit")
     with pytest.raises(UserError, match=r"lrp has no rule for Attention \(blocks.0.attn\)"):

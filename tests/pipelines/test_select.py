@@ -88,7 +88,9 @@ def test_strategies():
     values = {"entropy": [0.9, 0.8, 0.1, 0.7], "margin": [0.1, 0.2, 0.9, 0.3]}
     order, columns = choose("entropy", 2, values, None, size=4)
     assert (order, columns["margin"]) == ([0, 1], [0.1, 0.2])
-    order, columns = choose("mix", 2, values, vectors, shortlist=1.5, size=4, centers=np.array([[0.0]]))
+    order, columns = choose(
+        "mix", 2, values, vectors, shortlist=1.5, uncertainty="entropy", size=4, centers=np.array([[0.0]])
+    )
     assert order == [3, 1]  # of the three least sure the farthest from what is labeled, and then from that
     assert columns["distance"] == pytest.approx([9, 0.1])
     assert choose("coreset", 2, {}, vectors, size=4, centers=np.array([[0.0]]))[0] == [3, 2]
