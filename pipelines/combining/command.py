@@ -13,9 +13,9 @@ from pipelines.combining.report import write_report
 from pipelines.combining.settings import ONE_BY_ONE, Combination, Members, check_members, combinations_of
 from pipelines.combining.training import PROGRAM, Work, train_members
 from pipelines.command import Command
-from pipelines.commands.folds import config_of_one, ended_by_signals
 from pipelines.config.errors import UsageError
-from pipelines.noisy_student.manifest import only_one, say
+from pipelines.stages.fits import config_of_one, ended_by_signals
+from pipelines.stages.manifest import only_one, say
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
 

@@ -13,10 +13,10 @@ from pipelines.combining.settings import Combination
 from pipelines.combining.soup import MIX
 from pipelines.combining.training import PROGRAM, SPLITS, Member, Work
 from pipelines.combining.votes import stacked, vote
-from pipelines.noisy_student.manifest import Output, digest_of, say
 from pipelines.report import images, kinds
 from pipelines.report.comparing import Run, aligned
 from pipelines.report.measured import Measured, file_of, write
+from pipelines.stages.manifest import Output, digest_of, say
 
 Floats = NDArray[np.float64]
 LEAST = 1e-7  # probability whose logarithm is kept

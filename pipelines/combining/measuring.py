@@ -17,8 +17,8 @@ from pipelines import cli
 from pipelines.callbacks.report import Report
 from pipelines.command import Command
 from pipelines.evaluation import start_evaluation
-from pipelines.noisy_student.launching import StageCommand
 from pipelines.report.measured import file_of, read, write
+from pipelines.stages.launching import StageCommand
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
 

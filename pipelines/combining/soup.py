@@ -18,8 +18,8 @@ from pipelines import cli
 from pipelines.command import Command
 from pipelines.ensemble import members_of
 from pipelines.evaluation import start_evaluation
-from pipelines.noisy_student.launching import StageCommand
 from pipelines.run.checkpoints import AtomicCheckpointIO
+from pipelines.stages.launching import StageCommand
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
 

@@ -22,15 +22,14 @@ from datamodules.splits import left_out
 from pipelines.combining.measuring import MEASURE, flags_of_measure
 from pipelines.combining.settings import Members
 from pipelines.combining.votes import samme
-from pipelines.commands.folds import best_of, fit_in, flags_of_test, grouped, words_of
 from pipelines.config.allowed import trust_flags
 from pipelines.config.carried import packages_of
-from pipelines.noisy_student.configs import outcome
-from pipelines.noisy_student.launching import StageCommand, run_command
-from pipelines.noisy_student.manifest import Output, Outputs, digest_of, run_stage, say
 from pipelines.report import images
 from pipelines.report.measured import Measured, read
 from pipelines.run.student import export
+from pipelines.stages.fits import best_of, fit_in, flags_of_test, grouped, outcome, words_of
+from pipelines.stages.launching import StageCommand, run_command
+from pipelines.stages.manifest import Output, Outputs, digest_of, run_stage, say
 
 PROGRAM = "ensemble"
 OUT = "left_out"  # of a split file: training images that a member does not see

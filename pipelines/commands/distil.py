@@ -10,12 +10,12 @@ import pytorch_lightning as pl
 from datamodules.common.errors import UserError
 from pipelines import cli
 from pipelines.command import Command
-from pipelines.commands.folds import config_of_one, words_of
 from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.loop import run
 from pipelines.noisy_student.reading import check_settings
 from pipelines.noisy_student.selection import Selection
 from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings
+from pipelines.stages.fits import config_of_one, words_of
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import os
-import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +15,19 @@ from datamodules.folds import fold_numbers, splits_of_fold
 from pipelines import cli
 from pipelines.callbacks.ending import command_line
 from pipelines.command import Command
-from pipelines.config.allowed import trust_flags
-from pipelines.config.carried import packages_of
-from pipelines.config.values import merged
-from pipelines.noisy_student.configs import outcome
-from pipelines.noisy_student.launching import StageCommand, config_file, run_command
-from pipelines.noisy_student.manifest import Output, StageError, digest_of, only_one, run_stage, say
-from pipelines.noisy_student.settings import num_devices
-from pipelines.noisy_student.stages import FIT
-from pipelines.run.directory import best_or_last, runs_of
+from pipelines.run.directory import runs_of
+from pipelines.stages.fits import (
+    best_of,
+    config_of_one,
+    ended_by_signals,
+    grouped,
+    outcome,
+    train_and_test,
+)
+from pipelines.stages.manifest import Output, digest_of, only_one, run_stage, say
 from pipelines.statistics import folds_interval
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
-
-TEST = StageCommand("test", ("pipelines", "test"), lambda words: cli.main(["test", *words]))
-PARTS = ("seed_everything", "model", "data", "trainer")  # of a config that say what is trained
-#: Settings of the trainer that ``test`` takes over.
-OF_TEST = ("accelerator", "devices", "num_nodes", "strategy", "precision", "enable_progress_bar", "report")
 
 
 def main(words: list[str]) -> int:
@@ -88,41 +80,6 @@ def folds(
         return _report(root, directories, splits, model.taught.monitor)
 
 
-def config_of_one(config: dict[str, Any], launch: str | None, command: str) -> dict[str, Any]:
-    """The config of one training; without ``launch`` on one device.
-
-    Raises:
-        UserError: If there are several processes already, or several devices are asked for without ``launch``.
-    """
-    ranks = [name for name in ("RANK", "LOCAL_RANK") if name in os.environ]
-    if ranks:
-        raise UserError(
-            f"{command} is one process, but {ranks[0]} is set: start it without a launcher, and give the launcher as"
-            " --launch."
-        )
-    kept = copy.deepcopy({key: config[key] for key in PARTS if key in config})
-    if launch is None:
-        if kept["trainer"].get("devices", "auto") == "auto":
-            kept["trainer"]["devices"] = 1
-        if num_devices(kept["trainer"]) != 1:
-            raise UserError(
-                f"trainer.devices is {kept['trainer']['devices']}: {command} runs in one process on one device. Give"
-                " --launch 'torchrun --nproc-per-node N' for several, or set trainer.devices to 1."
-            )
-    return kept
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """A training that a signal has ended ends the command with its status, without a message of its own."""
-    try:
-        yield
-    except StageError as error:
-        if error.status > 128:
-            raise SystemExit(error.status) from error
-        raise
-
-
 def _write_splits(root: Path, datamodule: Any, folds: int) -> list[Path]:
     """``fold0.json``, ...: the splits of each fold, of all images."""
     for key in ("split_file", "test_fraction", "val_fraction", "split_seed"):
@@ -159,53 +116,6 @@ def _train(directory: Path, config: dict[str, Any], splits: Path, launch: str | 
     run_stage(directory, outcome(own), inputs, work, "folds")
 
 
-def grouped(trainer: dict[str, Any], group: str, job_type: str) -> dict[str, Any]:
-    """A trainer's settings with a group and a job type for W&B, unless the config names others."""
-    chosen = trainer.get("wandb") or {}
-    named = {"group": chosen.get("group") or group, "job_type": chosen.get("job_type") or job_type}
-    return merged(trainer, {"wandb": named})
-
-
-def train_and_test(folder: Path, config: dict[str, Any], launch: str | None) -> Path:
-    """``fit`` in runs of this folder, going on with one that was stopped, and ``test`` of its best checkpoint.
-
-    Returns:
-        The run directory.
-    """
-    run = fit_in(folder, config, launch)
-    trust, words = trust_flags(packages_of(config)), words_of(launch)
-    run_command(TEST, ["--ckpt_path", str(best_of(run)), *flags_of_test(config), *trust], words)
-    return run
-
-
-def fit_in(folder: Path, config: dict[str, Any], launch: str | None) -> Path:
-    """``fit`` in runs of this folder, going on with one that was stopped.
-
-    Returns:
-        The run directory.
-    """
-    with config_file(folder / "config.yaml", config) as file:
-        place = ["--name", folder.name, "--runs_dir", str(folder.parent)]
-        trust = trust_flags(packages_of(config))
-        run_command(FIT, ["--config", str(file), *place, "--resume", "auto", *trust], words_of(launch))
-    return runs_of(folder.parent, folder.name)[-1]
-
-
-def words_of(launch: str | None) -> list[str] | None:
-    """The words of ``--launch``."""
-    return None if launch is None else shlex.split(launch)
-
-
-def flags_of_test(config: dict[str, Any]) -> list[str]:
-    """The settings of a config's trainer that an evaluation takes over, as flags."""
-    given = {key: config["trainer"].get(key) for key in OF_TEST}
-    return [f"--trainer.{key}={str(value).lower()}" for key, value in given.items() if _is_plain(value)]
-
-
-def _is_plain(value: Any) -> bool:
-    return value is not None and value != "auto" and isinstance(value, str | int | float)
-
-
 def _report(root: Path, directories: list[Path], splits: list[Path], monitor: str) -> dict[str, Any]:
     """Write ``folds.json`` and ``predictions.csv``, and print the table."""
     runs = [runs_of(directory.parent, directory.name)[-1] for directory in directories]
@@ -235,12 +145,6 @@ def _report(root: Path, directories: list[Path], splits: list[Path], monitor: st
     use = command_line(["predict", "--ckpt_path", f"[{checkpoints}]", "--source", "PICTURES"])
     print("\n".join(["", *lines, "", f"written to {root}", f"all folds together: {use}"]), flush=True)
     return report
-
-
-def best_of(run: Path) -> Path:
-    """The checkpoint of a run that counts: the best, or the last where there is no validation."""
-    checkpoints = run / "checkpoints"
-    return best_or_last(checkpoints) or checkpoints / "last.ckpt"
 
 
 def _join_predictions(runs: list[Path], output: Path) -> None:

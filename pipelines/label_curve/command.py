@@ -15,7 +15,6 @@ from datamodules.common.files import write_json
 from datamodules.unlabeled import hide_labels
 from pipelines import cli
 from pipelines.command import Command
-from pipelines.commands.folds import config_of_one, ended_by_signals, grouped, train_and_test
 from pipelines.label_curve.budget import (
     FRACTIONS,
     MORE,
@@ -28,12 +27,11 @@ from pipelines.label_curve.budget import (
 )
 from pipelines.label_curve.fitting import REPLICATES, Point
 from pipelines.label_curve.writing import Curve, Measuring, write_curves
-from pipelines.noisy_student.configs import outcome
-from pipelines.noisy_student.manifest import Output, digest_of, only_one, run_stage, say
-from pipelines.noisy_student.settings import num_devices
 from pipelines.report import kinds
 from pipelines.report.comparing import Run, aligned
 from pipelines.report.measured import read
+from pipelines.stages.fits import config_of_one, ended_by_signals, grouped, num_devices, outcome, train_and_test
+from pipelines.stages.manifest import Output, digest_of, only_one, run_stage, say
 from pipelines.statistics import sampled
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks

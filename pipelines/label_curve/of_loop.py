@@ -31,9 +31,10 @@ from pipelines.noisy_student.command import execute
 from pipelines.noisy_student.kinds.base import Kind
 from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.loop import run_seed, start
-from pipelines.noisy_student.manifest import only_one, say
 from pipelines.noisy_student.reading import read_settings
-from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings, num_devices, trainer_of
+from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings, trainer_of
+from pipelines.stages.fits import num_devices
+from pipelines.stages.manifest import only_one, say
 from pipelines.statistics import sampled
 
 USAGE = """usage: python -m pipelines curve --config FILE [--fractions 0.1,0.25,0.5,1] [--more 500] [--budget steps]

@@ -12,10 +12,10 @@ from pipelines.config.ready import complete
 from pipelines.config.reasons import reason_of
 from pipelines.config.words import without
 from pipelines.noisy_student.loop import run
-from pipelines.noisy_student.manifest import StageError
 from pipelines.noisy_student.reading import read_settings
 from pipelines.noisy_student.settings import first_generation
 from pipelines.quiet import quieten
+from pipelines.stages.manifest import StageError
 
 USAGE = """usage: python -m pipelines noisy-student --config FILE [--key value]
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.allowed import trust_flags
+from pipelines.config.carried import packages_of
 from pipelines.noisy_student.kinds.base import Kind
-from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings, trainer_of
+from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings, plain, trainer_of
 
 #: Arguments of a student that are noise; without noise they are 0.
 MODEL_NOISE = ("drop_rate", "drop_path_rate", "mixup", "cutmix", "erasing", "color_jitter")
-#: Settings of the trainer that change nothing in what comes out: changing them repeats nothing.
-COSMETIC = (
-    *("wandb", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "logger", "profiler"),
-    *("save_every_minutes", "save_every_n_steps", "num_sanity_val_steps", "default_root_dir", "report"),
-)
+#: Settings of the trainer for a command that trains nothing.
+PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")
 
 
 def labeled_data(settings: Settings, part: TeacherSettings | StudentSettings, split_file: Path) -> dict[str, Any]:
@@ -84,15 +82,14 @@ def student_config(
     }
 
 
-def outcome(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a command's config its outcome depends on, without paths of files, whose digests are inputs."""
-    kept: dict[str, Any] = copy.deepcopy(dict(config))
-    arguments = kept["data"]["init_args"]
-    for half in (kept["data"], arguments.get("labeled"), arguments.get("unlabeled")):
-        if half is not None:
-            for key in ("split_file", "weight_file"):
-                half["init_args"].pop(key, None)
-    if arguments.get("unlabeled") is not None:
-        arguments["unlabeled"]["init_args"].pop("source")
-    kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in COSMETIC}
-    return kept
+def trainer_flags(settings: Settings, *more: str) -> list[str]:
+    """Flags of a command that trains nothing: where it runs, quietly, and whose classes a checkpoint may name.
+
+    Args:
+        settings: The loop's.
+        more: Further keys of the trainer that count.
+    """
+    trainer: dict[str, Any] = trainer_of(settings)
+    flags = [f"--trainer.{key}={trainer[key]}" for key in (*PLACEMENT, *more) if key in trainer]
+    flags += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    return flags + trust_flags(packages_of(plain(settings)))

@@ -18,10 +18,10 @@ from datamodules.splits import left_out
 from datamodules.unlabeled import hide_labels, pool_records
 from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.kinds.tables import write_table
-from pipelines.noisy_student.manifest import digest_of_values, say
 from pipelines.noisy_student.selection import fixed_thresholds
 from pipelines.noisy_student.settings import Settings
 from pipelines.outputs.sheets import save_png
+from pipelines.stages.manifest import digest_of_values, say
 
 
 def read_data(settings: Settings) -> DataModule:

@@ -25,11 +25,11 @@ from datamodules.common.errors import UserError
 from datamodules.common.files import atomic_path
 from datamodules.loaders import Record, RecordDataset, make_loader
 from pipelines.noisy_student.kinds.of_data import kind_of
-from pipelines.noisy_student.manifest import digest_of
 from pipelines.noisy_student.paths import listed
 from pipelines.outputs.names import output_names
 from pipelines.run.compatibility import check_fits
 from pipelines.run.loading import Loaded, load
+from pipelines.stages.manifest import digest_of
 
 Key = tuple[int, int, int]
 CHUNK_BATCHES = 16  # batches a file: what a kill costs

@@ -12,23 +12,16 @@ from datamodules.base import DataModule
 from datamodules.common.files import read_json, write_json
 from datamodules.samplers import choose_batch
 from pipelines.noisy_student import data_stage, stages
-from pipelines.noisy_student.configs import outcome, student_config, teacher_config
+from pipelines.noisy_student.configs import student_config, teacher_config
 from pipelines.noisy_student.kinds.base import Kind, SelectionJob
 from pipelines.noisy_student.kinds.of_data import kind_of
-from pipelines.noisy_student.manifest import (
-    Output,
-    Outputs,
-    digest_of,
-    digest_of_values,
-    only_one,
-    run_stage,
-    say,
-)
 from pipelines.noisy_student.report import write_report
 from pipelines.noisy_student.results import REPORT, SeedRun, TrainedModel
-from pipelines.noisy_student.settings import Settings, StudentSettings, num_devices, plain, trainer_of
+from pipelines.noisy_student.settings import Settings, StudentSettings, plain, trainer_of
 from pipelines.run.checkpoints import read_checkpoint_config
 from pipelines.run.masking import masked
+from pipelines.stages.fits import num_devices, outcome
+from pipelines.stages.manifest import Output, Outputs, digest_of, digest_of_values, only_one, run_stage, say
 
 
 def run(settings: Settings) -> Path:

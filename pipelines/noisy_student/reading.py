@@ -18,13 +18,8 @@ from pipelines.noisy_student.kinds.base import Kind
 from pipelines.noisy_student.kinds.images import IMAGES
 from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.selection import Selection
-from pipelines.noisy_student.settings import (
-    Settings,
-    StudentSettings,
-    TeacherSettings,
-    num_devices,
-    trainer_of,
-)
+from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings, trainer_of
+from pipelines.stages.fits import num_devices
 
 HINTS = typing.get_type_hints(Settings)
 

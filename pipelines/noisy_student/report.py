@@ -17,11 +17,11 @@ from pipelines.callbacks.ending import command_line
 from pipelines.noisy_student.data_stage import read_truth
 from pipelines.noisy_student.kinds.base import Kind
 from pipelines.noisy_student.kinds.of_data import kind_of
-from pipelines.noisy_student.manifest import digest_of_values
 from pipelines.noisy_student.page import write_page
 from pipelines.noisy_student.results import REPORT, SeedRun
 from pipelines.noisy_student.settings import Settings, trainer_of
 from pipelines.outputs.sheets import contact_sheet
+from pipelines.stages.manifest import digest_of_values
 from pipelines.statistics import Sampled, interval, sampled
 
 SUSPECTS = 40  # on the sheet

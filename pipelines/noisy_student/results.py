@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.noisy_student.manifest import Outputs
+from pipelines.stages.manifest import Outputs
 
 #: Name of a selection's report among the outputs of its stage; manifests of finished runs have it.
 REPORT = "account"

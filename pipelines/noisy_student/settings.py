@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -138,11 +137,3 @@ def trainer_of(settings: Settings, part: TeacherSettings | StudentSettings | Non
     """
     base: dict[str, Any] = {"wandb": {"group": settings.name}} | ({} if settings.launch else {"devices": 1})
     return merged(merged(base, settings.trainer), {} if part is None else part.trainer)  # type: ignore[arg-type]
-
-
-def num_devices(trainer: Mapping[str, Any]) -> int | None:
-    """How many devices a trainer's settings ask for, over all nodes; None where Lightning is to find out."""
-    devices, nodes = trainer.get("devices", "auto"), int(trainer.get("num_nodes", 1))
-    if isinstance(devices, list):
-        return len(devices) * nodes
-    return int(devices) * nodes if str(devices).isdigit() else None

@@ -13,24 +13,24 @@ from typing import Any
 from datamodules.base import DataModule
 from datamodules.common.errors import UserError
 from datamodules.common.files import read_json
-from pipelines import cli
 from pipelines.config.allowed import trust_flags
 from pipelines.config.carried import packages_of
 from pipelines.config.values import merged
 from pipelines.noisy_student import evaluation, pseudo_label
+from pipelines.noisy_student.configs import trainer_flags
 from pipelines.noisy_student.kinds.base import SelectionJob
 from pipelines.noisy_student.kinds.of_data import kind_of
 from pipelines.noisy_student.labeling import load_teacher
-from pipelines.noisy_student.launching import StageCommand, config_file, run_command, trainer_flags
-from pipelines.noisy_student.manifest import say
 from pipelines.noisy_student.results import REPORT
 from pipelines.noisy_student.settings import Settings, plain
 from pipelines.run.directory import run_of_checkpoint, runs_of
 from pipelines.run.student import export
 from pipelines.run.tracking import Wandb
+from pipelines.stages.fits import FIT
+from pipelines.stages.launching import StageCommand, config_file, run_command
+from pipelines.stages.manifest import say
 from pipelines.trainer import Trainer
 
-FIT = StageCommand("fit", ("pipelines", "fit"), lambda words: cli.main(["fit", *words]))
 LABEL = StageCommand("pseudo-label", ("pipelines", "pseudo-label"), pseudo_label.main)
 EVALUATE = StageCommand("evaluation", ("pipelines.noisy_student.evaluation",), evaluation.main)
 

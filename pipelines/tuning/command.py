@@ -14,10 +14,9 @@ from datamodules.common.errors import UserError
 from datamodules.common.files import write_json, write_text
 from pipelines import cli
 from pipelines.command import Command
-from pipelines.commands.folds import config_of_one, ended_by_signals
-from pipelines.noisy_student.configs import outcome
-from pipelines.noisy_student.manifest import BusyError, digest_of_values, only_one, say
 from pipelines.run.masking import masked
+from pipelines.stages.fits import config_of_one, ended_by_signals, outcome
+from pipelines.stages.manifest import BusyError, digest_of_values, only_one, say
 from pipelines.trainer import Trainer
 from pipelines.tuning.repeats import AS_IT_IS, Repeated, repeat_candidates
 from pipelines.tuning.space import Dimension, read_space, with_values

@@ -10,10 +10,9 @@ from typing import Any
 
 from datamodules.common.errors import UserError
 from datamodules.common.files import read_json, write_json
-from pipelines.commands.folds import fit_in, grouped
-from pipelines.noisy_student.configs import outcome
-from pipelines.noisy_student.manifest import run_stage
 from pipelines.outputs.curves import best_row, read_rows
+from pipelines.stages.fits import fit_in, grouped, outcome
+from pipelines.stages.manifest import run_stage
 from pipelines.statistics import folds_interval
 
 AS_IT_IS = "as it is"  # the config without the search

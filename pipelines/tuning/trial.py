@@ -11,10 +11,10 @@ from pytorch_lightning.callbacks import Callback
 
 from pipelines import cli
 from pipelines.command import Command
-from pipelines.commands.folds import grouped
 from pipelines.config.allowed import trust_flags
 from pipelines.config.carried import packages_of
-from pipelines.noisy_student.launching import config_file
+from pipelines.stages.fits import grouped
+from pipelines.stages.launching import config_file
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
 

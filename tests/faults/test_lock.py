@@ -18,10 +18,10 @@ from datamodules.common import locks
 from datamodules.common.errors import UserError
 from datamodules.common.locks import HeldError, held
 from pipelines.__main__ import main
-from pipelines.noisy_student import manifest
 from pipelines.run import lock as run_lock
 from pipelines.run.checkpoints import AtomicCheckpointIO
 from pipelines.run.lock import LOCK, only_writer
+from pipelines.stages import manifest
 
 fast = functools.partial(held, beat=0.05, stale=0.4, poll=0.02)
 

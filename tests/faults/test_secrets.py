@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.noisy_student.launching import config_file
-from pipelines.noisy_student.manifest import run_stage
 from pipelines.run.masking import masked
+from pipelines.stages.launching import config_file
+from pipelines.stages.manifest import run_stage
 
 CONFIG = {"trainer": {"logger": {"init_args": {"api_key": "s3cret", "project": "p"}}}, "data": {"size": 3}}
 

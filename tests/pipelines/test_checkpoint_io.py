@@ -21,11 +21,11 @@ import yaml
 
 from datamodules import ClassificationData, SemiSupervised
 from datamodules.common.errors import UserError
-from pipelines.noisy_student.manifest import digest_of
 from pipelines.run import compatibility
 from pipelines.run.checkpoints import AtomicCheckpointIO, newest_good_checkpoint, readable
 from pipelines.run.compatibility import check_data
 from pipelines.run.temporary import host
+from pipelines.stages.manifest import digest_of
 from tests.conftest import write_images
 
 

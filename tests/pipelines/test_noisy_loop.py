@@ -21,15 +21,17 @@ from datamodules import ClassificationData
 from datamodules.common.errors import UserError
 from datamodules.readers.lists import read_paths
 from pipelines.__main__ import main
-from pipelines.noisy_student import command, data_stage, evaluation, launching, manifest, stages
+from pipelines.noisy_student import command, data_stage, evaluation, stages
 from pipelines.noisy_student import loop as loop_module
 from pipelines.noisy_student.kinds import boxes, images
 from pipelines.noisy_student.kinds.base import Kind
 from pipelines.noisy_student.loop import best_generation, stage_seed, steps_per_epoch, with_content
 from pipelines.noisy_student.reading import read_settings
 from pipelines.noisy_student.results import TrainedModel
-from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings, num_devices, trainer_of
+from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings, trainer_of
 from pipelines.run.checkpoints import read_checkpoint_config
+from pipelines.stages import launching, manifest
+from pipelines.stages.fits import num_devices
 from tasks import NoisyStudent
 from tests.conftest import in_child, write_images
 

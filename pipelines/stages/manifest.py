@@ -1,4 +1,4 @@
-"""The loop as a state machine: stages that leave files, manifests that say what they read, nothing done twice.
+"""Stages that leave files, and manifests that say what they read: nothing is done twice.
 
 A stage is done when its ``manifest.json`` has been renamed into place. It names the settings and the digests of the
 files that the stage read: where they are the same, the stage is not repeated; where they differ, it is done again, and

@@ -14,14 +14,8 @@ from typing import Any
 import yaml
 
 from datamodules.common.files import write_text
-from pipelines.config.allowed import trust_flags
-from pipelines.config.carried import packages_of
-from pipelines.noisy_student.manifest import StageError
-from pipelines.noisy_student.settings import Settings, plain, trainer_of
 from pipelines.run.masking import masked
-
-#: Settings of the trainer for a command that trains nothing.
-PLACEMENT = ("accelerator", "devices", "num_nodes", "strategy")
+from pipelines.stages.manifest import StageError
 
 
 @dataclass(frozen=True)
@@ -84,16 +78,3 @@ def config_file(path: Path, config: Mapping[str, Any]) -> Iterator[Path]:
         yield secret
     finally:
         secret.unlink(missing_ok=True)
-
-
-def trainer_flags(settings: Settings, *more: str) -> list[str]:
-    """Flags of a command that trains nothing: where it runs, quietly, and whose classes a checkpoint may name.
-
-    Args:
-        settings: The loop's.
-        more: Further keys of the trainer that count.
-    """
-    trainer: dict[str, Any] = trainer_of(settings)
-    flags = [f"--trainer.{key}={trainer[key]}" for key in (*PLACEMENT, *more) if key in trainer]
-    flags += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-    return flags + trust_flags(packages_of(plain(settings)))
