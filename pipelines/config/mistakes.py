@@ -270,7 +270,7 @@ def _expected(hint: Any) -> str:
     """``int`` -> ``a whole number``; ``Literal['a', 'b']`` -> ``one of a, b``."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}"
+        return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
     if is_list(hint):
         return f"a list ([a, b]) whose items are each {_expected(inner[0])}"
     if origin is tuple:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from datamodules.common.errors import UserError
 from pipelines.ensemble import members_of
 from tasks.base import Task
+from tasks.same_padding import whole_numbers
 
 Dynamic = Literal["batch", "size"]
 #: In the graph, but no output of the file: what the network takes, what it gives, and boxes before the suppression.
@@ -124,7 +125,7 @@ def task_for_export(task: Task) -> Stages:
 def exported_program(stages: Stages, shape: Shape) -> torch.export.ExportedProgram:
     """The graph by ``torch.export``."""
     axes = {axis: torch.export.Dim.DYNAMIC for axis in shape.dynamic_axes()}
-    with quietly(), torch.no_grad():
+    with quietly(), whole_numbers(), torch.no_grad():
         stages(shape.images())
         return torch.export.export(stages, (shape.images(),), dynamic_shapes=({**axes},) if axes else None)
 
@@ -144,7 +145,7 @@ def write_onnx(stages: Stages, shape: Shape, path: Path) -> tuple[Literal["dynam
     common: dict[str, Any] = {"input_names": ["image"], "output_names": names}
     axes = shape.dynamic_axes()
     try:
-        with quietly(), torch.no_grad():
+        with quietly(), whole_numbers(), torch.no_grad():
             open_axes = ({axis: torch.export.Dim.DYNAMIC for axis in axes},) if axes else None
             program = torch.onnx.export(
                 stages, (images,), dynamo=True, dynamic_shapes=open_axes, verbose=False, **common
@@ -160,7 +161,7 @@ def write_onnx(stages: Stages, shape: Shape, path: Path) -> tuple[Literal["dynam
             f"this network cannot be exported with --dynamic {','.join(open_ones)}: {reason}. Leave it out."
         )
     try:
-        with quietly(), torch.no_grad():
+        with quietly(), whole_numbers(), torch.no_grad():
             torch.onnx.export(stages, (images,), str(path), dynamo=False, opset_version=18, **common)
         return "torchscript", names
     except Exception as error:

@@ -109,8 +109,14 @@ def shape_of(task: Task, data: DataModule, dynamic: Sequence[Dynamic]) -> Shape:
         width=None if is_open else size[1],
         batch=None if "batch" in dynamic else 1,
         dtype=getattr(data, "dtype", "uint8"),
-        example=(max(size[0], LEAST_EXAMPLE), max(size[1], LEAST_EXAMPLE)) if is_open else (size[0], size[1]),
+        example=(_example(size[0]), _example(size[1])) if is_open else (size[0], size[1]),
     )
+
+
+def _example(side: int) -> int:
+    """A side to trace open sizes with, which padding adds to: a graph traced without would keep that as a rule."""
+    side = max(side, LEAST_EXAMPLE)
+    return side + 8 if side % 32 == 0 else side
 
 
 def write_export(
@@ -164,8 +170,7 @@ def _write_torch(
     try:
         program = exported_program(stages, shape)
         with atomic_path(target) as path:
-            # It may refuse what it has traced: timm's padding of TensorFlow's kind rounds a size up by `math.ceil`,
-            # which no file can hold where sizes are open.
+            # It may refuse what it has traced: `math.ceil` of an open size, for one, has no place in a file.
             torch.export.save(program, str(path))
     except OSError:
         raise

@@ -90,8 +90,11 @@ class Segmenter(nn.Module):
         return self._padded(height), self._padded(width)
 
     def _padded(self, side: int) -> int:
+        padded = round_up(side, self.stride_multiple)
+        if self.least_side == self.stride_multiple:  # a `max` that decides nothing would stay in an exported graph
+            return padded
         # `max` would be decided while an export with open sizes is traced.
-        return torch.sym_max(self.least_side, round_up(side, self.stride_multiple))  # type: ignore[return-value]
+        return torch.sym_max(self.least_side, padded)  # type: ignore[return-value]
 
     def forward(self, image: Tensor) -> Any:
         """Logits of the class of each pixel; in training with an auxiliary head also those of the whole image."""

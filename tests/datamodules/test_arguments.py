@@ -26,6 +26,7 @@ SHARED = {
         "test_fraction",
         "split_seed",
         "split_file",
+        "weight_file",
         "duplicates",
         "group",
         "image_size",

@@ -347,7 +347,7 @@ def test_a_plain_function_is_a_command_and_returns_its_result(folder: Path, caps
     assert "unknown flag --timess; did you mean --times?" in capsys.readouterr().err
     for wrong, message in (
         ("--data.batchsize=3", "unknown flag --data.batchsize; did you mean --data.batch_size?"),
-        ("--data.batch_size=x", "--data.batch_size is 'x'; it must be a whole number or null."),
+        ("--data.batch_size=x", "--data.batch_size is 'x'; it must be a whole number or auto or null."),
         ("--model.optim.lrr=1", "unknown flag --model.optim.lrr; did you mean --model.optim.lr?"),
         ("--model=Classificatio", "--model names an unknown task 'Classificatio'; did you mean Classification?"),
         ("--data.batch_size", "--data.batch_size needs a value"),

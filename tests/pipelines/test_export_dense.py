@@ -220,9 +220,18 @@ def test_suppression_at_another_threshold_is_found(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_a_file_cannot_hold_is_told_in_one_line(capsys, monkeypatch):
-    """timm's padding of TensorFlow's kind, with open sizes: torch traces `math.ceil`, and then cannot write it."""
+@pytest.mark.parametrize("format", ["torch_export", "onnx"])
+def test_tensorflows_padding_leaves_with_open_sizes(format):
+    """It took seven minutes to trace, and then torch.export could not write it."""
+    source = write_pairs(Path("pictures"), {"train": 1, "val": 2})
+    same = {"backbone": "mobilenetv2_035", "backbone_args": {"pad_type": "same"}}
+    write_checkpoint(Path("a.ckpt"), "segmentation", source, model=same)
+    words = ["--format", format, "--dynamic", "size", "--output", "a.pt2" if format == "torch_export" else "a.onnx"]
+    assert main(["export", "--ckpt_path", "a.ckpt", *words]) == 0
 
+
+@pytest.mark.slow
+def test_what_a_file_cannot_hold_is_told_in_one_line(capsys, monkeypatch):
     def save(*_: Any) -> None:
         raise RuntimeError("Failed serializing node ceil in graph\nOriginal exception Traceback")
 
