@@ -148,7 +148,7 @@ def activations(place: Place, score: Score, image: Tensor) -> tuple[Tensor, Tens
     try:
         with torch.enable_grad():
             value = score(image.detach().requires_grad_()).sum()
-            maps = [x for x in _maps_in(kept[0]) if x.requires_grad and x.shape != image.shape] if kept else []
+            maps = [x for x in _maps_in(kept[0]) if x.requires_grad and not _is_image(x, image)] if kept else []
             found = torch.autograd.grad(value, maps, allow_unused=True) if maps else ()
     finally:
         handle.remove()
@@ -159,6 +159,11 @@ def activations(place: Place, score: Score, image: Tensor) -> tuple[Tensor, Tens
     size = image.shape[-2:]
     as_maps = [as_map(x.detach().float(), size, place.prefix)[0] for x in (chosen, slope)]
     return as_maps[0], as_maps[1]
+
+
+def _is_image(level: Tensor, image: Tensor) -> bool:
+    """Whether an encoder's first level is what it was given: the image, perhaps padded."""
+    return level.ndim == 4 and level.shape[1] == image.shape[1] and level.shape[-1] >= image.shape[-1]
 
 
 def _maps_in(output: Any) -> list[Tensor]:

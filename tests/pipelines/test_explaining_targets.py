@@ -11,6 +11,7 @@ from torch import Tensor
 
 from datamodules.common.errors import UserError
 from pipelines.explaining.attribution import Settings, explain_target, methods_of
+from pipelines.explaining.maps import activations, find_place
 from pipelines.explaining.targets import Wanted, find_targets, label_of, scores_of
 from tasks.classification import Classification
 from tasks.detection.detectors.families import Name
@@ -121,6 +122,16 @@ def test_pixels_of_masks(classes: int, multi_label: bool):
         heat = explain_target(task, target, image, name, Settings())
         assert heat.values.abs().max() > 0
     assert explain_target(task, target, image, "lrp", Settings()).conserved == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (60, 90)])
+def test_an_encoders_first_level_is_no_map_where_it_is_the_image(size: tuple[int, int]):
+    """The image is padded to multiples of 32: Grad-CAM once gave the photograph itself, as a map of three channels."""
+    task, image = segmentation(), 255 * torch.rand(1, 3, *size)  # so large that the first level matters most
+    target = find_targets(task, batch_of(image), Wanted(), NAMES)[0]
+    features, _ = activations(find_place(task, image), lambda x: scores_of(task, target, x)[0], image)
+    assert len(features) > 3
+    assert max(features.shape[1:]) < 96
 
 
 def test_a_pixel_in_original_coordinates_and_a_background_that_is_left_out():
