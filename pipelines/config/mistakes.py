@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 from pipelines.config.allowed import is_allowed, refusal
 from pipelines.config.errors import Keys, Mistake, Source, UsageError, place_of, with_place
-from pipelines.config.peers import key_of
+from pipelines.config.peers import OWNERS, key_of
 from pipelines.config.renamed import renamed_keys
 from pipelines.config.signatures import (
     arguments_of,
@@ -130,6 +130,7 @@ def _peer(name: str, context: Context) -> list[Keys]:
 
 def _refuse_key(name: str, above: Keys, known: list[str], context: Context) -> NoReturn:
     """An unknown key: the nearest beside it, else keys of (almost) that name elsewhere, else all beside it."""
+    owner = OWNERS.get(name) if not above else None
     near = _peer(name, context) if not above else []
     if not near:
         near = [(*above, n) for n in difflib.get_close_matches(name, known, n=1, cutoff=0.65)]
@@ -137,7 +138,9 @@ def _refuse_key(name: str, above: Keys, known: list[str], context: Context) -> N
         elsewhere = list(_all_keys(context.arguments, context))
         close = difflib.get_close_matches(name, {str(k[-1]) for k in elsewhere}, n=1, cutoff=0.8)
         near = [k for k in elsewhere if k[-1] in close][:2]
-    if near:
+    if owner:
+        hint = f"it is of `{owner}`: give that command, or leave it out."
+    elif near:
         hint = f"did you mean {' or '.join(_written(keys, context) for keys in near)}?"
     elif known:
         hint = f"there are {', '.join(known)}."
