@@ -105,13 +105,14 @@ def explain(
         raise UserError(f"--at is {at}; it takes a point [x, y] or a rectangle [x1, y1, x2, y2].")
     settings = Settings(layer, fill, steps, samples, noise, window, seed)
     methods = methods_of(method)
+    settings.check_used_by(methods)
     checkpoints = checkpoints_of(trainer, model, ckpt_path)
     if len(checkpoints) > 1:
         raise UserError("explain looks into one network: give one checkpoint.")
     folder = _folder(checkpoints[0], output)
     if source is not None and datamodule.class_names is not None:  # else the data are read, and say it
         model.taught.resolve(datamodule.spec(), type(datamodule).__name__)
-    task = load_weights(trainer, model, datamodule, checkpoints, "test", needs_data=source is None)
+    task = load_weights(trainer, model, datamodule, checkpoints, "predict", needs_data=source is None)
     device = trainer.strategy.root_device
     predictor = Predictor(task.to(device), datamodule, device, "32-true")
     names = list(datamodule.class_names or ())

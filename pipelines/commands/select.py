@@ -88,6 +88,10 @@ def select(
     if count < 1 or shortlist < 1:
         key, value = ("count", count) if count < 1 else ("shortlist", shortlist)
         raise UserError(f"--{key} is {value}; it must be 1 or more.")
+    if seed < 0:
+        raise UserError(f"--seed is {seed}; it must be 0 or more.")
+    if strategy != "mix" and shortlist != 2:
+        raise UserError(f"--shortlist is {shortlist}, which only --strategy mix uses: leave it out.")
     checkpoints = checkpoints_of(trainer, model, ckpt_path)
     seen = _views(strategy, views, is_committee=len(checkpoints) > 1)
     task, centers = _loaded(trainer, model, datamodule, checkpoints, source, strategy in EMBEDDED and labeled)

@@ -144,8 +144,11 @@ def _refuse_key(name: str, above: Keys, known: list[str], context: Context) -> N
         hint = f"it is of `{owner}`: give that command, or leave it out."
     elif near:
         hint = f"did you mean {' or '.join(_written(keys, context) for keys in near)}?"
-    else:
+    elif known:
         hint = f"there are {', '.join(known)}."
+    else:  # a class is to be named first
+        part = _written(above, context)
+        hint = f"nothing says what {part} is: give a config (--config NAME), or its class ({part} CLASS; {part}.help)."
     kind = "flag" if context.prefix else "key"
     raise Mistake((*above, name), f"unknown {kind} {_written((*above, name), context)}; {hint}")
 
