@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 from pipelines.config.allowed import is_allowed, refusal
 from pipelines.config.errors import Keys, Mistake, Source, UsageError, place_of, with_place
-from pipelines.config.peers import OWNERS, key_of
+from pipelines.config.peers import OWNERS, RENAMED, key_of
 from pipelines.config.renamed import renamed_keys
 from pipelines.config.signatures import (
     arguments_of,
@@ -63,6 +63,8 @@ def explain(error: BaseException, command: str, arguments: dict[str, Any], given
     if isinstance(error, argparse.ArgumentError):
         refused = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
         text = f"A value {refusal(refused[1])}" if refused else " ".join(str(error).split())[:500]
+        if lacking := re.fullmatch(r"the following arguments are required: (\w+)", text):
+            text = f"--{RENAMED.get(lacking[1], lacking[1])} is missing; {command} needs it."
         return find_mistake(command, arguments, given) or text
     if not isinstance(error, UsageError):
         return None
