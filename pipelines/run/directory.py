@@ -122,6 +122,8 @@ def find_checkpoint(root: str | Path, name: str, which: str | None, task: str | 
     which = which or "best"
     if which not in ("best", "last"):
         if not Path(which).is_file():
+            if which.startswith("[") and "," in which:
+                raise UserError(f"--ckpt_path {which} names several checkpoints; this command takes one.")
             raise UserError(f"--ckpt_path {which} does not exist. Give a file, 'best' or 'last'.")
         return Path(which)
     for run in reversed(runs_of_task(root, name, task)):

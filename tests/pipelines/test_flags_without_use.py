@@ -55,3 +55,10 @@ def test_validation_pictures_are_explained_without_a_test_split(tmp_path: Path, 
 def test_a_network_by_its_name_has_no_data(capsys: pytest.CaptureFixture[str]):
     assert main(["summary", "--model.backbone=test_resnet", "--data.image_size=64"]) == 2
     assert "is --model.image_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["explain", "features", "summary"])
+def test_one_checkpoint_is_looked_into(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    checkpoint = write_checkpoint(tmp_path / "a.ckpt", "classification", tmp_path)
+    assert main([command, f"--ckpt_path=[{checkpoint},{checkpoint}]"]) == 2
+    assert "names several checkpoints; this command takes one" in capsys.readouterr().err
