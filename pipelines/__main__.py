@@ -144,10 +144,8 @@ def _runner(command: str, words: list[str]) -> Callable[[list[str]], int]:
 def _has_students(words: list[str]) -> bool:
     """Whether a config is that of ``noisy-student``, which ``fit``, ``check`` and ``curve`` take, too."""
     from pipelines.config.errors import UsageError, load_config
-    from pipelines.config.words import asks_for_help, config_names
+    from pipelines.config.words import config_names
 
-    if asks_for_help(words):
-        return False
     files = [Path(name) if Path(name).is_file() else listing.config_path(name) for name in config_names(words)]
     try:
         return any("students" in load_config(file) for file in files if file is not None)

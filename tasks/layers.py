@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +52,8 @@ def list_layers(task: Task, image_size: tuple[int, int] | None = None) -> list[L
         task: Its network is built.
         image_size: Height and width; the task's own by default, or where that is open the backbone's.
     """
-    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
-    with counter:
+    with _own_macs(task.network) as macs:
         seen = follow_outputs(task, image_size)
-    macs = _own_macs(counter, task)
     modules = dict(task.network.named_modules())
     layers = [_layer(name, modules[name], *found, macs.get(name, 0)) for name, found in seen.items()]
     return [layer for layer in layers if layer.parameters or layer.macs or _is_leaf(modules[layer.name])]
@@ -111,23 +111,35 @@ def _is_leaf(module: nn.Module) -> bool:
     return next(module.children(), None) is None and not isinstance(module, (nn.Identity, nn.Flatten, *DROPOUTS))
 
 
-def _own_macs(counter: FlopCounterMode, task: Task) -> dict[str, int]:
-    """By the name within the network, without what modules inside of it computed."""
-    network = f"{type(task).__name__}.network"
-    counts = {
-        name.removeprefix(network).removeprefix("."): sum(operations.values()) // 2
-        for name, operations in counter.get_flop_counts().items()
-        if name == network or name.startswith(f"{network}.")
-    }
-    own = dict(counts)
-    for name, count in counts.items():
-        parent = name
-        while parent:
-            parent = parent.rpartition(".")[0]
-            if parent in own:
-                own[parent] -= count
-                break
-    return own
+@contextmanager
+def _own_macs(network: nn.Module) -> Iterator[dict[str, int]]:
+    """By the name within the network, without what modules inside of it compute: filled while a block runs.
+
+    Modules may be called through the network or one by one, as a detector's second stage is.
+    """
+    own: dict[str, int] = {}
+    running: list[list[int]] = []  # of each call: operations before it, and those of the calls inside
+    names = {module: name for name, module in network.named_modules()}
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+
+    def begin(*_: Any) -> None:
+        running.append([counter.get_total_flops(), 0])
+
+    def end(module: nn.Module, *_: Any) -> None:
+        before, inside = running.pop()
+        spent = counter.get_total_flops() - before
+        own[names[module]] = own.get(names[module], 0) + (spent - inside) // 2
+        if running:
+            running[-1][1] += spent
+
+    handles = [module.register_forward_pre_hook(begin) for module in names]
+    handles += [module.register_forward_hook(end) for module in names]
+    try:
+        with counter:
+            yield own
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _layer(name: str, module: nn.Module, output: tuple[int, ...], field: Field | None, macs: int) -> Layer:

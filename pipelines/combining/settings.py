@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from datamodules.common.errors import UserError
 from pipelines.config.errors import UsageError
 from pipelines.report.images import ALL_UP_TO
+from tasks.backbones import check_backbone
 from tasks.base import Task
 from tasks.classification import Classification
 
@@ -60,6 +62,13 @@ def check_members(members: Members, config: dict[str, Any], task: Task) -> None:
     if members.size < 2:
         key, value = ("backbones", members.backbones) if members.by == "backbone" else ("count", members.count)
         raise UsageError(f"members.{key} is {value}; an ensemble has at least 2 members.")
+    if members.by == "backbone":
+        _check_networks(members)
+    if members.by != "boosting" and members.shrinkage != Members.shrinkage:
+        raise UsageError(
+            f"members.shrinkage is {members.shrinkage}, but members.by is '{members.by}': it is of boosting; leave it"
+            " out."
+        )
     if not 0 < members.shrinkage <= 1:
         raise UsageError(f"members.shrinkage is {members.shrinkage}; it must be above 0, and at most 1.")
     if members.by == "boosting" and not _has_one_label(task):
@@ -69,6 +78,20 @@ def check_members(members: Members, config: dict[str, Any], task: Task) -> None:
         )
     if members.by == "snapshot":
         _check_cycles(members, config)
+
+
+def _check_networks(members: Members) -> None:
+    """Names of networks are checked before the first is trained."""
+    if members.count not in (Members.count, members.size):
+        raise UsageError(
+            f"members.count is {members.count}, but members.backbones names {members.size}: of backbone there are as"
+            " many members as networks; leave count out."
+        )
+    for name in members.backbones or ():
+        try:
+            check_backbone(name)
+        except UserError as error:
+            raise UsageError(str(error).replace("model.backbone", "members.backbones", 1)) from None
 
 
 def _check_cycles(members: Members, config: dict[str, Any]) -> None:

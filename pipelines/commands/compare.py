@@ -38,7 +38,8 @@ def compare(
     """
     places = list(dict.fromkeys(run.resolve() for run in runs))
     if len(places) < 2:
-        raise UserError(f"compare needs two runs or more; it got {', '.join(map(str, runs)) or 'none'}.")
+        once = " (one run, named twice)" if len(runs) > 1 else ""
+        raise UserError(f"compare needs two runs or more; it got {', '.join(map(str, runs)) or 'none'}{once}.")
     found = [
         Run(f"{place.parent.name}/{place.name}", newest_config(place), read(file_of(place, split))) for place in places
     ]

@@ -74,6 +74,10 @@ def distil(
     """
     if trainer.config is None:
         raise UserError("distil needs a config: use the command.")
+    if temperature <= 0:
+        raise UserError(f"--temperature is {temperature}; it must be above 0 (1 leaves the probabilities alone).")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"--threshold is {threshold}; it is a probability, 0 to 1.")
     config = config_of_one(trainer.config, launch, "distil")
     kind = kind_of(datamodule)  # type: ignore[arg-type]
     least = threshold if threshold is not None else LEAST_BOX if kind.UNIT == "boxes" else 0.0

@@ -103,15 +103,20 @@ def explain(
         raise UserError(f"--limit is {limit} and --boxes {boxes}; both must be at least 1.")
     if at is not None and len(at) not in (2, 4):
         raise UserError(f"--at is {at}; it takes a point [x, y] or a rectangle [x1, y1, x2, y2].")
+    if at is not None and len(at) == 4 and (at[0] >= at[2] or at[1] >= at[3]):
+        raise UserError(f"--at is {at}; a rectangle is [x1, y1, x2, y2] with x1 below x2 and y1 below y2.")
+    if output is not None and Path(output).is_file():
+        raise UserError(f"--output {output} is a file: give a folder.")
     settings = Settings(layer, fill, steps, samples, noise, window, seed)
     methods = methods_of(method)
+    settings.check_used_by(methods)
     checkpoints = checkpoints_of(trainer, model, ckpt_path)
     if len(checkpoints) > 1:
         raise UserError("explain looks into one network: give one checkpoint.")
     folder = _folder(checkpoints[0], output)
     if source is not None and datamodule.class_names is not None:  # else the data are read, and say it
         model.taught.resolve(datamodule.spec(), type(datamodule).__name__)
-    task = load_weights(trainer, model, datamodule, checkpoints, "test", needs_data=source is None)
+    task = load_weights(trainer, model, datamodule, checkpoints, "predict", needs_data=source is None)
     device = trainer.strategy.root_device
     predictor = Predictor(task.to(device), datamodule, device, "32-true")
     names = list(datamodule.class_names or ())

@@ -11,6 +11,7 @@ from datamodules.common.errors import UserError
 from pipelines import cli
 from pipelines.command import Command
 from pipelines.commands.verify import checkpoints_of, load_weights, print_outcome
+from pipelines.export.verify import check_tolerance
 from pipelines.export.verify import verify as verify_file
 from pipelines.export.writing import Format, Precision, Settings, file_size, write_export
 from pipelines.exported.metadata import SUFFIXES
@@ -72,6 +73,7 @@ def export(
     """
     settings = Settings(format, precision, tuple(dynamic.split(",")) if dynamic else (), nms)  # type: ignore[arg-type]
     settings.check(model.taught)
+    check_tolerance(tolerance)
     checkpoints = checkpoints_of(trainer, model, ckpt_path)
     target = target_of(checkpoints, output, format)
     needs_data = verify or precision == "int8"

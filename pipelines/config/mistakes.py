@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 from pipelines.config.allowed import is_allowed, refusal
 from pipelines.config.errors import Keys, Mistake, Source, UsageError, place_of, with_place
-from pipelines.config.peers import key_of
+from pipelines.config.peers import OWNERS, RENAMED, key_of
 from pipelines.config.renamed import renamed_keys
 from pipelines.config.signatures import (
     arguments_of,
@@ -63,6 +63,8 @@ def explain(error: BaseException, command: str, arguments: dict[str, Any], given
     if isinstance(error, argparse.ArgumentError):
         refused = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
         text = f"A value {refusal(refused[1])}" if refused else " ".join(str(error).split())[:500]
+        if lacking := re.fullmatch(r"the following arguments are required: (\w+)", text):
+            text = f"--{RENAMED.get(lacking[1], lacking[1])} is missing; {command} needs it."
         return find_mistake(command, arguments, given) or text
     if not isinstance(error, UsageError):
         return None
@@ -130,6 +132,7 @@ def _peer(name: str, context: Context) -> list[Keys]:
 
 def _refuse_key(name: str, above: Keys, known: list[str], context: Context) -> NoReturn:
     """An unknown key: the nearest beside it, else keys of (almost) that name elsewhere, else all beside it."""
+    owner = OWNERS.get(name) if not above else None
     near = _peer(name, context) if not above else []
     if not near:
         near = [(*above, n) for n in difflib.get_close_matches(name, known, n=1, cutoff=0.65)]
@@ -137,10 +140,15 @@ def _refuse_key(name: str, above: Keys, known: list[str], context: Context) -> N
         elsewhere = list(_all_keys(context.arguments, context))
         close = difflib.get_close_matches(name, {str(k[-1]) for k in elsewhere}, n=1, cutoff=0.8)
         near = [k for k in elsewhere if k[-1] in close][:2]
-    if near:
+    if owner:
+        hint = f"it is of `{owner}`: give that command, or leave it out."
+    elif near:
         hint = f"did you mean {' or '.join(_written(keys, context) for keys in near)}?"
-    else:
+    elif known:
         hint = f"there are {', '.join(known)}."
+    else:  # a class is to be named first
+        part = _written(above, context)
+        hint = f"nothing says what {part} is: give a config (--config NAME), or its class ({part} CLASS; {part}.help)."
     kind = "flag" if context.prefix else "key"
     raise Mistake((*above, name), f"unknown {kind} {_written((*above, name), context)}; {hint}")
 

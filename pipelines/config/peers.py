@@ -54,6 +54,10 @@ WORDS = {
     "seed_everything": "seed random_state",
     "box_formats": "save_txt",
 }
+#: Arguments whose flag has another name.
+RENAMED = {"exported": "model"}
+#: Keys of a config that one command reads, which are given to another.
+OWNERS = {"members": "ensemble", "combine": "ensemble", "students": "noisy-student"}
 PEERS = {word: key for key, words in WORDS.items() for word in words.split()}
 
 

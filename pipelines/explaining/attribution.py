@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -20,6 +21,14 @@ Further = Literal["guided_backprop", "deeplift", "gradcam++", "scorecam"]
 Fill = Literal["mean", "black", "blur"]
 #: How far lrp's bounds lie beyond black and white: black itself could get no relevance from positive weights.
 BEYOND = 1e-3
+#: What uses an argument; the others are for all.
+USERS = {
+    "layer": ("gradcam", "layercam", "gradcam++", "scorecam"),
+    "steps": ("integrated_gradients",),
+    "samples": ("smoothgrad",),
+    "noise": ("smoothgrad",),
+    "window": ("occlusion",),
+}
 WINDOWS = 6  # windows of the occlusion along the shorter side, where its size is left open
 
 
@@ -55,6 +64,19 @@ class Settings:
                 raise UserError(f"--{key} is {value}; it must be at least {least}.")
         if not 0 < self.noise <= 1:
             raise UserError(f"--noise is {self.noise}; it must be above 0 and at most 1.")
+        if self.seed < 0:
+            raise UserError(f"--seed is {self.seed}; it must be at least 0.")
+
+    def check_used_by(self, names: Sequence[str]) -> None:
+        """Refuse what was set for methods that are not asked for.
+
+        Raises:
+            UserError: Naming the flag and the methods that use it.
+        """
+        for key, users in USERS.items():
+            value = getattr(self, key)
+            if value != getattr(Settings, key) and not set(users) & set(names):
+                raise UserError(f"--{key} is {value}, which only --method {' or '.join(users)} uses: leave it out.")
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def of_grad_cam(method: str, task: Any, score: Score, image: Tensor, place: Plac
     cam = kind(
         model=_Scored(task.network, score),
         target_layers=[place.module],
-        reshape_transform=lambda output: as_map(output, size, place.prefix),
+        reshape_transform=lambda output: as_map(output, size, place.prefix, place.name),
     )
     try:
         with torch.enable_grad():

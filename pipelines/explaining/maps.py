@@ -99,13 +99,14 @@ def _last_map(network: nn.Module, task: Task, image: Tensor) -> tuple[str, nn.Mo
     return name, module
 
 
-def as_map(output: Tensor, size: Sequence[int], prefix: int) -> Tensor:
+def as_map(output: Tensor, size: Sequence[int], prefix: int, name: str = "") -> Tensor:
     """A layer's output as a map (B, C, h, w): tokens (B, N, C) become a grid, channels come first.
 
     Args:
         output: (B, C, h, w), (B, h, w, C) or (B, N, C).
         size: Height and width of the image.
         prefix: Tokens before those of the grid.
+        name: The layer's, for messages.
 
     Raises:
         UserError: If the output is none of these.
@@ -117,9 +118,13 @@ def as_map(output: Tensor, size: Sequence[int], prefix: int) -> Tensor:
         if rows * (count // rows) == count:
             grid: Tensor = output[:, prefix:].transpose(1, 2).unflatten(2, (rows, count // rows))
             return grid
-        raise UserError(f"--layer: a layer of {count} tokens forms no grid for an image of {height} x {width} pixels.")
+        raise UserError(
+            f"--layer {name}: a layer of {count} tokens forms no grid for an image of {height} x {width} pixels."
+        )
     if output.ndim != 4:
-        raise UserError(f"--layer: an output of {output.ndim} axes, {tuple(output.shape)}, is no map.")
+        raise UserError(
+            f"--layer {name}: an output of {output.ndim} axes, {tuple(output.shape)}, is no map: take an earlier layer."
+        )
     first, last = (abs(_skew(output.shape[i], output.shape[i + 1], height / width)) for i in (1, 2))
     return output.permute(0, 3, 1, 2) if first < last else output
 
@@ -157,7 +162,7 @@ def activations(place: Place, score: Score, image: Tensor) -> tuple[Tensor, Tens
         raise UserError(f"--layer {place.name}: the score does not depend on this layer.")
     chosen, slope = pairs[-1] if place.deepest else max(pairs, key=lambda pair: float((pair[0] * pair[1]).abs().sum()))
     size = image.shape[-2:]
-    as_maps = [as_map(x.detach().float(), size, place.prefix)[0] for x in (chosen, slope)]
+    as_maps = [as_map(x.detach().float(), size, place.prefix, place.name)[0] for x in (chosen, slope)]
     return as_maps[0], as_maps[1]
 
 

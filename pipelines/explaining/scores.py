@@ -56,7 +56,7 @@ class MethodScore:
             return "chance"
         if self.conserved is not None and abs(self.conserved - 1) > CONSERVED:
             return f"loses relevance: the sum is {self.conserved:.2f}"
-        if self.unchanged >= UNCHANGED:
+        if self.similarity >= UNCHANGED:
             return "does not depend on the weights"
         if math.isnan(self.low):
             return "too few pictures"

@@ -109,6 +109,8 @@ def find_targets(task: Task, batch: Batch, wanted: Wanted, class_names: Sequence
     if "tiles" in batch:
         raise UserError("explain looks at whole canvases, but the data has tiles: add --data.tile null.")
     image, geometry = as_pixels(batch["image"]), batch["geometry"][0].cpu().numpy()
+    if wanted.boxes > 1 and not isinstance(task, Detection):
+        raise UserError(f"--boxes is {wanted.boxes}, but a {type(task).__name__} finds no boxes: leave it out.")
     area = None if wanted.at is None else _on_canvas(wanted.at, geometry, batch["path"][0])
     if isinstance(task, Classification):
         if area is not None:

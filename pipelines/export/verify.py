@@ -25,6 +25,16 @@ PICTURES = 12  # whose stages are compared
 
 
 @torch.inference_mode()
+def check_tolerance(tolerance: float | None) -> None:
+    """Refuse one below 0, with which no file would pass.
+
+    Raises:
+        UserError: Naming the flag.
+    """
+    if tolerance is not None and not tolerance >= 0:
+        raise UserError(f"--tolerance is {tolerance:g}; by how much the metric may fall is 0 or more.")
+
+
 def verify(
     task: Task,
     data: DataModule,
@@ -57,6 +67,7 @@ def verify(
     """
     if not data.records.get(split):
         raise UserError(f"--split is '{split}', but the data has no such images: choose the other split.")
+    check_tolerance(tolerance)
     task.eval()
     export = Export(path, task, data.class_names or [], data.make_reader())
     metric = task.monitor.partition("/")[2]

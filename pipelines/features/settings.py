@@ -36,6 +36,8 @@ class Settings:
         for key in ("num_channels", "exemplars", "images", "steps", "octaves"):
             if getattr(self, key) < 1:
                 raise UserError(f"--{key} is {getattr(self, key)}; it must be 1 or more.")
+        if self.seed < 0:
+            raise UserError(f"--seed is {self.seed}; it must be 0 or more.")
         if self.size < 16:
             raise UserError(f"--size is {self.size}; pictures need at least 16 pixels a side.")
         if self.time_limit is not None and self.time_limit <= 0:

@@ -88,6 +88,7 @@ def curve(
     if config["trainer"].get("report") is False:
         raise UserError("trainer.report is false, but the curve is made from what reports measure: leave it out.")
     data = _read_data(datamodule)
+    _check_batch(config, data, parts[0])
     root = (trainer.runs_dir / f"{trainer.run_name}-curve").resolve()
     first = int(config.get("seed_everything") or 0)
     with only_one(root, "curve"), ended_by_signals():
@@ -113,6 +114,21 @@ def _read_data(datamodule: Any) -> Any:
     if not datamodule.records.get("test"):
         raise UserError("curve needs test images, which say how good each training is: set data.test_fraction.")
     return datamodule
+
+
+def _check_batch(config: dict[str, Any], data: Any, fraction: float) -> None:
+    """Refuse a fraction of fewer images than a batch, before anything is trained.
+
+    Raises:
+        UserError: Naming both.
+    """
+    batch = config["data"].get("init_args", {}).get("batch_size")
+    kept, _ = hide_labels(data.records["train"], data.class_names or [], 0, fraction=fraction)
+    if isinstance(batch, int) and batch * (num_devices(config["trainer"]) or 1) > len(kept):
+        raise UserError(
+            f"--fractions begins with {fraction:g}, which is {len(kept)} of {len(data.records['train'])} training"
+            f" images, but data.batch_size is {batch}: set a smaller batch, or begin with a larger fraction."
+        )
 
 
 def _train(

@@ -12,7 +12,7 @@ from datamodules.common.errors import UserError
 from datamodules.common.files import write_text
 from pipelines.commands.check import main as check
 from pipelines.config.ready import complete
-from pipelines.config.words import value_of, without
+from pipelines.config.words import asks_for_help, value_of, without
 from pipelines.noisy_student.reading import read_settings
 from pipelines.noisy_student.settings import plain
 
@@ -28,6 +28,8 @@ def main(words: list[str]) -> int:
     Returns:
         The exit status, see ``commands.check.main``.
     """
+    if asks_for_help(words):
+        return check(["--help"])
     own = {name: value for name in _OWN if (value := value_of(words, name)) is not None}
     rest = words
     for name in _OWN:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pipelines.config.allowed import allowing
 from pipelines.config.ready import complete
 from pipelines.config.reasons import reason_of
-from pipelines.config.words import without
+from pipelines.config.words import asks_for_help, without
 from pipelines.noisy_student.loop import run
 from pipelines.noisy_student.reading import read_settings
 from pipelines.noisy_student.settings import first_generation
@@ -54,7 +54,7 @@ def execute(name: str, args: list[str], usage: str, work: Callable[[list[str]], 
     Returns:
         The exit status, see ``main``.
     """
-    if not args or "--help" in args or "-h" in args:
+    if not args or asks_for_help(args):
         print(usage)
         return 0
     ranks = [rank for rank in ("RANK", "LOCAL_RANK") if rank in os.environ]

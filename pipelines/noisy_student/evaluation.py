@@ -16,7 +16,7 @@ from datamodules.common.errors import UserError
 from pipelines import cli
 from pipelines.command import Command
 from pipelines.noisy_student.data_stage import set_up
-from pipelines.noisy_student.kinds.of_data import kind_of
+from pipelines.noisy_student.kinds.of_data import KINDS, kind_of
 from pipelines.noisy_student.labeling import evaluate, load_teacher, prepare_teacher
 from pipelines.run.loading import Loaded
 from pipelines.trainer import Trainer
@@ -75,6 +75,11 @@ def evaluate_splits(trainer: Trainer, each: Sequence[Loaded], data: DataModule, 
         UserError: If the model knows other classes than the data.
     """
     for loaded in each:
+        if isinstance(loaded.data, tuple(KINDS)) and kind_of(loaded.data) is not kind_of(data):
+            raise UserError(
+                f"teacher.checkpoint {loaded.checkpoint} is a {type(loaded.task).__name__}, but the data is"
+                f" {type(data).__name__}: give a teacher of the same task."
+            )
         if loaded.data.class_names != data.class_names:
             raise UserError(
                 f"teacher.checkpoint {loaded.checkpoint} knows the classes {loaded.data.class_names}, but the data has"

@@ -41,6 +41,8 @@ def write_report(run: Path) -> Path:
         UserError: If there is neither, or one is damaged.
     """
     measured = kinds.with_validation(read_splits(run))
+    if not measured and not run.is_dir():
+        raise UserError(f"There is no folder {run}: give a run directory, as runs/NAME/0.")
     if not measured:
         raise UserError(
             f"{run} has no {file_of(run, 'val').name} and no {file_of(run, 'test').name}: give a run directory of this"

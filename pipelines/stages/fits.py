@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,7 @@ def config_of_one(config: dict[str, Any], launch: str | None, command: str) -> d
             f"{command} is one process, but {ranks[0]} is set: start it without a launcher, and give the launcher as"
             " --launch."
         )
+    check_program(launch)
     kept = copy.deepcopy({key: config[key] for key in PARTS if key in config})
     if launch is None:
         if kept["trainer"].get("devices", "auto") == "auto":
@@ -124,6 +126,26 @@ def best_of(run: Path) -> Path:
     """The checkpoint of a run that counts: the best, or the last where there is no validation."""
     checkpoints = run / "checkpoints"
     return best_or_last(checkpoints) or checkpoints / "last.ckpt"
+
+
+def check_program(launch: str | None) -> None:
+    """Refuse words of ``--launch`` that start nothing, before anything is done.
+
+    Raises:
+        UserError: If they are none, a quote is open, or there is no such program.
+    """
+    if launch is None:
+        return
+    try:
+        words = shlex.split(launch)
+    except ValueError as error:
+        raise UserError(f"--launch is {launch!r}: {error}.") from None
+    if not words:
+        raise UserError("--launch is empty; give a launcher, as 'torchrun --nproc-per-node 2', or leave it out.")
+    if shutil.which(words[0]) is None:
+        raise UserError(
+            f"--launch is '{launch}', but there is no program {words[0]} here: give another, or leave it out."
+        )
 
 
 def words_of(launch: str | None) -> list[str] | None:

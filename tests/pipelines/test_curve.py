@@ -212,6 +212,16 @@ def test_each_training_sees_its_labels_and_is_not_done_again(tmp_path: Path, cap
         (["--seeds=0"], "--seeds is 0; it must be at least 1"),
         (["--trainer.report=false"], "trainer.report is false, but the curve is made from what reports measure"),
         (["--fractions=0.05,1"], "is 1, fewer than the 2 classes"),
+        (
+            ["--fractions=0.2,1", "--data.batch_size=8"],
+            "--fractions begins with 0.2, which is 3 of 16",
+        ),
+        (
+            ["--launch=nosuchprogram -n 2"],
+            "--launch is 'nosuchprogram -n 2', but there is no program nosuch",
+        ),
+        (["--launch="], "--launch is empty"),
+        (["--members.count=3"], "--members; it is of `ensemble`: give that command, or leave it out"),
     ],
 )
 def test_mistakes_of_a_curve(flags: list[str], says: str, tmp_path: Path, capsys: Any) -> None:

@@ -13,11 +13,17 @@ import torch
 import yaml
 
 from datamodules.classification import ClassificationData
+from datamodules.common.errors import UserError
+from datamodules.detection import DetectionData
 from pipelines.__main__ import main
 from pipelines.noisy_student import data_stage
+from pipelines.noisy_student.evaluation import evaluate_splits
 from pipelines.noisy_student.kinds import boxes
 from pipelines.noisy_student.kinds.images import read_labels
 from pipelines.noisy_student.settings import Settings, StudentSettings, TeacherSettings
+from pipelines.run.loading import Loaded
+from pipelines.trainer import Trainer
+from tasks import Classification
 from tests.conftest import in_child
 
 DIGITS = {"source": "digits", "in_chans": 1, "image_size": 32, "augment": {"preset": "none"}}
@@ -136,9 +142,17 @@ def test_images_that_a_split_file_leaves_out_stay_so(tmp_path: Path) -> None:
         (["--teacher=[]"], "teacher needs either model: (it is trained) or checkpoint: FILE"),
         (["--teacher=student.yaml", "--threshold=2"], "threshold is 2.0; it is a probability, 0 to 1"),
         (["--teacher=student.yaml", "--pool=nowhere"], "pool 'nowhere' does not exist"),
-        ([], "teacher"),
+        (["--teacher=student.yaml", "--temperature=0"], "--temperature is 0.0; it must be above 0"),
+        ([], "--teacher is missing; distil needs it"),
     ],
 )
 def test_what_cannot_be_taught(words: list[str], message: str, capsys: Any) -> None:
     assert main(["distil", *student("ClassificationData", 1), *words]) != 0
     assert message in capsys.readouterr().err
+
+
+def test_a_teacher_of_another_task_is_refused(tmp_path: Path) -> None:
+    photos, scenes = ClassificationData("digits", in_chans=1), DetectionData("digits")
+    teacher = Loaded(Path("a.ckpt"), Classification("lenet5"), photos, {})
+    with pytest.raises(UserError, match=r"a.ckpt is a Classification, but the data is DetectionData: give a"):
+        evaluate_splits(Trainer(logger=False), [teacher], scenes, tmp_path)

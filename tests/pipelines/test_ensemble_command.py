@@ -276,6 +276,13 @@ def config(epochs: int = 4, **optim: Any) -> dict[str, Any]:
         (Members("backbone", backbones=["lenet5"]), None, "at least 2 members"),
         (Members("seed", 1), None, "members.count is 1; an ensemble has at least 2 members"),
         (Members("snapshot", 3), None, "trainer.max_epochs is 4, .* give a multiple of 3"),
+        (
+            Members("backbone", backbones=["lenet5", "lenet6"]),
+            None,
+            "members.backbones: there is no net",
+        ),
+        (Members("backbone", 3, ["lenet5", "test_vit"]), None, "members.count is 3, but members.backbones names 2"),
+        (Members("seed", shrinkage=0.5), None, "members.shrinkage is 0.5, but members.by is 'seed'"),
         (Members("boosting", shrinkage=0.0), None, "members.shrinkage is 0.0; it must be above 0"),
     ],
 )

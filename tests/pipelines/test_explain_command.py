@@ -28,8 +28,8 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def explained(words: list[str], folder: Path) -> dict:
-    assert main(["explain", *words, *QUICK, f"--output={folder}"]) == 0
+def explained(words: list[str], folder: Path, quick: list[str] = QUICK) -> dict:
+    assert main(["explain", *words, *quick, f"--output={folder}"]) == 0
     return json.loads((folder / "explain.json").read_text())
 
 
@@ -57,7 +57,7 @@ def test_one_method_and_a_class_of_a_token_net(pictures: Path, tmp_path: Path, c
     model = {"backbone": "test_vit"}
     checkpoint = write_checkpoint(tmp_path / "a.ckpt", "classification", pictures, model=model)
     words = [f"--ckpt_path={checkpoint}", f"--source={pictures / '0.png'}", "--target=bee"]
-    values = explained([*words, "--method=layercam,gradcam", "--faithful=false"], tmp_path / "out")
+    values = explained([*words, "--method=layercam,gradcam", "--faithful=false"], tmp_path / "out", QUICK[2:])
     assert [one["target"].split()[0] for one in values["pictures"]] == ["bee"]
     assert list(values["pictures"][0]["methods"]) == ["layercam", "gradcam"]
     assert values["methods"] == []

@@ -18,6 +18,7 @@ from pipelines import cli
 from pipelines.__main__ import main
 from pipelines.command import Command
 from pipelines.commands.verify import verify
+from pipelines.export.verify import check_tolerance
 from pipelines.exported import runner
 from pipelines.exported.metadata import read_metadata
 
@@ -197,6 +198,13 @@ def test_a_refused_file_is_not_used(copy, capsys):
     refusal(capsys)
     assert main(["test", "--ckpt_path", "out/model.refused.onnx"]) == 1
     assert "was refused by `verify`" in capsys.readouterr().err
+
+
+def test_a_tolerance_below_zero_is_refused():
+    with pytest.raises(UserError, match="--tolerance is -1; by how much the metric may fall is 0 or more"):
+        check_tolerance(-1)
+    check_tolerance(0)
+    check_tolerance(None)
 
 
 @pytest.mark.slow

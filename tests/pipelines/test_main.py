@@ -128,3 +128,15 @@ assert not [name for name in {HEAVY} if name in sys.modules]
     assert run("-c", code, *words).stderr == f"pipelines {__version__}: {' '.join(words)}\n"
     for quiet in (["fit", "--help"], ["convert", "--source", "x"], ["fit", "--print_config"]):
         assert run("-c", code, *quiet).stderr == ""
+
+
+@pytest.mark.parametrize("command", ["fit", "check", "curve"])
+def test_help_of_a_config_of_the_loop_runs_nothing(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = next((Path(__file__).parents[2] / "configs" / "noisy_student").glob("*digits.yaml"))
+    try:
+        status = entry.main([command, "--config", str(config), "--help"])
+    except SystemExit as error:  # argparse
+        status = int(error.code or 0)
+    assert status == 0
+    assert "usage: " in capsys.readouterr().out
+    assert not Path("runs").exists()

@@ -10,6 +10,9 @@ import pytest
 from PIL import Image
 
 from pipelines.__main__ import main
+from tasks.detection.task import Detection
+from tasks.flops import count_flops
+from tasks.layers import list_layers
 from tasks.segmentation.architectures import ARCHITECTURES
 from tests.checkpoints import write_checkpoint
 
@@ -48,6 +51,9 @@ def test_detectors(detector: str, capsys: pytest.CaptureFixture[str]):
     printed = capsys.readouterr().out
     assert " Conv2d " in printed
     assert "128 x 128 x 3" in printed
+    task = Detection(num_classes=3, detector=detector, image_size=128, backbone="test_resnet", in_chans=3)
+    task.configure_model()
+    assert sum(layer.macs for layer in list_layers(task)) == pytest.approx(count_flops(task) / 2)
 
 
 @pytest.mark.slow

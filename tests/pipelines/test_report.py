@@ -605,6 +605,10 @@ def test_what_is_missing_is_said(tmp_path, capsys):
     (tmp_path / "runs/a/0").mkdir(parents=True)
     assert main(["report", "runs/a/0"]) == 1
     assert "has no val_images.npz and no test_images.npz" in capsys.readouterr().err
+    assert main(["report", "runs/b/0"]) == 1
+    assert "There is no folder runs/b/0" in capsys.readouterr().err
+    assert main(["compare", "runs/a/0", "runs/a/0/"]) == 1
+    assert "(one run, named twice)" in capsys.readouterr().err
     assert main(["compare", "runs/a/0"]) == 1
     assert "compare needs two runs or more" in capsys.readouterr().err
     assert main(["compare", "runs/a/0", "runs/b/0"]) == 1
