@@ -103,6 +103,10 @@ def explain(
         raise UserError(f"--limit is {limit} and --boxes {boxes}; both must be at least 1.")
     if at is not None and len(at) not in (2, 4):
         raise UserError(f"--at is {at}; it takes a point [x, y] or a rectangle [x1, y1, x2, y2].")
+    if at is not None and len(at) == 4 and (at[0] >= at[2] or at[1] >= at[3]):
+        raise UserError(f"--at is {at}; a rectangle is [x1, y1, x2, y2] with x1 below x2 and y1 below y2.")
+    if output is not None and Path(output).is_file():
+        raise UserError(f"--output {output} is a file: give a folder.")
     settings = Settings(layer, fill, steps, samples, noise, window, seed)
     methods = methods_of(method)
     settings.check_used_by(methods)

@@ -100,6 +100,10 @@ def features(
     asked.check()
     if dream is not None and not Path(dream).is_file():
         raise UserError(f"--dream {dream} does not exist: give a picture file.")
+    if source is not None and split != "val":
+        raise UserError(f"--split is {split}, but --source is given, which has no splits: leave one of them out.")
+    if output is not None and Path(output).is_file():
+        raise UserError(f"--output {output} is a file: give a folder.")
     checkpoints = checkpoints_of(trainer, model, ckpt_path)
     datamodule.predict_source = source
     task = load_weights(trainer, model, datamodule, checkpoints, "predict" if source else STAGES[split])

@@ -92,6 +92,8 @@ def select(
         raise UserError(f"--seed is {seed}; it must be 0 or more.")
     if strategy != "mix" and shortlist != 2:
         raise UserError(f"--shortlist is {shortlist}, which only --strategy mix uses: leave it out.")
+    if output is not None:
+        _check_output(Path(output), [source] if isinstance(source, str) else source, copy=copy)
     checkpoints = checkpoints_of(trainer, model, ckpt_path)
     seen = _views(strategy, views, is_committee=len(checkpoints) > 1)
     task, centers = _loaded(trainer, model, datamodule, checkpoints, source, strategy in EMBEDDED and labeled)
@@ -128,6 +130,19 @@ def select(
     of_pool = f"{len(order)} of {len(records)} pictures by {strategy}"
     print(f"{path}: {of_pool}{f', {left_out} labeled ones left out' if left_out else ''}", flush=True)
     return path
+
+
+def _check_output(folder: Path, sources: Sequence[str], *, copy: bool) -> None:
+    """Refuse a folder that cannot be, or in which copies would become part of the pool.
+
+    Raises:
+        UserError: Naming it.
+    """
+    if folder.is_file():
+        raise UserError(f"--output {folder} is a file: give a folder.")
+    pools = [Path(source).resolve() for source in sources if Path(source).is_dir()]
+    if copy and any(folder.resolve().is_relative_to(pool) for pool in pools):
+        raise UserError(f"--output {folder} lies in the pool, which --copy would add pictures to: give another folder.")
 
 
 def _views(strategy: Strategy, views: list[View] | None, *, is_committee: bool) -> Sequence[View]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ def main(words: list[str]) -> int:
     """
     given = {flag.name for flag in flags(words)}
     needs_data = not given & {*CONFIG, "--ckpt_path", "--data", "--help", "-h"}
+    of_data = sorted(name for name in given if name.startswith("--data.") and not name.endswith(".help"))
+    if needs_data and of_data:
+        way = "the size of its images is --model.image_size" if "--data.image_size" in of_data else "leave it out"
+        print(f"error: {of_data[0]}: a network by its name has no data; {way}, or give a --config.", file=sys.stderr)
+        return 2
     lead = [*([] if "--model" in given else OF_A_NAME), *NO_DATA] if needs_data else []
     return cli.execute(Command("summary", summary, optionally=True), [*lead, *words])
 

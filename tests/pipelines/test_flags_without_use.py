@@ -16,6 +16,12 @@ REFUSED = [
     ("explain", "--method=gradient --boxes=2", "--boxes is 2, but a Classification finds no boxes"),
     ("explain", "--method=gradcam --layer=fc", "--layer fc: an output of 2 axes"),
     ("explain", "--seed=-1", "--seed is -1; it must be"),
+    ("explain", "--at=[9,9,2,2]", "--at is [9, 9, 2, 2]; a rectangle is"),
+    ("explain", "--output={pool}/000.jpg", "000.jpg is a file: give a folder"),
+    ("features", "--split=train", "--split is train, but --source is given"),
+    ("features", "--output={pool}/000.jpg", "000.jpg is a file: give a folder"),
+    ("select", "--output={pool}/000.jpg", "000.jpg is a file: give a folder"),
+    ("select", "--copy=true --output={pool}/chosen", "chosen lies in the pool"),
     ("features", "--seed=-1", "--seed is -1; it must be"),
     ("select", "--seed=-1", "--seed is -1; it must be"),
     ("select", "--strategy=entropy --shortlist=5", "--shortlist is 5.0, which only --strategy mix uses"),
@@ -27,7 +33,8 @@ def test_is_refused(command: str, flags: str, message: str, tmp_path: Path, caps
     checkpoint = write_checkpoint(tmp_path / "a.ckpt", "classification", tmp_path)
     write_images(tmp_path, {"new": 1})
     words = [f"--ckpt_path={checkpoint}", f"--source={tmp_path / 'new'}", "--trainer.accelerator=cpu"]
-    assert main([command, *words, *flags.split(), f"--output={tmp_path / 'out'}"]) == 2
+    given = flags.format(pool=tmp_path / "new").split()
+    assert main([command, *words, f"--output={tmp_path / 'out'}", *given]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -43,3 +50,8 @@ def test_validation_pictures_are_explained_without_a_test_split(tmp_path: Path, 
     words = [f"--ckpt_path={checkpoint}", "--method=gradient", "--faithful=false", "--trainer.accelerator=cpu"]
     assert main(["explain", *words, f"--output={tmp_path / 'out'}"]) == 0
     assert "val/bee/001.jpg" in capsys.readouterr().out.replace("\\", "/")
+
+
+def test_a_network_by_its_name_has_no_data(capsys: pytest.CaptureFixture[str]):
+    assert main(["summary", "--model.backbone=test_resnet", "--data.image_size=64"]) == 2
+    assert "is --model.image_size" in capsys.readouterr().err
