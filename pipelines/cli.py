@@ -33,6 +33,7 @@ from pipelines.config.errors import (
     with_place,
 )
 from pipelines.config.mistakes import explain
+from pipelines.config.nulls import check_nulls
 from pipelines.config.ready import complete
 from pipelines.config.reasons import is_about_arguments, reason_of
 from pipelines.config.words import asks_for_help, flags
@@ -219,6 +220,8 @@ def _run(command: Command, words: list[str]) -> Any:
     check_names(sources(words))
     checkpoint = None if asks_for_help(words) else checkpoint_of(command, words)
     if checkpoint is None:
+        if not asks_for_help(words):
+            check_nulls(command.name, command.arguments, sources(words))
         return CLI(command, words).call()
     loaded, rest = load_changed(command, checkpoint, words)
     if any(flag.name == "--print_config" for flag in flags(words)):
