@@ -57,7 +57,7 @@ def find_place(task: Task, image: Tensor, layer: str | None = None) -> Place:
         if layer not in modules or not layer:
             near = get_close_matches(layer, list(modules), 1)
             hint = f" Did you mean {near[0]}?" if layer and near else ""
-            raise UserError(f"--layer {layer or 'is empty'}: the network has no such layer.{hint} `summary` lists them.")
+            raise UserError(f"--layer {layer or 'empty'}: the network has no such layer.{hint} `summary` lists them.")
         return Place(layer, modules[layer], prefix, deepest=True)
     if isinstance(task, Detection):
         return Place("backbone", network.backbone)
