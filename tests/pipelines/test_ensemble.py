@@ -147,4 +147,4 @@ def test_what_does_not_go_together_is_refused(capsys):
     assert main(["test", "--config", "x.yaml", "--ckpt_path", "[a.ckpt,b.ckpt]"]) == 2
     assert "leave --config out" in capsys.readouterr().err
     assert main(["probe", "--ckpt_path", "[a.ckpt,b.ckpt]"]) != 0
-    assert "does not exist" in capsys.readouterr().err
+    assert "names several checkpoints; this command takes one" in capsys.readouterr().err
