@@ -1,6 +1,6 @@
 """Whether ``features`` shows what a network goes by, where that is known: patches that give the class away.
 
-    python -m benchmarks.planted_features /tmp/planted --tasks classes boxes masks
+    python -m benchmarks.planted_features planted --tasks classes boxes masks
 
 trains a small network on each task's pictures (``benchmarks.planted``) and tells how often the unit that an exemplar
 names lies on a patch, beside how often the same places lie on patches of other pictures: chance.
