@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,18 +19,6 @@ from pipelines.stages.fits import config_of_one, ended_by_signals
 from pipelines.stages.manifest import only_one, say
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
-
-
-def main(words: list[str]) -> int:
-    """The command ``ensemble``.
-
-    Args:
-        words: Its flags.
-
-    Returns:
-        The exit status, see ``cli.execute``.
-    """
-    return cli.execute(Command(PROGRAM, ensemble, starts_from_checkpoint=False), words)
 
 
 def ensemble(
@@ -78,6 +67,9 @@ def ensemble(
         work = Work(root, config, data, members, launch, number)
         trained = train_members(work)
         return write_report(root, members, trained, combine_members(work, trained, names))
+
+
+main = functools.partial(cli.execute, Command(PROGRAM, ensemble, starts_from_checkpoint=False))
 
 
 def _side_by_side(members: Members, launch: str | None, at_once: int | None) -> int:

@@ -5,6 +5,7 @@ A module and no word of the command line, since only ``ensemble`` gives it.
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,18 +22,6 @@ from pipelines.report.measured import file_of, read, write
 from pipelines.stages.launching import StageCommand
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
-
-
-def main(words: list[str]) -> int:
-    """Run the command.
-
-    Args:
-        words: Its flags, those of ``measure``.
-
-    Returns:
-        The exit status, see ``cli.execute``.
-    """
-    return cli.execute(Command("measure", measure), words)
 
 
 def measure(
@@ -67,6 +56,9 @@ def measure(
             measured = read(written)
             written.unlink()
             write(replace(measured, facts={**measured.facts, "split": split}), file_of(Path(output), split))
+
+
+main = functools.partial(cli.execute, Command("measure", measure))
 
 
 MEASURE = StageCommand("measure", ("pipelines.combining.measuring",), main)

@@ -5,6 +5,7 @@ Its mixing is a stage's command: ``python -m`` this module.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,18 +23,6 @@ from pipelines.run.checkpoints import AtomicCheckpointIO
 from pipelines.stages.launching import StageCommand
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
-
-
-def main(words: list[str]) -> int:
-    """Run the command.
-
-    Args:
-        words: Its flags, those of ``mix``.
-
-    Returns:
-        The exit status, see ``cli.execute``.
-    """
-    return cli.execute(Command("mix", mix), words)
 
 
 def mix(
@@ -65,6 +54,9 @@ def mix(
         kept = torch.load(model.checkpoints[0], map_location="cpu", weights_only=True, mmap=True)  # type: ignore[arg-type,union-attr,index]
         weights = {name: value.cpu() for name, value in first.state_dict().items()}
         AtomicCheckpointIO().save_checkpoint({**kept, "state_dict": weights}, file)
+
+
+main = functools.partial(cli.execute, Command("mix", mix))
 
 
 def _on(device: torch.device, batch: dict[str, object]) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any, Literal, get_args
 
@@ -19,18 +20,6 @@ from pipelines.export.writing import Format, Precision, Settings, write_export
 from pipelines.run.directory import find_checkpoint
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
-
-
-def main(words: list[str]) -> int:
-    """The command ``benchmark``.
-
-    Args:
-        words: Its flags.
-
-    Returns:
-        The exit status, see ``cli.execute``.
-    """
-    return cli.execute(Command("benchmark", benchmark), words)
 
 
 def benchmark(
@@ -88,6 +77,9 @@ def benchmark(
     write_json(path, as_values(rows))
     print(f"{as_table(rows)}\nmilliseconds; written to {path}", flush=True)
     return as_values(rows)
+
+
+main = functools.partial(cli.execute, Command("benchmark", benchmark))
 
 
 def _numbers(flag: str, text: str) -> list[int]:

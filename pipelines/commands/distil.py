@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,18 +21,6 @@ from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
 
 LEAST_BOX = 0.5  # score of a teacher's box that is taught, by default
-
-
-def main(words: list[str]) -> int:
-    """The command ``distil``.
-
-    Args:
-        words: Its flags.
-
-    Returns:
-        The exit status, see ``cli.execute``.
-    """
-    return cli.execute(Command("distil", distil, starts_from_checkpoint=False), words)
 
 
 def distil(
@@ -100,3 +89,6 @@ def distil(
     )
     check_settings(settings)
     return run(settings)
+
+
+main = functools.partial(cli.execute, Command("distil", distil, starts_from_checkpoint=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,18 +29,6 @@ from pipelines.outputs.names import output_names
 from pipelines.run.directory import run_of_checkpoint
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
-
-
-def main(words: list[str]) -> int:
-    """The command ``explain``.
-
-    Args:
-        words: Its flags.
-
-    Returns:
-        The exit status, see ``cli.execute``.
-    """
-    return cli.execute(Command("explain", explain), words)
 
 
 def explain(
@@ -143,6 +132,9 @@ def explain(
         print(as_text(scores), flush=True)
     print(f"{len(explanations)} explained; written to {folder}/explain.html", flush=True)
     return values
+
+
+main = functools.partial(cli.execute, Command("explain", explain))
 
 
 def _folder(checkpoint: Path, output: str | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,18 +19,6 @@ from pipelines.exported.metadata import SUFFIXES
 from pipelines.run.directory import run_of_checkpoint
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
-
-
-def main(words: list[str]) -> int:
-    """The command ``export``.
-
-    Args:
-        words: Its flags.
-
-    Returns:
-        The exit status, see ``cli.execute``; 1 where the file is refused.
-    """
-    return cli.execute(Command("export", export), words)
 
 
 def export(
@@ -86,6 +75,9 @@ def export(
         about["verified"] = outcome = verify_file(again, datamodule, target, split=split, tolerance=tolerance)
         print_outcome(outcome, target)
     return about
+
+
+main = functools.partial(cli.execute, Command("export", export))
 
 
 def target_of(checkpoints: Sequence[Path], output: str | None, format: str) -> Path:

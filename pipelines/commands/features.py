@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from pathlib import Path
 from typing import Literal
@@ -20,18 +21,6 @@ from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
 
 STAGES = {"train": "probe", "val": "validate", "test": "test"}
-
-
-def main(words: list[str]) -> int:
-    """The command ``features``.
-
-    Args:
-        words: Its flags.
-
-    Returns:
-        The exit status, see ``cli.execute``.
-    """
-    return cli.execute(Command("features", features), words)
 
 
 def features(
@@ -124,6 +113,9 @@ def features(
         print(f"warning: {note}", flush=True)
     print(f"{page}: {len(found.maps)} layers, {clock.spent:.0f} s", flush=True)
     return page
+
+
+main = functools.partial(cli.execute, Command("features", features))
 
 
 def _loader(datamodule: DataModule, split: str, asked: Settings) -> Batches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,6 @@ from pipelines.stages.manifest import Output, digest_of, only_one, run_stage, sa
 from pipelines.statistics import folds_interval
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
-
-
-def main(words: list[str]) -> int:
-    """The command ``folds``.
-
-    Args:
-        words: Its flags.
-
-    Returns:
-        The exit status, see ``cli.execute``.
-    """
-    return cli.execute(Command("folds", folds, starts_from_checkpoint=False), words)
 
 
 def folds(
@@ -78,6 +67,9 @@ def folds(
             _train(directory, config, file, launch, trainer.run_name)
             directories.append(directory)
         return _report(root, directories, splits, model.taught.monitor)
+
+
+main = functools.partial(cli.execute, Command("folds", folds, starts_from_checkpoint=False))
 
 
 def _write_splits(root: Path, datamodule: Any, folds: int) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,18 +22,6 @@ from pipelines.run.compatibility import check_fits
 from pipelines.run.directory import find_checkpoint
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
-
-
-def main(words: list[str]) -> int:
-    """The command ``probe``.
-
-    Args:
-        words: Its flags.
-
-    Returns:
-        The exit status, see ``cli.execute``.
-    """
-    return cli.execute(Command("probe", probe, optionally=True), words)
 
 
 def probe(
@@ -76,6 +65,9 @@ def probe(
             trainer.save_checkpoint(trainer.run_dir / "checkpoints" / f"{name}.ckpt")
         files.summary(trainer, did=fitted)
     return results
+
+
+main = functools.partial(cli.execute, Command("probe", probe, optionally=True))
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,6 @@ from tasks.segmentation.task import Segmentation
 
 EMBEDDED = ("coreset", "mix")
 DEFAULT_VIEWS: tuple[View, ...] = ("hflip", "darker")
-
-
-def main(words: list[str]) -> int:
-    """The command ``select``.
-
-    Args:
-        words: Its flags.
-
-    Returns:
-        The exit status, see ``cli.execute``.
-    """
-    return cli.execute(Command("select", select), words)
 
 
 def select(
@@ -130,6 +119,9 @@ def select(
     of_pool = f"{len(order)} of {len(records)} pictures by {strategy}"
     print(f"{path}: {of_pool}{f', {left_out} labeled ones left out' if left_out else ''}", flush=True)
     return path
+
+
+main = functools.partial(cli.execute, Command("select", select))
 
 
 def _check_output(folder: Path, sources: Sequence[str], *, copy: bool) -> None:

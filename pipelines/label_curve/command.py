@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +36,6 @@ from pipelines.stages.manifest import Output, digest_of, only_one, run_stage, sa
 from pipelines.statistics import sampled
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
-
-
-def main(words: list[str]) -> int:
-    """The command ``curve``.
-
-    Args:
-        words: Its flags.
-
-    Returns:
-        The exit status, see ``cli.execute``.
-    """
-    return cli.execute(Command("curve", curve, starts_from_checkpoint=False), words)
 
 
 def curve(
@@ -100,6 +89,9 @@ def curve(
         }
         measured = _measuring(data, found, list(range(first, first + seeds)), budget, more)
         return write_curves(root, measured)
+
+
+main = functools.partial(cli.execute, Command("curve", curve, starts_from_checkpoint=False))
 
 
 def _read_data(datamodule: Any) -> Any:

@@ -5,6 +5,7 @@ A module and no word of the command line, since only the loop gives it.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,18 +24,6 @@ from pipelines.trainer import Trainer
 from tasks.base import Task
 
 SPLITS = ("val", "test")
-
-
-def main(words: list[str]) -> int:
-    """Run the command.
-
-    Args:
-        words: Its flags, those of ``evaluate_checkpoint``.
-
-    Returns:
-        The exit status, see ``cli.execute``.
-    """
-    return cli.execute(Command("evaluation", evaluate_checkpoint), words)
 
 
 def evaluate_checkpoint(
@@ -60,6 +49,9 @@ def evaluate_checkpoint(
     data = set_up(yaml.safe_load(Path(labeled).read_text(encoding="utf-8")))
     further = [load_teacher(path, trust=trainer.trust) for path in teachers]
     evaluate_splits(trainer, [Loaded(Path(ckpt_path), model, datamodule, {}), *further], data, Path(output))
+
+
+main = functools.partial(cli.execute, Command("evaluation", evaluate_checkpoint))
 
 
 def evaluate_splits(trainer: Trainer, each: Sequence[Loaded], data: DataModule, directory: Path) -> None:

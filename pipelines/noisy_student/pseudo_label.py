@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,18 +23,6 @@ from pipelines.run.directory import find_checkpoint
 from pipelines.run.loading import Loaded
 from pipelines.trainer import Trainer
 from tasks.base import Task
-
-
-def main(words: list[str]) -> int:
-    """The command ``pseudo-label``.
-
-    Args:
-        words: Its flags.
-
-    Returns:
-        The exit status, see ``cli.execute``.
-    """
-    return cli.execute(Command("pseudo-label", pseudo_label), words)
 
 
 def pseudo_label(
@@ -90,6 +79,9 @@ def pseudo_label(
         _select(trainer, all_teachers, selection, file, len(records))
     rank_zero_info(f"{len(records)} labeled images are in {file}.")
     return file
+
+
+main = functools.partial(cli.execute, Command("pseudo-label", pseudo_label))
 
 
 def _check(kind: Kind, output: Path, selection: Selection | None, batch_size: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,6 @@ from tasks.hooks import TaskHooks
 
 STARTUP_TRIALS = 5  # trials that are never pruned: their curves say what is ordinary
 MAX_FAILED = 5  # trials in a row
-
-
-def main(words: list[str]) -> int:
-    """The command ``tune``.
-
-    Args:
-        words: Its flags.
-
-    Returns:
-        The exit status, see ``cli.execute``.
-    """
-    return cli.execute(Command("tune", tune, starts_from_checkpoint=False), words)
 
 
 def tune(
@@ -85,6 +74,9 @@ def tune(
         except BusyError:
             say("another process repeats the candidates", "tune")
             return {}
+
+
+main = functools.partial(cli.execute, Command("tune", tune, starts_from_checkpoint=False))
 
 
 def _check(trials: int, candidates: int, seeds: int) -> None:
