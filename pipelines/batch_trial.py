@@ -16,7 +16,7 @@ from datamodules.common.errors import UserError
 from datamodules.loaders import RecordDataset
 from datamodules.samplers import choose_batch
 from pipelines.callbacks.progress import duration
-from pipelines.hardware import AveragedWeights, memory, resident
+from pipelines.hardware import AveragedWeights, memory, most_used, resident
 from pipelines.run.checkpoints import read_checkpoint_config
 from pipelines.run.directory import newest_config
 from pipelines.run_trainer import RunTrainer
@@ -168,7 +168,7 @@ def _peak(
         return None
     finally:
         model.zero_grad(set_to_none=True)
-    return torch.cuda.max_memory_reserved(device) if on_gpu else resident()
+    return most_used(device)
 
 
 def _share(device: torch.device) -> float:

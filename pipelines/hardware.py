@@ -56,6 +56,11 @@ def resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def most_used(device: torch.device) -> int:
+    """The most bytes that were taken on a device: of a GPU those reserved since its counter was reset."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else resident()
+
+
 class SyncBatchNorm(TorchSyncBatchNorm):
     """Batch norms over all ranks, as `tasks.backbones.synchronized_norms` makes them."""
 

@@ -100,8 +100,6 @@ def explain(
     methods = methods_of(method)
     settings.check_used_by(methods)
     checkpoints = checkpoints_of(trainer, model, ckpt_path)
-    if len(checkpoints) > 1:
-        raise UserError("explain looks into one network: give one checkpoint.")
     folder = _folder(checkpoints[0], output)
     if source is not None and datamodule.class_names is not None:  # else the data are read, and say it
         model.taught.resolve(datamodule.spec(), type(datamodule).__name__)

@@ -17,7 +17,7 @@ from pipelines.batch_trial import settle_batch
 from pipelines.callbacks.overview import Overview
 from pipelines.callbacks.progress import duration
 from pipelines.doctor.machine import gib
-from pipelines.hardware import AveragedWeights, memory, resident
+from pipelines.hardware import AveragedWeights, memory, most_used
 from pipelines.preparation import check_training, prepare
 from pipelines.trainer import Trainer
 from tasks.hooks import TaskHooks
@@ -150,7 +150,7 @@ def try_out(trainer: Trainer, model: TaskHooks, datamodule: pl.LightningDataModu
         val_seconds=_pace(watch.val),
         val_batches=val_batches,
         epochs=epochs,
-        peak=torch.cuda.max_memory_reserved(device) if on_gpu else resident(),
+        peak=most_used(device),
         limit=torch.cuda.mem_get_info(device)[1] if on_gpu else memory()[0],
         device=device.type,
     )
